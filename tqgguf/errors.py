@@ -1,0 +1,45 @@
+"""Every failure tqgguf reports to a user.
+
+TqggufError                one line: subject, fact, expectation, cure; exit status 1
+├── FileFormatError        a file is not what its name or its header says
+├── ShapeError             a tensor cannot be cut into whole blocks
+├── WeightError            weights that no type can hold: NaN, Inf, beyond float16 scales
+├── UnsupportedModelError  a graph that cannot be folded, converted or run here
+├── PlanError              options that contradict the model or each other
+├── OutputError            an output that must not or cannot be written
+└── ToolError              llama.cpp's programs are missing or failed
+
+Programmers' mistakes stay ValueError or AssertionError.
+"""
+
+
+class TqggufError(Exception):
+    """A problem the user can act on; the command line prints its text and exits with 1."""
+
+
+class FileFormatError(TqggufError):
+    """A file is not what its name or its header says."""
+
+
+class ShapeError(TqggufError):
+    """A tensor cannot be cut into whole blocks."""
+
+
+class WeightError(TqggufError):
+    """Weights that no type can hold: NaN, Inf, or beyond the range of a float16 scale."""
+
+
+class UnsupportedModelError(TqggufError):
+    """A graph that cannot be folded, converted or run here."""
+
+
+class PlanError(TqggufError):
+    """Options that contradict the model or each other."""
+
+
+class OutputError(TqggufError):
+    """An output that must not or cannot be written."""
+
+
+class ToolError(TqggufError):
+    """llama.cpp's programs are missing or failed."""

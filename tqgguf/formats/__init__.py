@@ -1,0 +1,1 @@
+"""GGUF tensor types, one module each. To add one, add one module."""

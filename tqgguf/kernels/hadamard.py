@@ -1,0 +1,98 @@
+"""Block-diagonal Hadamard rotations as Kronecker products of small matrix products.
+
+Two families of symmetric orthogonal matrices, H = H^T = H^-1 with entries +-1/sqrt(order):
+
+* ``sylvester``: Kronecker powers of [[1, 1], [1, -1]]/sqrt(2), order 2^k.
+* ``regular``:   Kronecker powers of the 4 x 4 matrix with constant row sum 1, order 4^k, for which
+  H 1 = 1. It keeps the mean of a vector, as LayerNorm needs.
+
+A large order is never a dense matrix nor a butterfly of tiny steps: H_(ab) = H_a (x) H_b, so order
+4096 is two products with 64 x 64 matrices.
+"""
+
+import math
+from functools import cache
+from typing import Literal, TypeVar
+
+import numpy as np
+
+from tqgguf.kernels.dtypes import F32, F64, I8
+
+Kind = Literal["sylvester", "regular"]
+KINDS: tuple[Kind, ...] = ("sylvester", "regular")
+Float = TypeVar("Float", F32, F64)
+
+_BASE: dict[Kind, F64] = {
+    "sylvester": np.array([[1.0, 1.0], [1.0, -1.0]]) / math.sqrt(2),
+    "regular": np.array([[1, 1, 1, -1], [1, 1, -1, 1], [1, -1, 1, 1], [-1, 1, 1, 1]]) / 2.0,
+}
+_FACTOR = {"sylvester": 128, "regular": 64}  # the largest matrix multiplied with densely
+
+
+def largest_order(size: int, kind: Kind = "sylvester") -> int:
+    """The largest order of `kind` that divides an axis of `size` elements (at least 1)."""
+    power_of_two = size & -size
+    if kind == "regular" and power_of_two.bit_length() % 2 == 0:  # 2^odd is no power of 4
+        return power_of_two // 2
+    return power_of_two
+
+
+def is_order(order: int, kind: Kind = "sylvester") -> bool:
+    """Whether a Hadamard matrix of this kind has this order: 2^k, or 4^k for regular ones."""
+    return order >= 1 and order == largest_order(order, kind)
+
+
+@cache
+def matrix(order: int, kind: Kind = "sylvester") -> F32:
+    """The dense orthonormal matrix, (order, order) float32, read-only because it is shared."""
+    if not is_order(order, kind):
+        raise ValueError(f"no {kind} Hadamard matrix of order {order}")
+    h = np.ones((1, 1))
+    while len(h) < order:
+        h = np.kron(h, _BASE[kind])
+    dense = h.astype(np.float32)
+    dense.setflags(write=False)
+    return dense
+
+
+def apply(x: Float, *, order: int, kind: Kind = "sylvester", axis: int = -1) -> Float:
+    """Multiply blockdiag(H, ...) onto one axis; applying it twice gives x back.
+
+    x: (..., size, ...) float32 or float64, size a multiple of order -> the same shape and dtype.
+    On the last axis this is x @ blockdiag(H), on the first one blockdiag(H) @ x.
+    """
+    axis %= x.ndim
+    if x.shape[axis] % order:
+        raise ValueError(f"an axis of {x.shape[axis]} cannot be cut into blocks of {order}")
+    out, inner = x, math.prod(x.shape[axis + 1 :])
+    remaining = order
+    for factor in _factors(order, kind):
+        remaining //= factor
+        out = _multiply(out, matrix(factor, kind).astype(x.dtype, copy=False), remaining * inner)
+    return out.reshape(x.shape)
+
+
+def signs(size: int, *, seed: int) -> I8:
+    """Seeded random signs, (size,) int8 of +-1: the diagonal that makes the rotation random.
+
+    PCG64's raw bits are fixed by NumPy's compatibility policy, so a seed means the same forever.
+    """
+    bits = np.random.PCG64(seed).random_raw((size + 63) // 64).astype("<u8").view(np.uint8)
+    plus_minus = 1 - 2 * np.unpackbits(bits, count=size, bitorder="little").astype(np.int8)
+    return plus_minus.astype(np.int8)
+
+
+def _factors(order: int, kind: Kind) -> list[int]:
+    """Split an order into Kronecker factors that are near-equal and at most _FACTOR[kind]."""
+    base = len(_BASE[kind])
+    powers = round(math.log(order, base))
+    largest = round(math.log(_FACTOR[kind], base))
+    count = max(1, -(-powers // largest))
+    return [base ** (powers // count + (i < powers % count)) for i in range(count)]
+
+
+def _multiply(x: Float, h: Float, inner: int) -> Float:
+    """Multiply h onto the middle axis of x seen as (outer, len(h), inner); h is symmetric."""
+    if inner == 1:
+        return x.reshape(-1, len(h)) @ h
+    return np.matmul(h, x.reshape(-1, len(h), inner))

@@ -1,0 +1,66 @@
+"""A model on disk as the rest of tqgguf sees it: named tensors read lazily, and metadata."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tqgguf.kernels.dtypes import F32, U8
+from tqgguf.models.metadata import Value
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """One tensor, read when asked.
+
+    shape is in NumPy's order: (n_out, n_in) for a matrix, (n_expert, n_out, n_in) for stacked
+    experts; a row is a run of shape[-1] weights. type is the GGUF name of what is stored.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    type: str
+    rows: Callable[[int, int], F32] = field(repr=False)  # (start, stop) -> (stop - start, n_in)
+    raw: Callable[[], U8] | None = field(default=None, repr=False)  # the stored bytes, if GGUF's
+
+    @property
+    def n_in(self) -> int:
+        """Weights in a row."""
+        return self.shape[-1]
+
+    @property
+    def n_rows(self) -> int:
+        """Rows, over all leading axes."""
+        return self.size // self.n_in if self.n_in else 0
+
+    @property
+    def size(self) -> int:
+        """Number of weights."""
+        return int(np.prod(self.shape, dtype=np.int64))
+
+    def read(self) -> F32:
+        """All weights as float32 in the tensor's shape."""
+        return self.rows(0, self.n_rows).reshape(self.shape)
+
+
+@dataclass(frozen=True)
+class Model:
+    """Metadata and tensors of a model, in file order."""
+
+    path: Path
+    metadata: Mapping[str, Value]
+    tensors: Mapping[str, Tensor]
+
+    @cached_property
+    def architecture(self) -> str:
+        """`general.architecture`, or "unknown"."""
+        return str(self.get("general.architecture", "unknown"))
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """A metadata value as a Python object; {arch} in the key stands for the architecture."""
+        if "{arch}" in key:
+            key = key.replace("{arch}", self.architecture)
+        return self.metadata[key].decode() if key in self.metadata else default

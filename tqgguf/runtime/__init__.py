@@ -1,0 +1,1 @@
+"""A reference forward pass in NumPy."""
