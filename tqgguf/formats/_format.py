@@ -5,10 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, quants
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
-from tqgguf.errors import ShapeError
-from tqgguf.kernels.dtypes import F32, U8, Blocks
+from tqgguf.kernels.dtypes import F32, Blocks
 
 Codes = Any  # whatever `codes` hands to `pack`: usually (block, n) uint8
 

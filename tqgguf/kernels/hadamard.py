@@ -47,9 +47,9 @@ def matrix(order: int, kind: Kind = "sylvester") -> F32:
     """The dense orthonormal matrix, (order, order) float32, read-only because it is shared."""
     if not is_order(order, kind):
         raise ValueError(f"no {kind} Hadamard matrix of order {order}")
-    h = np.ones((1, 1))
+    h: F64 = np.ones((1, 1))
     while len(h) < order:
-        h = np.kron(h, _BASE[kind])
+        h = np.kron(h, _BASE[kind])  # symmetric, as a Kronecker product of symmetric matrices
     dense = h.astype(np.float32)
     dense.setflags(write=False)
     return dense
@@ -94,5 +94,7 @@ def _factors(order: int, kind: Kind) -> list[int]:
 def _multiply(x: Float, h: Float, inner: int) -> Float:
     """Multiply h onto the middle axis of x seen as (outer, len(h), inner); h is symmetric."""
     if inner == 1:
-        return x.reshape(-1, len(h)) @ h
-    return np.matmul(h, x.reshape(-1, len(h), inner))
+        last: Float = x.reshape(-1, len(h)) @ h
+        return last
+    middle: Float = np.matmul(h, x.reshape(-1, len(h), inner))
+    return middle
