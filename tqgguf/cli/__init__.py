@@ -1,1 +1,18 @@
-"""The command line: one module per command; parse, one library call, print."""
+"""The command line: one module per command; parse, one library call, print.
+
+A command module decorates its functions with `@app.command()`. Every module of this package is
+imported here, so adding a command is adding a file.
+"""
+
+from importlib import import_module
+from pkgutil import iter_modules
+
+from tqgguf.cli.application import app
+
+for _module in iter_modules(__path__):
+    import_module(f"{__name__}.{_module.name}")
+
+
+def main() -> None:
+    """Run the command line: exit 0 done, 1 a TqggufError in one line, 2 usage."""
+    app()

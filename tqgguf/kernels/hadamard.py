@@ -49,7 +49,7 @@ def matrix(order: int, kind: Kind = "sylvester") -> F32:
         raise ValueError(f"no {kind} Hadamard matrix of order {order}")
     h: F64 = np.ones((1, 1))
     while len(h) < order:
-        h = np.kron(h, _BASE[kind])  # symmetric, as a Kronecker product of symmetric matrices
+        h = np.asarray(np.kron(h, _BASE[kind]), np.float64)
     dense = h.astype(np.float32)
     dense.setflags(write=False)
     return dense

@@ -1,0 +1,49 @@
+"""The Typer application that the command modules register themselves with."""
+
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from tqgguf import __version__
+from tqgguf.cli.console import say, warn
+from tqgguf.errors import TqggufError
+
+
+class _Commands(TyperGroup):
+    """Turns a TqggufError into one line on stderr and exit status 1, Ctrl-C into 130."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except TqggufError as error:
+            warn(f"error: {error}")
+            raise typer.Exit(1) from error
+        except KeyboardInterrupt:
+            warn("interrupted")
+            raise typer.Exit(130) from None
+
+
+app = typer.Typer(
+    cls=_Commands,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(value: bool) -> None:
+    if value:
+        say(f"tqgguf {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def tqgguf(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Rotate, quantize and write GGUF models that stock llama.cpp runs."""

@@ -1,0 +1,304 @@
+"""Read GGUF files: the header checked against the file's size, the weights memory-mapped.
+
+gguf-py's GGUFReader is the oracle in the tests and not used here: it trusts every length in the
+header and builds one array object per metadata string (docs/decisions/0002).
+"""
+
+import re
+import struct
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, quants
+from gguf import GGUFValueType as Type
+
+from tqgguf.errors import FileFormatError
+from tqgguf.kernels.dtypes import F32, U8
+from tqgguf.models.metadata import SCALARS, Value
+from tqgguf.models.model import Model, Tensor
+
+MAGIC = b"GGUF"
+VERSIONS = (2, 3)
+DEFAULT_ALIGNMENT = 32
+MAX_DIMS = 4
+SHARD_NAME = re.compile(r"^(?P<stem>.*)-(?P<no>\d{5})-of-(?P<count>\d{5})\.gguf$")
+_MAX_NESTING = 8  # arrays of arrays; llama.cpp itself refuses any
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """One line of the tensor table; shape in NumPy's order, offset from the file's begin."""
+
+    name: str
+    shape: tuple[int, ...]
+    type: GGMLQuantizationType
+    offset: int
+    n_bytes: int
+
+
+def read_gguf(path: Path) -> Model:
+    """Open a GGUF file, or all shards of a split one given the first.
+
+    Raises FileFormatError where the header and the file do not agree.
+    """
+    shards = [(_Shard(p)) for p in _shard_paths(path)]
+    tensors: dict[str, Tensor] = {}
+    for shard in shards:
+        for tensor in shard.tensors():
+            if tensor.name in tensors:
+                raise FileFormatError(f"{shard.path}: tensor {tensor.name!r} appears twice")
+            tensors[tensor.name] = tensor
+    metadata = {k: v for k, v in shards[0].metadata.items() if not k.startswith("split.")}
+    expected = shards[0].metadata.get("split.tensors.count")
+    if expected is not None and expected.decode() != len(tensors):
+        raise FileFormatError(
+            f"{path}: the shards hold {len(tensors)} tensors, but split.tensors.count is "
+            f"{expected.decode()}; a shard belongs to another run"
+        )
+    return Model(path, metadata, tensors)
+
+
+def shard_files(path: Path) -> list[Path]:
+    """The files that make up the GGUF model at `path`, in order."""
+    return _shard_paths(path)
+
+
+def _shard_paths(path: Path) -> list[Path]:
+    match = SHARD_NAME.match(path.name)
+    if not match:
+        return [path]
+    count = int(match["count"])
+    if int(match["no"]) != 1:
+        first = f"{match['stem']}-00001-of-{match['count']}.gguf"
+        raise FileFormatError(f"{path}: shard {int(match['no'])} of {count}; give {first}")
+    paths = [
+        path.with_name(f"{match['stem']}-{i:05d}-of-{count:05d}.gguf") for i in range(1, count + 1)
+    ]
+    missing = [p.name for p in paths if not p.is_file()]
+    if missing:
+        raise FileFormatError(f"{path}: shard {missing[0]} is missing ({len(missing)} of {count})")
+    return paths
+
+
+class _Cursor:
+    """Reads little-endian values from a buffer and never past its end."""
+
+    def __init__(self, path: Path, data: memoryview) -> None:
+        self.path, self.data, self.at = path, data, 0
+
+    def take(self, count: int, what: str) -> memoryview:
+        """The next `count` bytes."""
+        if count > len(self.data) - self.at:
+            raise FileFormatError(
+                f"{self.path}: truncated in {what}: {count:,} bytes needed at byte {self.at:,}, "
+                f"but the file ends at {len(self.data):,}"
+            )
+        self.at += count
+        return self.data[self.at - count : self.at]
+
+    def number(self, code: str, what: str) -> Any:
+        """The next number of a struct code."""
+        return struct.unpack(f"<{code}", self.take(struct.calcsize(f"<{code}"), what))[0]
+
+    def string(self, what: str) -> str:
+        """The next length-prefixed UTF-8 string."""
+        raw = self.take(self.number("Q", what), what)
+        try:
+            return str(raw, "utf-8")
+        except UnicodeDecodeError as error:
+            raise FileFormatError(f"{self.path}: {what} is not UTF-8") from error
+
+    def value(self, what: str) -> Value:
+        """The next metadata value, as its exact bytes."""
+        type = self._type(what)
+        begin = self.at
+        self._skip(type, what, 0)
+        return Value(type, bytes(self.data[begin : self.at]))
+
+    def _type(self, what: str) -> Type:
+        number = self.number("I", what)
+        try:
+            return Type(number)
+        except ValueError:
+            raise FileFormatError(f"{self.path}: {what} has unknown value type {number}") from None
+
+    def _skip(self, type: Type, what: str, depth: int) -> None:
+        if type in SCALARS:
+            self.take(struct.calcsize(SCALARS[type]), what)
+        elif type == Type.STRING:
+            self.take(self.number("Q", what), what)
+        elif depth == _MAX_NESTING:
+            raise FileFormatError(f"{self.path}: {what} nests arrays deeper than {_MAX_NESTING}")
+        else:
+            self._skip_array(what, depth)
+
+    def _skip_array(self, what: str, depth: int) -> None:
+        item, count = self._type(what), self.number("Q", what)
+        if item in SCALARS:
+            self.take(count * struct.calcsize(SCALARS[item]), what)
+            return
+        self._room_for(count, 8 if item == Type.STRING else 12, what)
+        if item == Type.STRING:
+            self._skip_strings(count, what)
+            return
+        for _ in range(count):
+            self._skip(item, what, depth + 1)
+
+    def _skip_strings(self, count: int, what: str) -> None:
+        """The hot loop of a large vocabulary."""
+        data, at, end = self.data, self.at, len(self.data) - 8
+        unpack = struct.Struct("<Q").unpack_from
+        for _ in range(count):
+            if at > end:
+                break
+            at += 8 + unpack(data, at)[0]
+        self.take(at - self.at, what)
+
+    def _room_for(self, count: int, smallest: int, what: str) -> None:
+        """Refuse a count that the rest of the file cannot hold, before looping over it."""
+        if count * smallest > len(self.data) - self.at:
+            raise FileFormatError(
+                f"{self.path}: {what} claims {count:,} items, more than the file's "
+                f"{len(self.data):,} bytes can hold"
+            )
+
+    def count(self, smallest: int, what: str) -> int:
+        """The next 64-bit count of items of at least `smallest` bytes each."""
+        count: int = self.number("Q", what)
+        self._room_for(count, smallest, what)
+        return count
+
+
+class _Shard:
+    """One GGUF file: its metadata and its tensor table."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.bytes = _map(path)
+        cursor = _Cursor(path, self.bytes.data)
+        _check_magic(cursor)
+        n_tensors = cursor.count(24, "the tensor table")
+        n_values = cursor.count(12, "the metadata")
+        self.metadata = dict(_metadata(cursor, n_values))
+        alignment = _alignment(path, self.metadata)
+        entries = [_tensor_line(cursor) for _ in range(n_tensors)]
+        begin = -(-cursor.at // alignment) * alignment
+        self.entries = [self._place(entry, begin, alignment) for entry in entries]
+
+    def tensors(self) -> Iterator[Tensor]:
+        """The shard's tensors, lazily read."""
+        for e in self.entries:
+            rows = partial(_decode_rows, self.bytes, e)
+            yield Tensor(e.name, e.shape, e.type.name, rows, partial(_stored, self.bytes, e))
+
+    def _place(self, entry: _Entry, begin: int, alignment: int) -> _Entry:
+        offset = begin + entry.offset
+        if entry.offset % alignment or offset + entry.n_bytes > len(self.bytes):
+            raise FileFormatError(
+                f"{self.path}: {entry.name} needs bytes {offset:,} to {offset + entry.n_bytes:,}, "
+                f"but the file ends at {len(self.bytes):,}"
+                if entry.offset % alignment == 0
+                else f"{self.path}: {entry.name} is not aligned to {alignment} bytes"
+            )
+        return _Entry(entry.name, entry.shape, entry.type, offset, entry.n_bytes)
+
+
+def _map(path: Path) -> U8:
+    """The file's bytes, mapped; an empty file maps to no bytes."""
+    try:
+        if path.stat().st_size == 0:
+            return np.empty(0, np.uint8)
+        return np.memmap(path, np.uint8, "r")
+    except OSError as error:
+        raise FileFormatError(f"{path}: {(error.strerror or str(error)).lower()}") from error
+
+
+def _check_magic(cursor: _Cursor) -> None:
+    magic = bytes(cursor.data[:4])
+    if magic != MAGIC:
+        raise FileFormatError(
+            f"{cursor.path}: not a GGUF file: it begins with {magic!r}, expected {MAGIC!r}"
+        )
+    cursor.at = 4
+    version = cursor.number("I", "the header")
+    if version not in VERSIONS:
+        order = "big-endian" if version >= 2**16 else f"version {version}"
+        raise FileFormatError(f"{cursor.path}: GGUF {order}; versions 2 and 3, little-endian, work")
+
+
+def _metadata(cursor: _Cursor, count: int) -> Iterator[tuple[str, Value]]:
+    seen = set()
+    for i in range(count):
+        key = cursor.string(f"metadata key {i + 1} of {count}")
+        if key in seen:
+            raise FileFormatError(f"{cursor.path}: metadata key {key!r} appears twice")
+        seen.add(key)
+        yield key, cursor.value(f"metadata value {key!r}")
+
+
+def _alignment(path: Path, metadata: Mapping[str, Value]) -> int:
+    value = metadata.get("general.alignment")
+    alignment = DEFAULT_ALIGNMENT if value is None else value.decode()
+    if not isinstance(alignment, int) or alignment < 1 or alignment & (alignment - 1):
+        raise FileFormatError(
+            f"{path}: general.alignment is {alignment!r}; expected a power of two"
+        )
+    return alignment
+
+
+def _tensor_line(cursor: _Cursor) -> _Entry:
+    name = cursor.string("the tensor table")
+    n_dims = cursor.number("I", name)
+    if not 1 <= n_dims <= MAX_DIMS:
+        raise FileFormatError(f"{cursor.path}: {name} has {n_dims} dimensions; 1 to 4 work")
+    shape = tuple(cursor.number("Q", name) for _ in range(n_dims))[::-1]
+    number = cursor.number("I", name)
+    try:
+        type = GGMLQuantizationType(number)
+    except ValueError:
+        raise FileFormatError(f"{cursor.path}: {name} has unknown tensor type {number}") from None
+    block, size = GGML_QUANT_SIZES[type]
+    weights = 1
+    for n in shape:  # Python integers: no overflow, however hostile
+        weights *= n
+    if not 0 < weights < 2**60 or shape[-1] % block:
+        raise FileFormatError(
+            f"{cursor.path}: {name} has shape {shape}, which {type.name} cannot hold"
+        )
+    return _Entry(name, shape, type, cursor.number("Q", name), weights // block * size)
+
+
+def _stored(data: U8, entry: _Entry) -> U8:
+    return data[entry.offset : entry.offset + entry.n_bytes]
+
+
+def _decode_rows(data: U8, entry: _Entry, start: int, stop: int) -> F32:
+    """Rows start..stop of a tensor: (stop - start, n_in) float32."""
+    block, size = GGML_QUANT_SIZES[entry.type]
+    row_bytes = entry.shape[-1] // block * size
+    rows = _stored(data, entry).reshape(-1, row_bytes)[start:stop]
+    dtype = _PLAIN.get(entry.type)
+    if dtype is not None:
+        return np.asarray(rows).view(dtype).astype(np.float32)
+    try:
+        decoded: F32 = quants.dequantize(np.asarray(rows), entry.type)
+    except NotImplementedError:
+        raise FileFormatError(
+            f"{entry.name}: weights of type {entry.type.name} cannot be decoded"
+        ) from None
+    return decoded
+
+
+_PLAIN: dict[GGMLQuantizationType, str] = {
+    GGMLQuantizationType.F64: "<f8",
+    GGMLQuantizationType.F32: "<f4",
+    GGMLQuantizationType.F16: "<f2",
+    GGMLQuantizationType.I8: "<i1",
+    GGMLQuantizationType.I16: "<i2",
+    GGMLQuantizationType.I32: "<i4",
+    GGMLQuantizationType.I64: "<i8",
+}
