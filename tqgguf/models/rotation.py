@@ -1,0 +1,221 @@
+"""What is done to each tensor's sides, how it is undone, and how it is recorded in the file.
+
+Along one axis of length n a step multiplies by an n x n matrix M: columns get W <- W M, rows get
+W <- M^T W. Every step is named by a short string, which is also its record in the metadata:
+
+* ``residual``     Q = diag(signs) blockdiag(H): the rotation of the residual stream (R1 in QuaRot,
+                   arXiv 2404.00456); without signs for LayerNorm models, whose H keeps the mean
+* ``value``        blockdiag(H) with one block per head: the rotation of the value heads (R2)
+* ``block``        blockdiag(H) along a matrix's own input: --rotate tensor
+* ``gain:NAME``    diag(v) with the vector NAME, such as a norm's gain folded into its readers
+* ``ungain:NAME``  diag(1/v): what is left of the norm's own gain (all ones) and, for LayerNorm, of
+                   its bias
+
+Steps apply left to right. A 1-D tensor has columns only.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cache
+from typing import Any, Literal
+
+import numpy as np
+
+from tqgguf.errors import FileFormatError, UnsupportedModelError
+from tqgguf.kernels import hadamard
+from tqgguf.kernels.dtypes import F32
+from tqgguf.models.metadata import Value, encode
+from tqgguf.models.model import Model
+
+Mode = Literal["fused", "tensor", "none"]
+VERSION = 1
+PREFIX = "tqgguf."
+_VECTOR = "tqgguf.vector."
+
+
+@dataclass(frozen=True)
+class Sides:
+    """The steps applied to a tensor's input axis (columns) and output axis (rows)."""
+
+    columns: tuple[str, ...] = ()
+    rows: tuple[str, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.columns or self.rows)
+
+
+@dataclass(frozen=True)
+class Rotation:
+    """The rotation of a whole model.
+
+    block is the Hadamard order along the residual stream (fused) or a matrix's input (tensor),
+    value_block the one along a value head, 0 where unused. sides lists the tensors that are touched
+    under their names in the rotated file, vectors holds the vectors the steps name, float32.
+    """
+
+    mode: Mode = "none"
+    kind: hadamard.Kind = "sylvester"
+    block: int = 0
+    value_block: int = 0
+    seed: int = 0
+    sides: Mapping[str, Sides] = field(default_factory=dict)
+    vectors: Mapping[str, F32] = field(default_factory=dict, repr=False)
+
+    def vector_names(self) -> list[str]:
+        """The vectors that the steps name, in order of first use."""
+        steps = (s for sides in self.sides.values() for s in sides.columns + sides.rows)
+        return list(dict.fromkeys(s.partition(":")[2] for s in steps if ":" in s))
+
+    def with_vectors_of(self, model: Model) -> "Rotation":
+        """The same rotation with its vectors read from the unrotated model's tensors."""
+        return replace(self, vectors={n: model.tensors[n].read() for n in self.vector_names()})
+
+    def granule(self, name: str) -> int:
+        """The number of consecutive rows of a tensor that its rotation mixes (1: none)."""
+        orders = [_ORDER[s](self) for s in self.sides.get(name, Sides()).rows if s in _ORDER]
+        return max(orders, default=1)
+
+    def apply(self, name: str, x: F32, *, first_row: int = 0, n_out: int = 0) -> F32:
+        """Rotate rows of the tensor `name`: (k, n_in) float32 -> the same shape.
+
+        first_row is the index of x's first row in the tensor, a multiple of `granule`; n_out the
+        rows of one matrix where several are stacked (experts), x's own by default.
+        """
+        sides = self.sides.get(name, Sides())
+        for step in sides.columns:
+            x = self._along(x, step, -1, 0, x.shape[-1], undo=False)
+        for step in sides.rows:
+            x = self._along(x, step, 0, first_row, n_out or len(x), undo=False)
+        return x
+
+    def undo(self, name: str, x: F32, *, first_row: int = 0, n_out: int = 0) -> F32:
+        """Undo `apply`: (k, n_in) float32 -> the same shape."""
+        sides = self.sides.get(name, Sides())
+        for step in reversed(sides.rows):
+            x = self._along(x, step, 0, first_row, n_out or len(x), undo=True)
+        for step in reversed(sides.columns):
+            x = self._along(x, step, -1, 0, x.shape[-1], undo=True)
+        return x
+
+    def _along(self, x: F32, step: str, axis: int, begin: int, size: int, *, undo: bool) -> F32:
+        verb, _, name = step.partition(":")
+        if name:
+            return _scale(x, self._vector(name, size), axis, begin, divide=(verb == "gain") == undo)
+        if verb not in _ORDER:
+            raise FileFormatError(f"rotation step {step!r} is unknown to this version of tqgguf")
+        order = _ORDER[verb](self)
+        turn = hadamard.apply
+        if verb != "residual" or self.kind == "regular":
+            return turn(x, order=order, kind=self._kind(verb), axis=axis)
+        signs = _signs(size, self.seed)
+        if undo:
+            return _scale(turn(x, order=order, axis=axis), signs, axis, begin, divide=False)
+        return turn(_scale(x, signs, axis, begin, divide=False), order=order, axis=axis)
+
+    def _kind(self, verb: str) -> hadamard.Kind:
+        return self.kind if verb == "residual" else "sylvester"
+
+    def _vector(self, name: str, size: int) -> F32:
+        vector = self.vectors.get(name)
+        if vector is None or vector.shape != (size,):
+            raise FileFormatError(f"rotation metadata: no vector {name!r} of {size} values")
+        return vector
+
+    def metadata(self) -> dict[str, Value]:
+        """The GGUF keys that record this rotation; `read_rotation` is the inverse."""
+        names = list(self.sides)
+        record: dict[str, Any] = {
+            "version": VERSION,
+            "rotation.mode": self.mode,
+            "rotation.kind": self.kind,
+            "rotation.block_size": self.block,
+            "rotation.value_block_size": self.value_block,
+            "rotation.seed": self.seed,
+            "rotation.tensors": names,
+            "rotation.columns": [" ".join(self.sides[n].columns) for n in names],
+            "rotation.rows": [" ".join(self.sides[n].rows) for n in names],
+        }
+        keys = {PREFIX + key: encode(value) for key, value in record.items()}
+        return keys | {_VECTOR + name: encode(v) for name, v in self.vectors.items()}
+
+
+NO_ROTATION = Rotation()
+_ORDER: dict[str, Callable[[Rotation], int]] = {
+    "residual": lambda r: r.block,
+    "value": lambda r: r.value_block,
+    "block": lambda r: r.block,
+}
+
+
+def read_rotation(model: Model) -> Rotation:
+    """The rotation recorded in a model's metadata; NO_ROTATION where there is none.
+
+    Raises FileFormatError for a record of a later version or one that contradicts itself.
+    """
+    version = model.get("tqgguf.version")
+    if version is None:
+        return NO_ROTATION
+    if version != VERSION:
+        raise FileFormatError(
+            f"{model.path}: rotation metadata of version {version}; this tqgguf reads {VERSION}"
+        )
+    names, columns, rows = (
+        model.get(f"tqgguf.rotation.{key}", []) for key in ("tensors", "columns", "rows")
+    )
+    if not len(names) == len(columns) == len(rows):
+        raise FileFormatError(f"{model.path}: the rotation metadata's arrays differ in length")
+    vectors = {
+        key.removeprefix(_VECTOR): np.asarray(model.get(key), np.float32)
+        for key in model.metadata
+        if key.startswith(_VECTOR)
+    }
+    sides = (Sides(tuple(c.split()), tuple(r.split())) for c, r in zip(columns, rows, strict=True))
+    get = partial_get(model)
+    return Rotation(
+        mode=get("mode"),
+        kind=get("kind"),
+        block=get("block_size"),
+        value_block=get("value_block_size"),
+        seed=get("seed"),
+        sides=dict(zip(names, sides, strict=True)),
+        vectors=vectors,
+    )
+
+
+def partial_get(model: Model) -> Callable[[str], Any]:
+    """Look up a required tqgguf.rotation key."""
+
+    def get(key: str) -> Any:
+        value = model.get(f"tqgguf.rotation.{key}")
+        if value is None:
+            raise FileFormatError(f"{model.path}: tqgguf.rotation.{key} is missing")
+        return value
+
+    return get
+
+
+def check_divisible(rotation: Rotation, names: Iterable[str]) -> None:
+    """Refuse a LayerNorm gain of zero: its bias c/g would be infinite."""
+    for name in names:
+        if not np.all(rotation.vectors[name]):
+            raise UnsupportedModelError(
+                f"{name}: a gain of zero cannot be folded with a bias; use --rotate none"
+            )
+
+
+@cache
+def _signs(size: int, seed: int) -> F32:
+    return hadamard.signs(size, seed=seed).astype(np.float32)
+
+
+def _scale(x: F32, vector: F32, axis: int, begin: int, *, divide: bool) -> F32:
+    """Multiply or divide along an axis by a vector, which repeats for stacked matrices.
+
+    Zeros divide to one: a gain of zero leaves nothing in its readers' columns to restore.
+    """
+    count = x.shape[axis]
+    if count != len(vector):
+        vector = np.take(vector, np.arange(begin, begin + count), mode="wrap")
+    if divide:
+        vector = np.float32(1) / np.where(vector == 0, np.float32(1), vector)
+    return x * (vector if axis == -1 else vector[:, None])

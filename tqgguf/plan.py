@@ -1,0 +1,196 @@
+"""Decide what becomes of every tensor, from names, shapes and metadata alone.
+
+`make_plan` is pure: the same model header and options give the same plan, and no weight is read.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from tqgguf.errors import PlanError
+from tqgguf.formats import FORMATS
+from tqgguf.models import Model, Tensor, folding
+from tqgguf.models.architectures import role
+from tqgguf.models.rotation import NO_ROTATION, Rotation, Sides, read_rotation
+from tqgguf.recipes import Recipe, fitting, format_name, recipe
+
+PLAIN = ("F32", "F16", "BF16", "F64")  # types that hold exact source weights
+ROTATIONS = ("fused", "auto", "tensor", "none")
+# Small, sensitive or looked up element by element by ops that know only plain types.
+_NEVER_QUANTIZED = re.compile(
+    r"norm|ffn_gate_inp|position_embd|token_types|rope_freqs|ssm_|time_mix|attn_rel_b|altup|laurel"
+)
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a user may choose; the defaults are the command line's."""
+
+    type: str = "tq-q4"
+    rotate: str = "fused"
+    block: int | None = None
+    seed: int = 0
+    tensor_types: Sequence[tuple[str, str]] = ()  # (regular expression, type), the first match wins
+    output_type: str | None = None
+    token_embedding_type: str | None = None
+    strict: bool = False
+    allow_requantize: bool = False
+
+
+@dataclass(frozen=True)
+class PlannedTensor:
+    """One tensor of the output: what it is made from, its type, and why if that is a fallback."""
+
+    name: str
+    source: str
+    shape: tuple[int, ...]
+    source_type: str
+    type: str
+    sides: Sides = field(default_factory=Sides)
+    reason: str = ""
+
+    @property
+    def size(self) -> int:
+        """Number of weights."""
+        n = 1
+        for axis in self.shape:
+            n *= axis
+        return n
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes in the output file."""
+        form = FORMATS[self.type]
+        return self.size // form.block_size * form.type_size
+
+    @property
+    def bpw(self) -> float:
+        """Bits per weight."""
+        return 8 * self.n_bytes / self.size
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The whole decision. Sizes are of tensor data; bpw is per weight of the source model."""
+
+    recipe: Recipe
+    rotation: Rotation
+    tensors: tuple[PlannedTensor, ...]
+    source_weights: int
+    notes: tuple[str, ...] = ()
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(t.n_bytes for t in self.tensors)
+
+    @property
+    def bpw(self) -> float:
+        """Bits per weight of the source model, so that an untied head counts as a cost."""
+        return 8 * self.n_bytes / self.source_weights
+
+    @property
+    def fallbacks(self) -> tuple[PlannedTensor, ...]:
+        """Tensors that did not get the type they were meant to have."""
+        return tuple(t for t in self.tensors if t.reason)
+
+
+def make_plan(model: Model, options: Options) -> Plan:
+    """Plan the quantization of a model.
+
+    Raises PlanError for options that contradict the model, UnsupportedModelError where the asked
+    rotation cannot be folded.
+    """
+    chosen = recipe(options.type)
+    if read_rotation(model).mode != "none" and options.rotate != "none":
+        raise PlanError(f"{model.path}: already rotated by tqgguf; use --rotate none")
+    rotation = _rotation(model, options)
+    sources = {name: name for name in model.tensors}
+    if rotation.mode == "fused" and folding.tied_head(model):
+        sources[folding.HEAD] = folding.EMBEDDING
+    tensors = tuple(
+        _plan_tensor(model.tensors[source], name, chosen, options, rotation)
+        for name, source in sources.items()
+    )
+    plan = Plan(chosen, rotation, tensors, sum(t.size for t in model.tensors.values()))
+    _check(model, plan, options)
+    return replace(plan, notes=_notes(plan))
+
+
+def is_matrix(tensor: Tensor) -> bool:
+    """Whether a tensor holds matrix weights that recipes quantize."""
+    kind, part = role(tensor.name)
+    return len(tensor.shape) >= 2 and part == "weight" and not _NEVER_QUANTIZED.search(kind)
+
+
+def _rotation(model: Model, options: Options) -> Rotation:
+    if options.rotate == "fused":
+        return folding.fused(model, block=options.block, seed=options.seed)
+    if options.rotate == "tensor":
+        names = [t.name for t in model.tensors.values() if is_matrix(t)]
+        return folding.per_tensor(model, names, block=options.block)
+    if options.rotate == "none":
+        return NO_ROTATION
+    raise PlanError(f"--rotate {options.rotate} is unknown; known: {', '.join(ROTATIONS)}")
+
+
+def _plan_tensor(
+    source: Tensor, name: str, chosen: Recipe, options: Options, rotation: Rotation
+) -> PlannedTensor:
+    wanted = _wanted_type(source, name, chosen, options)
+    if wanted in FORMATS:
+        type, reason = fitting(wanted, source.n_in)
+    else:
+        type, reason = wanted, ""
+    sides = rotation.sides.get(name, Sides())
+    return PlannedTensor(name, source.name, source.shape, source.type, type, sides, reason)
+
+
+def _wanted_type(source: Tensor, name: str, chosen: Recipe, options: Options) -> str:
+    """The type a tensor should have, before its row length is looked at."""
+    for pattern, type in options.tensor_types:
+        if re.search(pattern, name):
+            return format_name(type)
+    if name == folding.HEAD and options.output_type:
+        return format_name(options.output_type)
+    if name == folding.EMBEDDING and options.token_embedding_type:
+        return format_name(options.token_embedding_type)
+    if is_matrix(source):
+        return chosen.type_of(role(name)[0])
+    if source.type not in PLAIN:
+        return source.type  # integer tables and the like are copied
+    return "F32" if len(source.shape) == 1 or source.type == "F64" else source.type
+
+
+def _check(model: Model, plan: Plan, options: Options) -> None:
+    for t in plan.tensors:
+        if t.type not in FORMATS and t.type != t.source_type:
+            raise PlanError(f"{t.name}: tqgguf cannot write {t.type}")
+        if t.source_type not in PLAIN and t.type != t.source_type and not options.allow_requantize:
+            raise PlanError(
+                f"{model.path}: {t.name} is already {t.source_type}; quantize the F16, BF16 or F32 "
+                "model, or accept the loss with --allow-requantize"
+            )
+    if options.strict and plan.fallbacks:
+        first = plan.fallbacks[0]
+        raise PlanError(
+            f"{first.name}: {first.reason}; it would be {first.type}, which --strict forbids "
+            f"({len(plan.fallbacks)} such tensors)"
+        )
+
+
+def _notes(plan: Plan) -> tuple[str, ...]:
+    notes = []
+    head = next((t for t in plan.tensors if t.name == folding.HEAD), None)
+    if head and head.source != head.name:
+        notes.append(
+            f"untied: the fold needs an output head of its own, {head.n_bytes / 1e6:.1f} MB more"
+        )
+    if plan.rotation.mode == "tensor":
+        notes.append("stock llama.cpp cannot run --rotate tensor: it would not rotate activations")
+    if plan.rotation.mode == "fused":
+        notes.append(
+            f"rotated in blocks of {plan.rotation.block} along the residual stream, "
+            f"{plan.rotation.value_block} within value heads"
+        )
+    return tuple(notes)
