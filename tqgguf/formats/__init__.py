@@ -1,1 +1,38 @@
-"""GGUF tensor types, one module each. To add one, add one module."""
+"""GGUF tensor types, one module each. To add one, add one module: the package is scanned."""
+
+from importlib import import_module
+from pkgutil import iter_modules
+
+from tqgguf.errors import PlanError
+from tqgguf.formats._format import Format
+from tqgguf.formats._tensor import dequantize_rows, quantize_rows
+from tqgguf.kernels.dtypes import F32, U8
+
+__all__ = ["FORMATS", "Format", "dequantize", "find_format", "quantize"]
+
+FORMATS: dict[str, Format] = {}
+for _name in sorted(m.name for m in iter_modules(__path__) if not m.name.startswith("_")):
+    _format: Format = import_module(f"{__name__}.{_name}").FORMAT
+    FORMATS[_format.name] = _format
+
+
+def find_format(name: str) -> Format:
+    """The format of this name, in any case; PlanError with the choices if there is none."""
+    if name.upper() not in FORMATS:
+        raise PlanError(f"there is no tensor type {name!r}; choose from {', '.join(FORMATS)}")
+    return FORMATS[name.upper()]
+
+
+def quantize(x: F32, name: str, importance: F32 | None = None, *, threads: int | None = None) -> U8:
+    """Encode rows in a GGUF type: (n_rows, n_in) float32 -> (n_rows, n_bytes) uint8.
+
+    importance: (n_in,) >= 0 weighs the squared error of each column; None is plain least squares.
+    threads: None for one per processor; the bytes do not depend on it. Raises ShapeError for rows
+    that are no whole number of blocks, WeightError for NaN, Inf and weights beyond the type.
+    """
+    return quantize_rows(find_format(name), x, importance, threads=threads)
+
+
+def dequantize(data: U8, name: str, n_in: int) -> F32:
+    """Decode rows of a GGUF type: (n_rows, n_bytes) uint8 -> (n_rows, n_in) float32."""
+    return dequantize_rows(find_format(name), data, n_in)

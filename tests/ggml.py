@@ -1,0 +1,53 @@
+"""ggml's own quantizers, called through ctypes in the shared object of the xllamacpp wheel."""
+
+import ctypes
+from functools import cache
+from pathlib import Path
+
+import gguf
+import numpy as np
+import xllamacpp
+
+
+@cache
+def library():
+    """The shared object, with the one function's signature declared."""
+    (path,) = Path(xllamacpp.__file__).parent.glob("xllamacpp*.so")
+    lib = ctypes.CDLL(str(path))
+    lib.ggml_quantize_chunk.restype = ctypes.c_size_t
+    lib.ggml_quantize_chunk.argtypes = [
+        ctypes.c_int,  # type
+        ctypes.c_void_p,  # source, float32
+        ctypes.c_void_p,  # destination
+        ctypes.c_int64,  # first weight
+        ctypes.c_int64,  # rows
+        ctypes.c_int64,  # weights per row
+        ctypes.c_void_p,  # importance, float32, or NULL
+    ]
+    return lib
+
+
+def quantize(x, name, importance=None):
+    """Encode like llama-quantize: (n_rows, n_in) float32 -> (n_rows, n_bytes) uint8.
+
+    importance: (n_in,) float32 as from an imatrix, or None for ggml's default without one. The
+    types that refuse to work without one (IQ2_XXS, IQ2_XS) abort the process, as ggml does.
+    """
+    x = np.ascontiguousarray(x, np.float32)
+    n_rows, n_in = x.shape
+    qtype = gguf.GGMLQuantizationType[name]
+    block, size = gguf.GGML_QUANT_SIZES[qtype]
+    out = np.zeros((n_rows, n_in // block * size), np.uint8)
+    if importance is not None:
+        importance = np.ascontiguousarray(importance, np.float32)
+    pointer = None if importance is None else importance.ctypes.data
+    written = library().ggml_quantize_chunk(
+        qtype.value, x.ctypes.data, out.ctypes.data, 0, n_rows, n_in, pointer
+    )
+    assert written == out.nbytes
+    return out
+
+
+def dequantize(data, name):
+    """Decode by gguf-py, the reader's view: (n_rows, n_bytes) uint8 -> (n_rows, n_in) float32."""
+    return gguf.quants.dequantize(data, gguf.GGMLQuantizationType[name])

@@ -1,0 +1,99 @@
+"""Whole tensors: cut rows into chunks of element-major blocks and encode them on threads."""
+
+import numpy as np
+from gguf import GGMLQuantizationType, quants
+
+from tqgguf.errors import ShapeError, WeightError
+from tqgguf.formats._format import Format
+from tqgguf.kernels.dtypes import F32, U8, Blocks
+from tqgguf.kernels.threads import run_all
+
+CHUNK = 1 << 16  # weights: the temporaries of one chunk stay in a core's second-level cache
+_LANES = 16  # a chunk is padded to whole vectors, so that sums do not depend on where it was cut
+_LIMIT = np.float32(1e15)  # squares of anything larger overflow float32; no block type reaches it
+_FLOOR = np.float32(1e-6)  # importance of a column never seen, relative to the mean
+
+
+def quantize_rows(
+    fmt: Format,
+    x: F32,
+    importance: F32 | None = None,
+    *,
+    threads: int | None = None,
+    chunk: int = CHUNK,
+) -> U8:
+    """Encode rows: (n_rows, n_in) float32 -> (n_rows, n_bytes) uint8.
+
+    importance: (n_in,) >= 0 weighs the squared error of each column. The bytes do not depend on
+    the number of threads nor on the chunk (weights encoded at a time).
+    """
+    n_rows, n_in = x.shape
+    check_row(fmt, n_in)
+    per_row = n_in // fmt.block_size
+    weight = None if importance is None else _normalized(importance, n_in).reshape(per_row, -1).T
+    out = np.empty(n_rows * per_row, fmt.layout)
+    rows = np.ascontiguousarray(x).reshape(-1, fmt.block_size)
+    size = max(1, chunk // fmt.block_size)
+
+    def encode(start: int) -> None:
+        part = rows[start : start + size]
+        columns = np.arange(start, start + len(part)) % per_row
+        local = None if weight is None else weight[:, columns]
+        out[start : start + len(part)] = _encode_chunk(fmt, part, local)
+
+    run_all(encode, list(range(0, len(rows), size)), threads=threads)
+    return out.view(np.uint8).reshape(n_rows, -1)
+
+
+def dequantize_rows(fmt: Format, data: U8, n_in: int) -> F32:
+    """Decode rows: (n_rows, n_bytes) uint8 -> (n_rows, n_in) float32, by gguf-py."""
+    check_row(fmt, n_in)
+    decoded = quants.dequantize(data.reshape(-1, n_in // fmt.block_size * fmt.type_size), fmt.qtype)
+    return np.asarray(decoded, np.float32).reshape(-1, n_in)
+
+
+def check_row(fmt: Format, n_in: int) -> None:
+    """Raise ShapeError unless a row of n_in weights is a whole number of blocks."""
+    if n_in % fmt.block_size:
+        raise ShapeError(
+            f"{fmt.name} packs {fmt.block_size} weights per block, but the row length is {n_in}, "
+            "which is not a multiple"
+        )
+
+
+def _encode_chunk(fmt: Format, part: F32, weight: F32 | None) -> Blocks:
+    """Transpose, check and encode a run of blocks: (n, block_size) float32 -> (n,) blocks."""
+    n = len(part)
+    x = np.zeros((fmt.block_size, -(-n // _LANES) * _LANES), np.float32)
+    x[:, :n] = part.T
+    if not np.isfinite(x).all():
+        raise WeightError(_describe(part))
+    if fmt.qtype != GGMLQuantizationType.F32 and np.abs(x).max() > _LIMIT:
+        raise WeightError(
+            f"{fmt.name} keeps its scales in float16, and a weight of {np.abs(x).max():.4g} "
+            "needs one beyond 65504; use F32"
+        )
+    if weight is not None:
+        weight = np.pad(weight, ((0, 0), (0, x.shape[1] - n)), constant_values=1)
+    return fmt.encode(x, weight)[:n]
+
+
+def _describe(part: F32) -> str:
+    nan, inf = int(np.isnan(part).sum()), int(np.isinf(part).sum())
+    return f"{nan} weights are NaN and {inf} are infinite"
+
+
+def _normalized(importance: F32, n_in: int) -> F32:
+    """Check an importance vector and scale it to a mean of 1: (n_in,) -> (n_in,) float32."""
+    values = np.asarray(importance, np.float64)
+    if values.shape != (n_in,):
+        raise ShapeError(f"importance has shape {values.shape}, but the rows have {n_in} columns")
+    if not np.isfinite(values).all():
+        raise WeightError(f"importance: {int((~np.isfinite(values)).sum())} columns are NaN or Inf")
+    if (values < 0).any():
+        raise WeightError(f"importance: {int((values < 0).sum())} columns are negative")
+    mean = values.mean()
+    if mean == 0:
+        return np.ones(n_in, np.float32)
+    normalized: F32 = np.maximum(values / mean, _FLOOR).astype(np.float32)
+    return normalized

@@ -1,0 +1,45 @@
+"""Q5_K: 8 groups of 32 weights; w = d * sc[g] * q - dmin * m[g], q in 0..31, sc and m 6 bits."""
+
+import numpy as np
+
+from tqgguf.formats._format import Codes, Format, Grid
+from tqgguf.kernels.bits import pack_6bit_pairs, pack_planes, unpack_6bit_pairs
+from tqgguf.kernels.dtypes import F32, Blocks
+from tqgguf.kernels.scales import affine, as_groups, share_scale
+
+LAYOUT = np.dtype(
+    [
+        ("d", "<f2"),
+        ("dmin", "<f2"),
+        ("scales", "u1", (12,)),
+        ("qh", "u1", (32,)),
+        ("qs", "u1", (4, 32)),
+    ]
+)
+LEVELS = np.arange(32, dtype=np.float32)
+
+
+def fit(x: F32, importance: F32 | None) -> Blocks:
+    """(256, n) float32 -> (n,) blocks with d, dmin and scales set."""
+    blocks = np.zeros(x.shape[1], LAYOUT)
+    step, depth = affine(*as_groups(x, importance, 32), levels=31)
+    blocks["d"], sc = share_scale(step.reshape(8, -1), levels=63)
+    blocks["dmin"], m = share_scale(depth.reshape(8, -1), levels=63)
+    blocks["scales"] = pack_6bit_pairs(sc, m).T
+    return blocks
+
+
+def grid(blocks: Blocks) -> Grid:
+    """(n,) blocks -> step and offset, (8, n) float32 each."""
+    sc, m = unpack_6bit_pairs(blocks["scales"].T)
+    return blocks["d"].astype(np.float32) * sc, -blocks["dmin"].astype(np.float32) * m
+
+
+def pack(blocks: Blocks, codes: Codes) -> None:
+    """Write codes, (256, n) uint8: bits 0-3 as in Q4_K, bit 4 of group g in bit g of qh."""
+    low = pack_planes((codes & 15).reshape(4, 2, 32, -1), bits=4)
+    blocks["qs"] = np.moveaxis(low, -1, 0)
+    blocks["qh"] = pack_planes((codes >> 4).reshape(8, 32, -1), bits=1).T
+
+
+FORMAT = Format("Q5_K", LAYOUT, fit, pack, LEVELS, 32, grid)
