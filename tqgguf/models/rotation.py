@@ -217,5 +217,5 @@ def _scale(x: F32, vector: F32, axis: int, begin: int, *, divide: bool) -> F32:
     if count != len(vector):
         vector = np.take(vector, np.arange(begin, begin + count), mode="wrap")
     if divide:
-        vector = np.float32(1) / np.where(vector == 0, np.float32(1), vector)
+        vector = np.reciprocal(np.where(vector == 0, np.float32(1), vector)).astype(np.float32)
     return x * (vector if axis == -1 else vector[:, None])
