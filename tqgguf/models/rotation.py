@@ -14,9 +14,10 @@ W <- M^T W. Every step is named by a short string, which is also its record in t
 Steps apply left to right. A 1-D tensor has columns only.
 """
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, partial
 from typing import Any, Literal
 
 import numpy as np
@@ -25,7 +26,7 @@ from tqgguf.errors import FileFormatError, UnsupportedModelError
 from tqgguf.kernels import hadamard
 from tqgguf.kernels.dtypes import F32
 from tqgguf.models.metadata import Value, encode
-from tqgguf.models.model import Model
+from tqgguf.models.model import Model, Tensor
 
 Mode = Literal["fused", "tensor", "none"]
 VERSION = 1
@@ -70,31 +71,39 @@ class Rotation:
         """The same rotation with its vectors read from the unrotated model's tensors."""
         return replace(self, vectors={n: model.tensors[n].read() for n in self.vector_names()})
 
-    def granule(self, name: str) -> int:
-        """The number of consecutive rows of a tensor that its rotation mixes (1: none)."""
-        orders = [_ORDER[s](self) for s in self.sides.get(name, Sides()).rows if s in _ORDER]
-        return max(orders, default=1)
+    def granule(self, name: str) -> tuple[int, int]:
+        """How many consecutive rows and columns of a tensor its rotation mixes (1: none)."""
+        sides = self.sides.get(name, Sides())
+        rows, columns = (
+            math.lcm(*(_ORDER[step](self) for step in steps if step in _ORDER))
+            for steps in (sides.rows, sides.columns)
+        )
+        return rows, columns
 
-    def apply(self, name: str, x: F32, *, first_row: int = 0, n_out: int = 0) -> F32:
-        """Rotate rows of the tensor `name`: (k, n_in) float32 -> the same shape.
+    def apply(
+        self, name: str, x: F32, *, shape: tuple[int, ...], first: tuple[int, int] = (0, 0)
+    ) -> F32:
+        """Rotate a tile of the tensor `name`: (rows, columns) float32 -> the same shape.
 
-        first_row is the index of x's first row in the tensor, a multiple of `granule`; n_out the
-        rows of one matrix where several are stacked (experts), x's own by default.
+        shape is the whole tensor's (n_out and n_in are its last two axes), first the tile's first
+        row and column, both multiples of `granule`.
         """
         sides = self.sides.get(name, Sides())
         for step in sides.columns:
-            x = self._along(x, step, -1, 0, x.shape[-1], undo=False)
+            x = self._along(x, step, -1, first[1], shape[-1], undo=False)
         for step in sides.rows:
-            x = self._along(x, step, 0, first_row, n_out or len(x), undo=False)
+            x = self._along(x, step, 0, first[0], shape[-2], undo=False)
         return x
 
-    def undo(self, name: str, x: F32, *, first_row: int = 0, n_out: int = 0) -> F32:
-        """Undo `apply`: (k, n_in) float32 -> the same shape."""
+    def undo(
+        self, name: str, x: F32, *, shape: tuple[int, ...], first: tuple[int, int] = (0, 0)
+    ) -> F32:
+        """Undo `apply` on a tile: (rows, columns) float32 -> the same shape."""
         sides = self.sides.get(name, Sides())
         for step in reversed(sides.rows):
-            x = self._along(x, step, 0, first_row, n_out or len(x), undo=True)
+            x = self._along(x, step, 0, first[0], shape[-2], undo=True)
         for step in reversed(sides.columns):
-            x = self._along(x, step, -1, 0, x.shape[-1], undo=True)
+            x = self._along(x, step, -1, first[1], shape[-1], undo=True)
         return x
 
     def _along(self, x: F32, step: str, axis: int, begin: int, size: int, *, undo: bool) -> F32:
@@ -170,7 +179,7 @@ def read_rotation(model: Model) -> Rotation:
         if key.startswith(_VECTOR)
     }
     sides = (Sides(tuple(c.split()), tuple(r.split())) for c, r in zip(columns, rows, strict=True))
-    get = partial_get(model)
+    get = partial(_required, model)
     return Rotation(
         mode=get("mode"),
         kind=get("kind"),
@@ -182,16 +191,37 @@ def read_rotation(model: Model) -> Rotation:
     )
 
 
-def partial_get(model: Model) -> Callable[[str], Any]:
-    """Look up a required tqgguf.rotation key."""
+def restored(model: Model) -> Model:
+    """The model in its original basis: the recorded rotation undone as rows are read.
 
-    def get(key: str) -> Any:
-        value = model.get(f"tqgguf.rotation.{key}")
-        if value is None:
-            raise FileFormatError(f"{model.path}: tqgguf.rotation.{key} is missing")
-        return value
+    An output head that the fold untied stays a tensor of its own.
+    """
+    rotation = read_rotation(model)
+    tensors = {
+        name: replace(t, rows=partial(_restored_rows, rotation, t), raw=None)
+        if name in rotation.sides
+        else t
+        for name, t in model.tensors.items()
+    }
+    metadata = {k: v for k, v in model.metadata.items() if not k.startswith(PREFIX)}
+    return Model(model.path, metadata, tensors)
 
-    return get
+
+def _restored_rows(rotation: Rotation, tensor: Tensor, start: int, stop: int) -> F32:
+    """Rows start..stop in the original basis; whole granules are read and cut."""
+    granule, _ = rotation.granule(tensor.name)
+    first, last = start // granule * granule, -(-stop // granule) * granule
+    rows = rotation.undo(
+        tensor.name, tensor.rows(first, last), shape=tensor.shape, first=(first, 0)
+    )
+    return rows[start - first : stop - first]
+
+
+def _required(model: Model, key: str) -> Any:
+    value = model.get(f"tqgguf.rotation.{key}")
+    if value is None:
+        raise FileFormatError(f"{model.path}: tqgguf.rotation.{key} is missing")
+    return value
 
 
 def check_divisible(rotation: Rotation, names: Iterable[str]) -> None:
