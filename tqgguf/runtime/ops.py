@@ -12,7 +12,7 @@ _SCORE_BYTES = 64 << 20  # attention works on as many sequences at once as fit i
 
 
 def rms_norm(x: Array, gain: Array, eps: float) -> Array:
-    """X / rms(x) * gain over the last axis. x: (..., n), gain: (n,) -> (..., n)."""
+    """Divide by the root mean square of the last axis, times gain. x: (..., n), gain: (n,) -> (..., n)."""
     scale = np.sqrt(np.einsum("...i,...i->...", x, x)[..., None] / x.shape[-1] + _like(x, eps))
     return x / scale * gain
 
@@ -25,7 +25,7 @@ def layer_norm(x: Array, gain: Array, bias: Array | None, eps: float) -> Array:
 
 
 def silu(x: Array) -> Array:
-    """X * sigmoid(x), element by element."""
+    """Multiply by its own sigmoid, element by element."""
     return x * (_like(x, 0.5) + _like(x, 0.5) * np.tanh(x * _like(x, 0.5)))
 
 
