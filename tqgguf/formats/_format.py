@@ -32,6 +32,10 @@ class Format:
     step[e // group_size, j] * levels[code] + offset[e // group_size, j], where grid(blocks) gives
     step and offset, each (block_size // group_size, n) float32. A lattice type has neither levels
     nor grid and brings its own search(x, blocks, importance) -> codes. The plain floats have none.
+
+    A type whose groups have integer scales under the block's d and dmin (step = d * code, offset =
+    -dmin * code) says in step_codes and offset_codes which integers, (lowest, highest), and writes
+    them with store(blocks, step codes, offset codes), each (groups, n); error feedback refits them.
     """
 
     name: str
@@ -42,6 +46,9 @@ class Format:
     group_size: int = 1
     grid: Callable[[Blocks], Grid] | None = None
     search: Callable[[F32, Blocks, F32 | None], Codes] | None = None
+    store: Callable[[Blocks, F32, F32], None] | None = None
+    step_codes: tuple[int, int] | None = None
+    offset_codes: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         if self.layout.itemsize != self.type_size:

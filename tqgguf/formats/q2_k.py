@@ -4,7 +4,7 @@ import numpy as np
 
 from tqgguf.formats._format import Codes, Format, Grid
 from tqgguf.kernels.bits import pack_planes
-from tqgguf.kernels.dtypes import F32, Blocks
+from tqgguf.kernels.dtypes import F32, U8, Blocks
 from tqgguf.kernels.scales import affine, as_groups, share_scale
 
 LAYOUT = np.dtype([("scales", "u1", (16,)), ("qs", "u1", (2, 32)), ("d", "<f2"), ("dmin", "<f2")])
@@ -17,8 +17,13 @@ def fit(x: F32, importance: F32 | None) -> Blocks:
     step, depth = affine(*as_groups(x, importance, 16), levels=3)
     blocks["d"], sc = share_scale(step.reshape(16, -1), levels=15)
     blocks["dmin"], m = share_scale(depth.reshape(16, -1), levels=15)
-    blocks["scales"] = (sc | m << 4).T
+    store(blocks, sc, m)
     return blocks
+
+
+def store(blocks: Blocks, sc: F32 | U8, m: F32 | U8) -> None:
+    """Write the groups' 4-bit scales and minima, (16, n) each."""
+    blocks["scales"] = (sc.astype(np.uint8) | m.astype(np.uint8) << 4).T
 
 
 def grid(blocks: Blocks) -> Grid:
@@ -33,4 +38,15 @@ def pack(blocks: Blocks, codes: Codes) -> None:
     blocks["qs"] = np.moveaxis(packed, -1, 0)
 
 
-FORMAT = Format("Q2_K", LAYOUT, fit, pack, LEVELS, 16, grid)
+FORMAT = Format(
+    "Q2_K",
+    LAYOUT,
+    fit,
+    pack,
+    LEVELS,
+    16,
+    grid,
+    store=store,
+    step_codes=(0, 15),
+    offset_codes=(0, 15),
+)

@@ -4,7 +4,7 @@ import numpy as np
 
 from tqgguf.formats._format import Codes, Format, Grid
 from tqgguf.kernels.bits import pack_6bit, pack_planes, unpack_6bit
-from tqgguf.kernels.dtypes import F32, Blocks
+from tqgguf.kernels.dtypes import F32, U8, Blocks
 from tqgguf.kernels.scales import as_groups, share_signed_scale, symmetric
 
 LAYOUT = np.dtype(
@@ -18,8 +18,13 @@ def fit(x: F32, importance: F32 | None) -> Blocks:
     blocks = np.zeros(x.shape[1], LAYOUT)
     step = symmetric(*as_groups(x, importance, 16), low=-4, high=3)
     blocks["d"], sc = share_signed_scale(step.reshape(16, -1), low=-32, high=31)
-    blocks["scales"] = pack_6bit((sc + 32).astype(np.uint8)).T
+    store(blocks, sc, sc)
     return blocks
+
+
+def store(blocks: Blocks, sc: F32 | U8, m: F32 | U8) -> None:  # noqa: ARG001  no offsets
+    """Write the groups' signed 6-bit scales, (16, n); there are no minima."""
+    blocks["scales"] = pack_6bit((sc + 32).astype(np.uint8)).T
 
 
 def grid(blocks: Blocks) -> Grid:
@@ -36,4 +41,4 @@ def pack(blocks: Blocks, codes: Codes) -> None:
     blocks["hmask"] = pack_planes((codes >> 2).reshape(8, 32, -1), bits=1).T
 
 
-FORMAT = Format("Q3_K", LAYOUT, fit, pack, LEVELS, 16, grid)
+FORMAT = Format("Q3_K", LAYOUT, fit, pack, LEVELS, 16, grid, store=store, step_codes=(-32, 31))

@@ -4,7 +4,7 @@ import numpy as np
 
 from tqgguf.formats._format import Codes, Format, Grid
 from tqgguf.kernels.bits import pack_6bit_pairs, pack_planes, unpack_6bit_pairs
-from tqgguf.kernels.dtypes import F32, Blocks
+from tqgguf.kernels.dtypes import F32, U8, Blocks
 from tqgguf.kernels.scales import affine, as_groups, share_scale
 
 LAYOUT = np.dtype([("d", "<f2"), ("dmin", "<f2"), ("scales", "u1", (12,)), ("qs", "u1", (4, 32))])
@@ -17,8 +17,13 @@ def fit(x: F32, importance: F32 | None) -> Blocks:
     step, depth = affine(*as_groups(x, importance, 32), levels=15)
     blocks["d"], sc = share_scale(step.reshape(8, -1), levels=63)
     blocks["dmin"], m = share_scale(depth.reshape(8, -1), levels=63)
-    blocks["scales"] = pack_6bit_pairs(sc, m).T
+    store(blocks, sc, m)
     return blocks
+
+
+def store(blocks: Blocks, sc: F32 | U8, m: F32 | U8) -> None:
+    """Write the groups' 6-bit scales and minima, (8, n) each."""
+    blocks["scales"] = pack_6bit_pairs(sc.astype(np.uint8), m.astype(np.uint8)).T
 
 
 def grid(blocks: Blocks) -> Grid:
@@ -33,4 +38,15 @@ def pack(blocks: Blocks, codes: Codes) -> None:
     blocks["qs"] = np.moveaxis(packed, -1, 0)
 
 
-FORMAT = Format("Q4_K", LAYOUT, fit, pack, LEVELS, 32, grid)
+FORMAT = Format(
+    "Q4_K",
+    LAYOUT,
+    fit,
+    pack,
+    LEVELS,
+    32,
+    grid,
+    store=store,
+    step_codes=(0, 63),
+    offset_codes=(0, 63),
+)

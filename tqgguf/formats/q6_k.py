@@ -4,7 +4,7 @@ import numpy as np
 
 from tqgguf.formats._format import Codes, Format, Grid
 from tqgguf.kernels.bits import pack_planes
-from tqgguf.kernels.dtypes import F32, Blocks
+from tqgguf.kernels.dtypes import F32, U8, Blocks
 from tqgguf.kernels.scales import as_groups, share_signed_scale, symmetric
 
 LAYOUT = np.dtype(
@@ -18,8 +18,13 @@ def fit(x: F32, importance: F32 | None) -> Blocks:
     blocks = np.zeros(x.shape[1], LAYOUT)
     step = symmetric(*as_groups(x, importance, 16), low=-32, high=31)
     blocks["d"], sc = share_signed_scale(step.reshape(16, -1), low=-128, high=127)
-    blocks["scales"] = sc.astype(np.int8).T
+    store(blocks, sc, sc)
     return blocks
+
+
+def store(blocks: Blocks, sc: F32 | U8, m: F32 | U8) -> None:  # noqa: ARG001  no offsets
+    """Write the groups' signed 8-bit scales, (16, n); there are no minima."""
+    blocks["scales"] = sc.astype(np.int8).T
 
 
 def grid(blocks: Blocks) -> Grid:
@@ -39,4 +44,4 @@ def pack(blocks: Blocks, codes: Codes) -> None:
     blocks["ql"], blocks["qh"] = np.moveaxis(low, -1, 0), np.moveaxis(high, -1, 0)
 
 
-FORMAT = Format("Q6_K", LAYOUT, fit, pack, LEVELS, 16, grid)
+FORMAT = Format("Q6_K", LAYOUT, fit, pack, LEVELS, 16, grid, store=store, step_codes=(-128, 127))

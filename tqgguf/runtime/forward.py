@@ -134,7 +134,8 @@ def drain(generator: Layer) -> Array:
         try:
             next(generator)
         except StopIteration as end:
-            return end.value
+            out: Array = end.value
+            return out
 
 
 def layer(x: Array, w: Weights, ctx: Context) -> Layer:
@@ -219,7 +220,7 @@ def _shared_expert(x: Array, w: Weights, ctx: Context) -> Layer:
     out = yield from _feed_forward(x, w, ctx, "_shexp")
     if "ffn_gate_inp_shexp.weight" in w:
         door = x @ w["ffn_gate_inp_shexp.weight"].reshape(-1, 1)
-        out = out * (ops.silu(door) / door)  # sigmoid
+        out = out * ops.sigmoid(door)
     return out
 
 

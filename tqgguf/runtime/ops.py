@@ -14,7 +14,8 @@ _SCORE_BYTES = 64 << 20  # attention works on as many sequences at once as fit i
 def rms_norm(x: Array, gain: Array, eps: float) -> Array:
     """Divide by the root mean square of the last axis, times gain. x: (..., n), gain: (n,) -> (..., n)."""
     scale = np.sqrt(np.einsum("...i,...i->...", x, x)[..., None] / x.shape[-1] + _like(x, eps))
-    return x / scale * gain
+    out: Array = x / scale * gain
+    return out
 
 
 def layer_norm(x: Array, gain: Array, bias: Array | None, eps: float) -> Array:
@@ -26,18 +27,26 @@ def layer_norm(x: Array, gain: Array, bias: Array | None, eps: float) -> Array:
 
 def silu(x: Array) -> Array:
     """Multiply by its own sigmoid, element by element."""
-    return x * (_like(x, 0.5) + _like(x, 0.5) * np.tanh(x * _like(x, 0.5)))
+    return x * sigmoid(x)
+
+
+def sigmoid(x: Array) -> Array:
+    """1 / (1 + exp(-x)), by the tangent that cannot overflow."""
+    half = _like(x, 0.5)
+    out: Array = half + half * np.tanh(x * half)
+    return out
 
 
 def gelu(x: Array) -> Array:
     """The tanh approximation of GELU, as ggml computes it."""
     inner = _like(x, math.sqrt(2 / math.pi)) * (x + _like(x, 0.044715) * x * x * x)
-    return _like(x, 0.5) * x * (1 + np.tanh(inner))
+    out: Array = _like(x, 0.5) * x * (1 + np.tanh(inner))
+    return out
 
 
 def softmax(x: Array) -> Array:
     """Softmax over the last axis."""
-    shifted = np.exp(x - x.max(-1, keepdims=True))
+    shifted: Array = np.exp(x - x.max(-1, keepdims=True))
     shifted /= shifted.sum(-1, keepdims=True)
     return shifted
 
@@ -45,7 +54,8 @@ def softmax(x: Array) -> Array:
 def log_softmax(x: Array) -> Array:
     """Logarithm of the softmax over the last axis."""
     shifted = x - x.max(-1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+    out: Array = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+    return out
 
 
 def rope(x: Array, cos: Array, sin: Array, *, interleaved: bool) -> Array:
@@ -90,7 +100,8 @@ def _attend(q: Array, k: Array, v: Array, future: NDArray[np.bool_]) -> Array:
     scores = np.matmul(grouped, keys)
     scores[..., future] = -np.inf
     mixed = np.matmul(softmax(scores), values)  # (n_seq, n_kv, group, n_tokens, dim)
-    return mixed.transpose(0, 3, 1, 2, 4).reshape(n_seq, n_tokens, -1)
+    joined: Array = mixed.transpose(0, 3, 1, 2, 4).reshape(n_seq, n_tokens, -1)
+    return joined
 
 
 def _like(x: Array, value: float) -> Any:
