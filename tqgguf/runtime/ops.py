@@ -12,7 +12,7 @@ _SCORE_BYTES = 64 << 20  # attention works on as many sequences at once as fit i
 
 
 def rms_norm(x: Array, gain: Array, eps: float) -> Array:
-    """Divide by the root mean square of the last axis, times gain. x: (..., n), gain: (n,) -> (..., n)."""
+    """Divide by the root mean square of the last axis: (..., n), gain (n,) -> (..., n)."""
     scale = np.sqrt(np.einsum("...i,...i->...", x, x)[..., None] / x.shape[-1] + _like(x, eps))
     out: Array = x / scale * gain
     return out
