@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from tests.turboquant.test_quantizers import unit_vectors
+from tests.turboquant.vectors import unit_vectors
 from tqgguf.errors import ShapeError
 from tqgguf.turboquant import KVCache, TurboQuantMSE, TurboQuantProd
 

@@ -6,16 +6,12 @@ import time
 import numpy as np
 import pytest
 
+from tests.turboquant.vectors import unit_vectors
 from tqgguf.errors import ShapeError, WeightError
 from tqgguf.turboquant import TurboQuantMSE, TurboQuantProd, gaussian_codebook, sphere_codebook
 
 KINDS = ("hadamard", "dense")
 SKETCHES = ("gaussian", "rademacher")
-
-
-def unit_vectors(n, dim, seed):
-    x = np.random.default_rng(seed).standard_normal((n, dim), dtype=np.float32)
-    return x / np.linalg.norm(x, axis=1, keepdims=True)
 
 
 def squared_error(quantizer, x):
@@ -26,9 +22,10 @@ def squared_error(quantizer, x):
 @pytest.mark.parametrize("kind", KINDS)
 def test_d_mse_on_unit_vectors_is_the_codebooks(bits, kind):
     errors = squared_error(TurboQuantMSE(256, bits, rotation=kind), unit_vectors(20_000, 256, 1))
-    assert errors.mean() == pytest.approx(gaussian_codebook(bits).mse, rel=0.0101)
-    exact = 256 * sphere_codebook(bits, 256).mse
-    assert abs(errors.mean() - exact) < 4 * errors.std() / math.sqrt(len(errors))
+    stderr = errors.std() / math.sqrt(len(errors))
+    assert abs(errors.mean() - 256 * sphere_codebook(bits, 256).mse) < 4 * stderr
+    gaussian = gaussian_codebook(bits).mse  # at 4 bits the exact law lies 0.97 % below it
+    assert abs(errors.mean() - gaussian) < 0.01 * gaussian + 4 * stderr
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -51,19 +48,22 @@ def test_the_norm_is_stored():
 @pytest.mark.parametrize("sketch", SKETCHES)
 @pytest.mark.parametrize("bits", [1, 2, 3, 4])
 def test_prod_is_unbiased_over_100_000_pairs(bits, sketch):
-    """Signed by the true product, so that shrinking it is a bias; MSE codes fail this test."""
-    x, y = unit_vectors(100_000, 128, 3), unit_vectors(100_000, 128, 4)
-    true = np.sum(x * y, axis=1, dtype=np.float64)
-
-    def bias(quantizer):
-        estimate = np.sum(quantizer.decompress(quantizer.compress(x)) * y, axis=1, dtype=np.float64)
-        errors = (estimate - true) * np.sign(true)
-        return errors.mean(), errors.std() / math.sqrt(len(errors))
-
     mean, stderr = bias(TurboQuantProd(128, bits, seed=bits, sketch=sketch))
     assert abs(mean) < 3 * stderr
-    mean, stderr = bias(TurboQuantMSE(128, bits, seed=bits))
+
+
+def test_mse_codes_shrink_inner_products():
+    mean, stderr = bias(TurboQuantMSE(128, 3))
     assert mean < -10 * stderr
+
+
+def bias(quantizer):
+    """Mean error and its standard error, signed by the true product: shrinking it is a bias."""
+    x, y = unit_vectors(100_000, 128, 3), unit_vectors(100_000, 128, 4)
+    true = np.sum(x * y, axis=1, dtype=np.float64)
+    estimate = np.sum(quantizer.decompress(quantizer.compress(x)) * y, axis=1, dtype=np.float64)
+    errors = (estimate - true) * np.sign(true)
+    return errors.mean(), errors.std() / math.sqrt(len(errors))
 
 
 @pytest.mark.parametrize("sketch", SKETCHES)
@@ -89,10 +89,12 @@ def test_d_prod_is_half_pi_times_the_error_at_one_bit_less(bits, expected, sketc
 
 
 def test_prod_vectors_are_half_pi_as_far_as_its_base():
-    x = unit_vectors(5000, 128, 9)
-    quantizer = TurboQuantProd(128, 3)
-    ratio = squared_error(quantizer, x).mean() / squared_error(quantizer.base, x).mean()
-    assert ratio == pytest.approx(math.pi / 2, rel=0.02)
+    """Up to 1/dim, and on average over the sketch: one S moves the ratio by 1.7 %."""
+    x = unit_vectors(1000, 128, 9)
+    quantizers = [TurboQuantProd(128, 3, seed=s) for s in range(12)]
+    far = np.mean([squared_error(q, x) for q in quantizers])
+    base = np.mean([squared_error(q.base, x) for q in quantizers])
+    assert far / base == pytest.approx(math.pi / 2 - 1 / 128, rel=0.02)
 
 
 @pytest.mark.parametrize("make", [TurboQuantMSE, TurboQuantProd])

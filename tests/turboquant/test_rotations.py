@@ -45,5 +45,5 @@ def test_the_dense_rotation_is_uniform_over_rotations_and_reflections():
 
 
 def test_a_dimension_that_does_not_fit_names_the_next_that_do():
-    with pytest.raises(ShapeError, match="dim 96: the Hadamard.* use 64 or 128, or the dense"):
+    with pytest.raises(ShapeError, match=r"dim 96: the Hadamard.* use 64 or 128, or the dense"):
         rotation("hadamard", 96, seed=0)
