@@ -1,0 +1,178 @@
+"""Real llama.cpp in this process: log-probabilities and text for a GGUF file.
+
+`logprobs` calls llama.cpp's C API, which the wheel of xllamacpp exports: every token of a text is
+given (teacher forcing) and the whole vocabulary is read at every position, so that two files are
+compared on the same tokens and nothing is cut off.
+"""
+
+import ctypes
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import xllamacpp
+
+Tokens = str | Sequence[int]
+_LogCallback = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
+
+
+class _Parameters(ctypes.Structure):
+    """A parameter struct passed by value, larger than any version of llama.cpp's own.
+
+    Few fields are set here; the rest is what llama_*_default_params returned.
+    """
+
+    _fields_ = (("words", ctypes.c_uint32 * 256),)
+
+
+class _Batch(ctypes.Structure):
+    _fields_ = (
+        ("n_tokens", ctypes.c_int32),
+        ("token", ctypes.POINTER(ctypes.c_int32)),
+        ("embd", ctypes.c_void_p),
+        ("pos", ctypes.POINTER(ctypes.c_int32)),
+        ("n_seq_id", ctypes.POINTER(ctypes.c_int32)),
+        ("seq_id", ctypes.POINTER(ctypes.POINTER(ctypes.c_int32))),
+        ("logits", ctypes.POINTER(ctypes.c_int8)),
+    )
+
+
+def logprobs(path: Path, tokens: Tokens) -> np.ndarray:
+    """Log-probabilities after every token of a text: (n_tokens, n_vocab) float64.
+
+    tokens: a text, or token ids, which are given to the model as they are (no BOS added). Row i is
+    the distribution of the token after tokens[: i + 1].
+    """
+    with _model(path) as (lib, model):
+        ids = tokenize(path, tokens) if isinstance(tokens, str) else list(tokens)
+        logits = _logits(lib, model, ids)
+    if not np.isfinite(logits).all():
+        raise AssertionError(f"{path}: llama.cpp computed logits that are not finite")
+    logits -= logits.max(axis=1, keepdims=True)
+    return logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+
+
+def tokenize(path: Path, text: str) -> list[int]:
+    """The token ids of a text, with BOS where the model's tokenizer adds one."""
+    with _model(path) as (lib, model):
+        data = text.encode()
+        room = (ctypes.c_int32 * (len(data) + 8))()
+        vocab = lib.llama_model_get_vocab(model)
+        count = lib.llama_tokenize(vocab, data, len(data), room, len(room), True, True)
+        return list(room[:count])
+
+
+def generate(path: Path, prompt: Tokens, n_tokens: int) -> str:
+    """The text that llama.cpp's server continues a prompt with, greedily."""
+    params = xllamacpp.CommonParams()
+    params.model.path = str(path)
+    params.n_ctx = 512
+    params.warmup = False
+    params.cpuparams.n_threads = 1
+    answer = xllamacpp.Server(params).handle_completions(
+        {"prompt": prompt if isinstance(prompt, str) else list(prompt), "max_tokens": n_tokens}
+        | {"temperature": 0, "ignore_eos": True}
+    )
+    return answer["choices"][0]["text"]
+
+
+def kl_divergence(reference: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """KL divergence of every position, (n_tokens,) float64, from two results of `logprobs`."""
+    return (np.exp(reference) * (reference - other)).sum(axis=1)
+
+
+@cache
+def _library() -> ctypes.CDLL:
+    lib = ctypes.CDLL(str(next(Path(xllamacpp.__file__).parent.glob("xllamacpp*.so"))))
+    pointer, integer = ctypes.c_void_p, ctypes.c_int32
+    lib.llama_log_set.argtypes = [_LogCallback, pointer]
+    for name in ("llama_model_default_params", "llama_context_default_params"):
+        getattr(lib, name).restype = _Parameters
+    lib.llama_model_load_from_file.argtypes = [ctypes.c_char_p, _Parameters]
+    lib.llama_init_from_model.argtypes = [pointer, _Parameters]
+    for name in ("llama_model_load_from_file", "llama_init_from_model", "llama_model_get_vocab"):
+        getattr(lib, name).restype = pointer
+    for name in ("llama_model_get_vocab", "llama_vocab_n_tokens", "llama_free", "llama_model_free"):
+        getattr(lib, name).argtypes = [pointer]
+    lib.llama_tokenize.argtypes = [pointer, ctypes.c_char_p, integer, pointer, integer]
+    lib.llama_tokenize.argtypes += [ctypes.c_bool, ctypes.c_bool]
+    lib.llama_set_n_threads.argtypes = [pointer, integer, integer]
+    lib.llama_batch_init.restype = _Batch
+    lib.llama_batch_init.argtypes = [integer] * 3
+    lib.llama_batch_free.argtypes = [_Batch]
+    lib.llama_decode.argtypes = [pointer, _Batch]
+    lib.llama_get_logits.argtypes = [pointer]
+    lib.llama_get_logits.restype = ctypes.POINTER(ctypes.c_float)
+    lib.llama_backend_init()
+    return lib
+
+
+_errors: list[str] = []
+
+
+@_LogCallback
+def _keep_errors(level: int, text: bytes, _: object) -> None:
+    if level >= 4:  # GGML_LOG_LEVEL_ERROR
+        _errors.append(text.decode(errors="replace").strip())
+
+
+@contextmanager
+def _model(path: Path) -> Iterator[tuple[ctypes.CDLL, int]]:
+    """Load a model; raises AssertionError with llama.cpp's own words where it refuses."""
+    lib = _library()
+    _errors.clear()
+    lib.llama_log_set(_keep_errors, None)
+    model = lib.llama_model_load_from_file(str(path).encode(), lib.llama_model_default_params())
+    if not model:
+        raise AssertionError(f"llama.cpp refuses {path}: {' | '.join(_errors)}")
+    try:
+        yield lib, model
+    finally:
+        lib.llama_model_free(model)
+
+
+def _logits(lib: ctypes.CDLL, model: int, ids: list[int]) -> np.ndarray:
+    """All logits of one sequence: (n_tokens, n_vocab) float64."""
+    params = lib.llama_context_default_params()
+    params.words[:3] = [len(ids)] * 3  # n_ctx, n_batch, n_ubatch
+    _compute_in_float32(params)
+    context = lib.llama_init_from_model(model, params)
+    if not context:
+        raise AssertionError(f"llama.cpp gives no context: {' | '.join(_errors)}")
+    batch = lib.llama_batch_init(len(ids), 0, 1)
+    try:
+        lib.llama_set_n_threads(context, 1, 1)
+        _fill(batch, ids)
+        if lib.llama_decode(context, batch) != 0:
+            raise AssertionError(f"llama.cpp cannot decode: {' | '.join(_errors)}")
+        n_vocab = lib.llama_vocab_n_tokens(lib.llama_model_get_vocab(model))
+        shape = (len(ids), n_vocab)
+        return np.ctypeslib.as_array(lib.llama_get_logits(context), shape).astype(np.float64)
+    finally:
+        lib.llama_batch_free(batch)
+        lib.llama_free(context)
+
+
+def _compute_in_float32(params: _Parameters) -> None:
+    """Switch off flash attention (float16 inside) and keep the KV cache in float32.
+
+    Found by their defaults, since versions of llama.cpp differ in what stands before them: four
+    enums of -1 (rope scaling, pooling, attention, flash attention), two types of GGML_TYPE_F16.
+    """
+    words = list(params.words[:48])
+    unset = [i for i in range(48) if words[i : i + 4] == [2**32 - 1] * 4]
+    types = [i for i in range(10, 48) if words[i : i + 2] == [1, 1]]
+    if len(unset) != 1 or len(types) != 1:
+        raise AssertionError(f"llama_context_params has changed: {words}")
+    params.words[unset[0] + 3] = 0  # LLAMA_FLASH_ATTN_TYPE_DISABLED
+    params.words[types[0] : types[0] + 2] = [0, 0]  # GGML_TYPE_F32
+
+
+def _fill(batch: _Batch, ids: list[int]) -> None:
+    """One sequence whose every position's logits are wanted."""
+    batch.n_tokens = len(ids)
+    for i, token in enumerate(ids):
+        batch.token[i], batch.pos[i], batch.n_seq_id[i] = token, i, 1
+        batch.seq_id[i][0], batch.logits[i] = 0, 1
