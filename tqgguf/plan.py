@@ -6,13 +6,14 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from math import prod
 
 from tqgguf.errors import PlanError
-from tqgguf.formats import FORMATS
+from tqgguf.formats import FORMATS, find_format
 from tqgguf.models import Model, Tensor, folding
 from tqgguf.models.architectures import role
 from tqgguf.models.rotation import NO_ROTATION, Rotation, Sides, read_rotation
-from tqgguf.recipes import Recipe, fitting, format_name, recipe
+from tqgguf.recipes import Recipe, fitting, recipe
 
 PLAIN = ("F32", "F16", "BF16", "F64")  # types that hold exact source weights
 ROTATIONS = ("fused", "auto", "tensor", "none")
@@ -52,10 +53,7 @@ class PlannedTensor:
     @property
     def size(self) -> int:
         """Number of weights."""
-        n = 1
-        for axis in self.shape:
-            n *= axis
-        return n
+        return prod(self.shape)
 
     @property
     def n_bytes(self) -> int:
@@ -150,11 +148,11 @@ def _wanted_type(source: Tensor, name: str, chosen: Recipe, options: Options) ->
     """The type a tensor should have, before its row length is looked at."""
     for pattern, type in options.tensor_types:
         if re.search(pattern, name):
-            return format_name(type)
+            return find_format(type).name
     if name == folding.HEAD and options.output_type:
-        return format_name(options.output_type)
+        return find_format(options.output_type).name
     if name == folding.EMBEDDING and options.token_embedding_type:
-        return format_name(options.token_embedding_type)
+        return find_format(options.token_embedding_type).name
     if is_matrix(source):
         return chosen.type_of(role(name)[0])
     if source.type not in PLAIN:

@@ -57,15 +57,10 @@ def recipe(name: str) -> Recipe:
     upper = name.upper()
     if upper in RECIPES:
         return RECIPES[upper]
-    return Recipe(format_name(name), format_name(name), {}, _FILE_TYPES[format_name(name)])
-
-
-def format_name(name: str) -> str:
-    """A type's name as GGUF spells it; PlanError if tqgguf cannot write it."""
-    if name.upper() not in FORMATS:
+    if upper not in FORMATS:
         known = ", ".join([*RECIPES, *FORMATS])
         raise PlanError(f"type {name!r} is unknown; known: {known}")
-    return name.upper()
+    return Recipe(upper, upper, {}, _FILE_TYPES.get(upper, LlamaFileType.GUESSED))
 
 
 def fitting(name: str, n_in: int) -> tuple[str, str]:

@@ -5,8 +5,13 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from tqdm import tqdm
+
+_WIDTH_IN_FILES = 160  # where there is no terminal to fit into
 
 out = Console(highlight=False)
+if not out.is_terminal:
+    out = Console(highlight=False, width=_WIDTH_IN_FILES)
 err = Console(stderr=True, highlight=False)
 
 
@@ -33,3 +38,10 @@ def say_table(columns: list[str], rows: list[list[str]], *, title: str | None = 
     for row in rows:
         table.add_row(*(cell.replace("[", "\\[") for cell in row))
     out.print(table)
+
+
+def progress(n_bytes: int, name: str, *, quiet: bool = False) -> "tqdm[Any]":
+    """A progress bar over bytes with an ETA on stderr; none where stderr is no terminal."""
+    return tqdm(
+        total=n_bytes, unit="B", unit_scale=True, desc=name, disable=True if quiet else None
+    )

@@ -9,6 +9,7 @@ import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -192,8 +193,9 @@ class _Shard:
     def tensors(self) -> Iterator[Tensor]:
         """The shard's tensors, lazily read."""
         for e in self.entries:
-            rows = partial(_decode_rows, self.bytes, e)
-            yield Tensor(e.name, e.shape, e.type.name, rows, partial(_stored, self.bytes, e))
+            rows, tile = partial(_decode_rows, self.bytes, e), partial(_decode_tile, self.bytes, e)
+            raw = partial(_stored, self.bytes, e)
+            yield Tensor(e.name, e.shape, e.type.name, rows=rows, raw=raw, tile=tile)
 
     def _place(self, entry: _Entry, begin: int, alignment: int) -> _Entry:
         offset = begin + entry.offset
@@ -262,9 +264,7 @@ def _tensor_line(cursor: _Cursor) -> _Entry:
     except ValueError:
         raise FileFormatError(f"{cursor.path}: {name} has unknown tensor type {number}") from None
     block, size = GGML_QUANT_SIZES[type]
-    weights = 1
-    for n in shape:  # Python integers: no overflow, however hostile
-        weights *= n
+    weights = prod(shape)  # Python integers: no overflow, however hostile
     if not 0 < weights < 2**60 or shape[-1] % block:
         raise FileFormatError(
             f"{cursor.path}: {name} has shape {shape}, which {type.name} cannot hold"
@@ -277,15 +277,23 @@ def _stored(data: U8, entry: _Entry) -> U8:
 
 
 def _decode_rows(data: U8, entry: _Entry, start: int, stop: int) -> F32:
-    """Rows start..stop of a tensor: (stop - start, n_in) float32."""
+    return _decode_tile(data, entry, start, stop, 0, entry.shape[-1])
+
+
+def _decode_tile(
+    data: U8, entry: _Entry, start: int, stop: int, first_column: int, last_column: int
+) -> F32:
+    """A range of rows and of columns that are whole blocks: (rows, columns) float32."""
     block, size = GGML_QUANT_SIZES[entry.type]
-    row_bytes = entry.shape[-1] // block * size
-    rows = _stored(data, entry).reshape(-1, row_bytes)[start:stop]
+    stored = _stored(data, entry).reshape(-1, entry.shape[-1] // block * size)
+    tile = np.asarray(stored)[
+        start:stop, first_column // block * size : last_column // block * size
+    ]
     dtype = _PLAIN.get(entry.type)
     if dtype is not None:
-        return np.asarray(rows).view(dtype).astype(np.float32)
+        return tile.view(dtype).astype(np.float32)
     try:
-        decoded: F32 = quants.dequantize(np.asarray(rows), entry.type)
+        decoded: F32 = quants.dequantize(tile, entry.type)
     except NotImplementedError:
         raise FileFormatError(
             f"{entry.name}: weights of type {entry.type.name} cannot be decoded"

@@ -6,6 +6,7 @@ Knowing all offsets first is what lets tensors be written in any order, by any w
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
@@ -30,10 +31,7 @@ class TensorInfo:
     @property
     def n_bytes(self) -> int:
         """Bytes of the whole tensor."""
-        rows = 1
-        for n in self.shape[:-1]:
-            rows *= n
-        return rows * self.row_bytes
+        return prod(self.shape[:-1]) * self.row_bytes
 
 
 @dataclass(frozen=True)

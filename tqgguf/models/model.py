@@ -3,10 +3,9 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from math import prod
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from tqgguf.kernels.dtypes import F32, U8
 from tqgguf.models.metadata import Value
@@ -25,6 +24,7 @@ class Tensor:
     type: str
     rows: Callable[[int, int], F32] = field(repr=False)  # (start, stop) -> (stop - start, n_in)
     raw: Callable[[], U8] | None = field(default=None, repr=False)  # the stored bytes, if GGUF's
+    tile: Callable[[int, int, int, int], F32] | None = field(default=None, repr=False)
 
     @property
     def n_in(self) -> int:
@@ -39,7 +39,15 @@ class Tensor:
     @property
     def size(self) -> int:
         """Number of weights."""
-        return int(np.prod(self.shape, dtype=np.int64))
+        return prod(self.shape)
+
+    def read_tile(self, rows: tuple[int, int], columns: tuple[int, int]) -> F32:
+        """A range of rows and, within them, of columns that are whole blocks: float32."""
+        if columns == (0, self.n_in):
+            return self.rows(*rows)
+        if self.tile is not None:
+            return self.tile(*rows, *columns)
+        return self.rows(*rows)[:, slice(*columns)]
 
     def read(self) -> F32:
         """All weights as float32 in the tensor's shape."""

@@ -1,0 +1,238 @@
+"""`tqgguf quantize` and `tqgguf plan`: the main job, and its decisions alone."""
+
+import re
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from tqgguf.cli import options as o
+from tqgguf.cli.application import app
+from tqgguf.cli.console import progress, say, say_json, say_table, warn
+from tqgguf.models import Model, open_model
+from tqgguf.models.gguf import SHARD_NAME
+from tqgguf.pipeline import Report, quantize
+from tqgguf.plan import Plan, PlannedTensor, make_plan
+
+_TYPE_SUFFIX = re.compile(r"[-._](f32|f16|bf16|fp16|fp32)$", re.IGNORECASE)
+
+
+@app.command("quantize")
+def quantize_command(
+    model: o.Model,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The file to write.")
+    ] = None,
+    type: o.Type = "tq-q4",
+    rotate: o.Rotate = "fused",
+    block: o.Block = "auto",
+    seed: o.Seed = 0,
+    tensor_type: o.TensorType = None,
+    output_type: o.OutputType = None,
+    token_embedding_type: o.EmbeddingType = None,
+    strict: o.Strict = False,
+    allow_requantize: o.Requantize = False,
+    threads: o.Threads = None,
+    force: o.Force = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only plan; write nothing.")] = False,
+    json: o.Json = False,
+    quiet: o.Quiet = False,
+) -> None:
+    """Rotate and quantize a model into a GGUF file that stock llama.cpp runs.
+
+    Example: tqgguf quantize model-f16.gguf --type tq-q4
+    """
+    chosen = o.plan_options(
+        type=type,
+        rotate=rotate,
+        block=block,
+        seed=seed,
+        tensor_type=tensor_type,
+        output_type=output_type,
+        token_embedding_type=token_embedding_type,
+        strict=strict,
+        allow_requantize=allow_requantize,
+    )
+    opened = open_model(model)
+    plan = make_plan(opened, chosen)
+    path = output or default_output(model, plan.recipe.name)
+    if dry_run:
+        _say_plan(plan, path, json=json)
+        return
+    _run(opened, plan, path, threads=threads, force=force, json=json, quiet=quiet)
+
+
+@app.command("plan")
+def plan_command(
+    model: o.Model,
+    type: o.Type = "tq-q4",
+    rotate: o.Rotate = "fused",
+    block: o.Block = "auto",
+    seed: o.Seed = 0,
+    tensor_type: o.TensorType = None,
+    output_type: o.OutputType = None,
+    token_embedding_type: o.EmbeddingType = None,
+    strict: o.Strict = False,
+    allow_requantize: o.Requantize = False,
+    json: o.Json = False,
+) -> None:
+    """Show type, rotation and size of every tensor without touching a weight.
+
+    Example: tqgguf plan model-f16.gguf --type tq-q3
+    """
+    chosen = o.plan_options(
+        type=type,
+        rotate=rotate,
+        block=block,
+        seed=seed,
+        tensor_type=tensor_type,
+        output_type=output_type,
+        token_embedding_type=token_embedding_type,
+        strict=strict,
+        allow_requantize=allow_requantize,
+    )
+    opened = open_model(model)
+    plan = make_plan(opened, chosen)
+    _say_plan(plan, default_output(model, plan.recipe.name), json=json)
+
+
+def default_output(model: Path, recipe: str) -> Path:
+    """Beside the input: its name without shard numbers and float type, then -RECIPE.gguf."""
+    shard = SHARD_NAME.match(model.name)
+    stem = shard["stem"] if shard else model.resolve().name if model.is_dir() else model.stem
+    return model.resolve().parent / f"{_TYPE_SUFFIX.sub('', stem)}-{recipe}.gguf"
+
+
+def _run(
+    model: Model,
+    plan: Plan,
+    path: Path,
+    *,
+    threads: int | None,
+    force: bool,
+    json: bool,
+    quiet: bool,
+) -> None:
+    if not quiet:
+        _warn_of_fallbacks(plan.fallbacks)
+    began = time.perf_counter()
+    with progress(plan.n_bytes, path.name, quiet=quiet) as bar:
+        reports = list(
+            quantize(model, plan, path, threads=threads, force=force, advance=bar.update)
+        )
+    seconds = time.perf_counter() - began
+    if json:
+        say_json(_document(plan, path, reports) | {"seconds": seconds})
+    elif not quiet:
+        _say_summary(model, plan, path, reports, seconds)
+
+
+def _warn_of_fallbacks(fallbacks: Sequence[PlannedTensor]) -> None:
+    """One line for each kind of fallback, however many tensors take it."""
+    kinds: dict[tuple[str, str], list[str]] = {}
+    for t in fallbacks:
+        kinds.setdefault((t.reason, t.type), []).append(t.name)
+    for (reason, type), names in kinds.items():
+        others = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        warn(f"warning: {names[0]}{others}: {reason}; {type} instead")
+
+
+def _say_plan(plan: Plan, path: Path, *, json: bool) -> None:
+    if json:
+        say_json(_document(plan, path, []))
+        return
+    rows = [
+        [
+            t.name,
+            " x ".join(map(str, t.shape)),
+            t.source_type,
+            t.type,
+            f"{t.n_bytes:,}",
+            _steps(t.sides.columns),
+            _steps(t.sides.rows),
+            t.reason,
+        ]
+        for t in plan.tensors
+    ]
+    columns = ["tensor", "shape", "from", "to", "bytes", "input side", "output side", "why"]
+    say_table(columns, rows)
+    for note in plan.notes:
+        say(note)
+    say(f"{path.name}: {_size(plan.n_bytes)}, {plan.bpw:.2f} bits per weight")
+
+
+def _steps(steps: tuple[str, ...]) -> str:
+    """The steps of a side without the names of their vectors."""
+    return " ".join(step.partition(":")[0] for step in steps)
+
+
+def _say_summary(
+    model: Model, plan: Plan, path: Path, reports: list[Report], seconds: float
+) -> None:
+    before = sum(t.raw().nbytes if t.raw else 2 * t.size for t in model.tensors.values())
+    rows = [
+        ["size", f"{_size(before)} -> {_size(path.stat().st_size)}"],
+        ["bits per weight", f"{plan.bpw:.2f}"],
+        ["rotation", plan.rotation.mode],
+        ["mean relative error", _mean_error(reports)],
+        ["time", f"{seconds:.1f} s"],
+    ]
+    say_table([str(path.name), plan.recipe.name], rows)
+    for note in plan.notes:
+        say(note)
+    if plan.rotation.mode != "tensor":
+        say(f"run it:    llama-cli -m {path}")
+        say(f"or Ollama: echo 'FROM {path}' > Modelfile && ollama create {path.stem} -f Modelfile")
+
+
+def _mean_error(reports: list[Report]) -> str:
+    """The mean over quantized tensors, beside the unrotated control."""
+    rotated = [r for r in reports if r.rel_mse_unrotated is not None]
+    if not rotated:
+        lossy = [r.rel_mse for r in reports if r.rel_mse > 0]
+        return f"{sum(lossy) / len(lossy):.5f}" if lossy else "0"
+    ours = sum(r.rel_mse for r in rotated) / len(rotated)
+    control = sum(r.rel_mse_unrotated or 0.0 for r in rotated) / len(rotated)
+    verdict = "rotation lowered it" if ours < control else "rotation did not lower it"
+    return f"{ours:.5f} (unrotated control {control:.5f}: {verdict})"
+
+
+def _document(plan: Plan, path: Path, reports: list[Report]) -> dict[str, Any]:
+    """The JSON of quantize and plan; its keys are a contract."""
+    measured = {r.name: r for r in reports}
+    return {
+        "output": str(path),
+        "recipe": plan.recipe.name,
+        "bytes": path.stat().st_size if reports else plan.n_bytes,
+        "bpw": plan.bpw,
+        "rotation": {
+            "mode": plan.rotation.mode,
+            "kind": plan.rotation.kind,
+            "block": plan.rotation.block,
+            "value_block": plan.rotation.value_block,
+            "seed": plan.rotation.seed,
+        },
+        "notes": plan.notes,
+        "tensors": [_tensor(t, measured.get(t.name)) for t in plan.tensors],
+    }
+
+
+def _tensor(t: PlannedTensor, report: Report | None) -> dict[str, Any]:
+    return {
+        "name": t.name,
+        "type": t.type,
+        "shape": t.shape,
+        "bytes": t.n_bytes,
+        "bpw": t.bpw,
+        "columns": t.sides.columns,
+        "rows": t.sides.rows,
+        "reason": t.reason,
+        "rel_mse": report.rel_mse if report else None,
+        "rel_mse_unrotated": report.rel_mse_unrotated if report else None,
+    }
+
+
+def _size(n_bytes: int) -> str:
+    return f"{n_bytes / 1e9:.2f} GB" if n_bytes >= 10**9 else f"{n_bytes / 1e6:.1f} MB"
