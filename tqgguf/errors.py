@@ -6,6 +6,7 @@ TqggufError                one line: subject, fact, expectation, cure; exit stat
 ├── WeightError            weights that no type can hold: NaN, Inf, beyond float16 scales
 ├── UnsupportedModelError  a graph that cannot be folded, converted or run here
 ├── PlanError              options that contradict the model or each other
+├── MismatchError          a file is not what its original would have become
 ├── OutputError            an output that must not or cannot be written
 └── ToolError              llama.cpp's programs are missing or failed
 
@@ -43,3 +44,7 @@ class OutputError(TqggufError):
 
 class ToolError(TqggufError):
     """llama.cpp's programs are missing or failed."""
+
+
+class MismatchError(TqggufError):
+    """A file is not what its original would have become."""

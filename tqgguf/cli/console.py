@@ -40,8 +40,6 @@ def say_table(columns: list[str], rows: list[list[str]], *, title: str | None = 
     out.print(table)
 
 
-def progress(n_bytes: int, name: str, *, quiet: bool = False) -> "tqdm[Any]":
-    """A progress bar over bytes with an ETA on stderr; none where stderr is no terminal."""
-    return tqdm(
-        total=n_bytes, unit="B", unit_scale=True, desc=name, disable=True if quiet else None
-    )
+def progress(total: int, name: str, *, unit: str = "B", quiet: bool = False) -> "tqdm[Any]":
+    """A progress bar with an ETA on stderr; none where stderr is no terminal."""
+    return tqdm(total=total, unit=unit, unit_scale=True, desc=name, disable=True if quiet else None)

@@ -2,7 +2,7 @@
 
 import ctypes
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 _PREFIXES = ("scipy_openblas", "openblas")  # NumPy's wheels, then a system's OpenBLAS
 _SUFFIXES = ("64_", "")
@@ -36,6 +37,14 @@ def run_all(work: Callable[[Item], object], items: list[Item], *, threads: int |
     with single_threaded_blas(), ThreadPoolExecutor(workers) as pool:
         for _ in pool.map(work, items):
             pass
+
+
+def map_in_order(
+    work: Callable[[Item], Result], items: Sequence[Item], *, threads: int | None
+) -> Iterator[Result]:
+    """Yield work(item) for every item in order, computed on `threads` threads."""
+    with single_threaded_blas(), ThreadPoolExecutor(threads or default_threads()) as pool:
+        yield from pool.map(work, items)
 
 
 @contextmanager

@@ -1,0 +1,88 @@
+"""`tqgguf verify` and `tqgguf dequantize`: a finished file against its original, and back."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tqgguf.cli import options as o
+from tqgguf.cli.application import app
+from tqgguf.cli.console import progress, say, say_json, say_table
+from tqgguf.errors import PlanError
+from tqgguf.models import open_model
+from tqgguf.models.rotation import restored
+from tqgguf.pipeline import quantize
+from tqgguf.plan import PLAIN, Options, make_plan
+from tqgguf.verify import Check, require, verify
+
+_SHOWN = 10  # of the worst tensors
+
+Quantized = Annotated[Path, typer.Argument(metavar="QUANT", help="The finished file.")]
+
+
+@app.command("verify")
+def verify_command(
+    quant: Quantized,
+    original: Annotated[Path, typer.Argument(metavar="ORIGINAL", help="What it was made from.")],
+    threads: o.Threads = None,
+    json: o.Json = False,
+    quiet: o.Quiet = False,
+) -> None:
+    """Exit 0 only if QUANT is ORIGINAL up to its recorded rotation and rounding.
+
+    Example: tqgguf verify model-TQ-Q4.gguf model-f16.gguf
+    """
+    quantized = open_model(quant)
+    total = sum(t.size for t in quantized.tensors.values())
+    with progress(total, "verify", unit="w", quiet=quiet) as bar:
+        checks = list(verify(quantized, open_model(original), threads=threads, advance=bar.update))
+    if json:
+        say_json({"passed": all(c.passed for c in checks), "tensors": [_row(c) for c in checks]})
+    elif not quiet:
+        _say_worst(checks)
+    require(checks, quant)
+    if not (json or quiet):
+        say(f"{quant.name} is {original.name}: all {len(checks)} tensors agree")
+
+
+@app.command("dequantize")
+def dequantize_command(
+    quant: Quantized,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The file to write.")],
+    type: Annotated[str, typer.Option("--type", "-t", help="f32, f16 or bf16.")] = "f16",
+    threads: o.Threads = None,
+    force: o.Force = False,
+    quiet: o.Quiet = False,
+) -> None:
+    """Decode a file to floating point in its original basis.
+
+    Example: tqgguf dequantize model-TQ-Q4.gguf -o model-back-f16.gguf
+    """
+    if type.upper() not in PLAIN[:3]:
+        raise PlanError(f"--type {type}: dequantize writes {', '.join(PLAIN[:3])}")
+    model = restored(open_model(quant))
+    plan = make_plan(model, Options(type=type, rotate="none", allow_requantize=True))
+    with progress(plan.n_bytes, output.name, quiet=quiet) as bar:
+        for _ in quantize(model, plan, output, threads=threads, force=force, advance=bar.update):
+            pass
+
+
+def _say_worst(checks: list[Check]) -> None:
+    ranked = sorted(checks, key=lambda c: c.worst_block / c.allowed, reverse=True)
+    rows = [
+        [c.name, c.type, f"{c.rel_mse:.3g}", f"{c.worst_block:.3g}", f"{c.allowed:.3g}"]
+        for c in ranked[:_SHOWN]
+    ]
+    say_table(["tensor (worst first)", "type", "relative MSE", "worst block", "allowed"], rows)
+
+
+def _row(check: Check) -> dict[str, object]:
+    return {
+        "name": check.name,
+        "type": check.type,
+        "rel_mse": check.rel_mse,
+        "worst_block": check.worst_block,
+        "worst_row": check.worst_row,
+        "allowed": check.allowed,
+        "passed": check.passed,
+    }

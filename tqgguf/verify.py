@@ -1,0 +1,149 @@
+"""Prove that a finished file is its original, up to the recorded rotation and rounding.
+
+The original is rotated as the file's metadata says and compared block by block in that basis, so
+that one damaged block shows in a tensor of millions.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from math import lcm
+
+import numpy as np
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+
+from tqgguf.errors import MismatchError
+from tqgguf.kernels.dtypes import F32
+from tqgguf.kernels.threads import map_in_order
+from tqgguf.models import Model, Tensor, folding
+from tqgguf.models.rotation import Rotation, read_rotation
+from tqgguf.models.tiles import Tile, tiles
+
+_TILE = 1 << 22  # weights
+_BLOCK = 32  # the smallest run of weights whose error is judged
+_FLOAT_BITS = {"F64": 24, "F32": 24, "F16": 11, "BF16": 8}  # significand, at most float32's
+_ROTATION_ERROR = 1e-10  # relative squared error of a rotation in float32
+# Rate-distortion theory gives 4^-bits for Gaussian weights; scalar types reach 2-4 times that on
+# average, feedback rounding twice as much again, a single unlucky block a few times more.
+_MEAN_FACTOR, _BLOCK_FACTOR = 8.0, 24.0
+_LARGEST = 0.75  # noise of the weights' own size has 1 or more
+
+
+@dataclass(frozen=True)
+class Check:
+    """One tensor's verdict. Errors are squared and relative to the energy of what they touch."""
+
+    name: str
+    type: str
+    rel_mse: float
+    worst_block: float  # relative to the block's energy
+    worst_row: int
+    allowed: float  # of worst_block
+
+    @property
+    def passed(self) -> bool:
+        """Whether rounding explains the difference."""
+        mean_allowed = self.allowed * _MEAN_FACTOR / _BLOCK_FACTOR
+        return self.worst_block <= self.allowed and self.rel_mse <= mean_allowed
+
+
+def verify(
+    quantized: Model,
+    original: Model,
+    *,
+    threads: int | None = None,
+    advance: Callable[[int], object] = lambda _: None,
+) -> Iterator[Check]:
+    """Check every tensor of `quantized` against `original`; a Check each, in file order.
+
+    Raises MismatchError at once where names, shapes or metadata differ.
+    """
+    rotation = read_rotation(quantized)
+    pairs = list(_pairs(quantized, original))
+    _check_metadata(quantized, original)
+    for check in map_in_order(partial(_check, rotation), pairs, threads=threads):
+        advance(quantized.tensors[check.name].size)
+        yield check
+
+
+def require(checks: list[Check], path: object) -> None:
+    """Raise MismatchError unless every check passed."""
+    failed = [c for c in checks if not c.passed]
+    if failed:
+        worst = max(failed, key=lambda c: c.worst_block / c.allowed)
+        raise MismatchError(
+            f"{path}: {worst.name}, row {worst.worst_row}: a block differs by "
+            f"{worst.worst_block:.3g} of its energy, and {worst.type} explains at most "
+            f"{worst.allowed:.3g} ({len(failed)} of {len(checks)} tensors fail)"
+        )
+
+
+def _pairs(quantized: Model, original: Model) -> Iterator[tuple[Tensor, Tensor]]:
+    """Each tensor with its original; an untied head's is the embedding."""
+    missing = [name for name in original.tensors if name not in quantized.tensors]
+    if missing:
+        raise MismatchError(f"{quantized.path}: {missing[0]} of {original.path} is missing")
+    for name, tensor in quantized.tensors.items():
+        tied = name == folding.HEAD and name not in original.tensors
+        source = original.tensors.get(folding.EMBEDDING if tied else name)
+        if source is None:
+            raise MismatchError(f"{quantized.path}: {name} does not occur in {original.path}")
+        if source.shape != tensor.shape:
+            raise MismatchError(
+                f"{quantized.path}: {name} has shape {tensor.shape}, expected {source.shape}"
+            )
+        yield tensor, source
+
+
+def _check_metadata(quantized: Model, original: Model) -> None:
+    """What decides how the network runs must be equal to the byte."""
+    for key, value in original.metadata.items():
+        decides = key.startswith(("general.architecture", original.architecture, "tokenizer."))
+        if decides and quantized.metadata.get(key) != value:
+            raise MismatchError(f"{quantized.path}: {key} differs from {original.path}")
+
+
+def _check(rotation: Rotation, pair: tuple[Tensor, Tensor]) -> Check:
+    tensor, source = pair
+    type = GGMLQuantizationType[tensor.type]
+    block = GGML_QUANT_SIZES[type][0]
+    rows, columns = rotation.granule(tensor.name)
+    cut = tiles(tensor.shape, granule=(rows, lcm(columns, block, _BLOCK)), weights=_TILE)
+    parts = [_compare(rotation, tensor, source, tile, max(block, _BLOCK)) for tile in cut]
+    error, energy = (sum(p[i] for p in parts) for i in (0, 1))
+    worst, row = max((p[2:] for p in parts), default=(0.0, 0))
+    return Check(
+        tensor.name, tensor.type, error / energy if energy else error, worst, row, _allowed(type)
+    )
+
+
+def _compare(
+    rotation: Rotation, tensor: Tensor, source: Tensor, tile: Tile, block: int
+) -> tuple[float, float, float, int]:
+    """Error and energy of a tile, the worst block's relative error and its row."""
+    x = source.read_tile(tile.rows, tile.columns)
+    first = (tile.rows[0], tile.columns[0])
+    x = rotation.apply(tensor.name, x, shape=tensor.shape, first=first)
+    error = _block_sums(tensor.read_tile(tile.rows, tile.columns) - x, block)
+    energy = _block_sums(x, block)
+    floor = 0.01 * float(energy.mean())  # a block of near zeros is judged beside its neighbours
+    relative = error / np.maximum(energy + floor, np.finfo(np.float64).tiny)
+    relative = np.where(np.isfinite(relative), relative, np.inf)
+    worst = int(relative.argmax())
+    row = tile.rows[0] + worst // relative.shape[1]
+    return float(error.sum()), float(energy.sum()), float(relative.flat[worst]), row
+
+
+def _block_sums(x: F32, block: int) -> "np.ndarray[tuple[int, int], np.dtype[np.float64]]":
+    """Sums of squares over blocks of a row, the last one shorter: (rows, blocks) float64."""
+    starts = np.arange(0, x.shape[1], block)
+    return np.add.reduceat(np.square(x, dtype=np.float64), starts, axis=1)
+
+
+def _allowed(type: GGMLQuantizationType) -> float:
+    """The largest relative squared error of a block that rounding to this type explains."""
+    bits = _FLOAT_BITS.get(type.name)
+    if bits is not None:
+        return float(4 * 4.0**-bits) + _ROTATION_ERROR * _BLOCK_FACTOR
+    block, size = GGML_QUANT_SIZES[type]
+    return min(_LARGEST, float(_BLOCK_FACTOR * 4.0 ** (-8 * size / block)))
