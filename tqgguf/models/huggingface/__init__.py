@@ -1,0 +1,54 @@
+"""Hugging Face folders and .safetensors files as models: names, layout and metadata of GGUF."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from tqgguf.errors import FileFormatError
+from tqgguf.models.huggingface.architectures import check_assumptions, find_architecture
+from tqgguf.models.huggingface.folder import Config
+from tqgguf.models.huggingface.general import general_keys
+from tqgguf.models.huggingface.hyperparameters import convert_hyperparameters, rope_tensors
+from tqgguf.models.huggingface.safetensors import read_weights
+from tqgguf.models.huggingface.tensors import convert_tensors
+from tqgguf.models.huggingface.tokenizer import tokenizer_keys
+from tqgguf.models.metadata import Value
+from tqgguf.models.model import Model
+
+__all__ = ["read_huggingface"]
+
+
+def read_huggingface(path: Path, *, vocabulary: Mapping[str, Value] | None = None) -> Model:
+    """Open a Hugging Face folder, or one .safetensors file beside its config.json.
+
+    Tensors come under their GGUF names, in ggml's order of rows, experts stacked; all of it done
+    when rows are read. vocabulary: metadata of a GGUF file whose tokenizer keys to use in place of
+    the folder's tokenizer. Raises FileFormatError or UnsupportedModelError.
+    """
+    folder = path if path.is_dir() else path.parent
+    config = Config.read(folder / "config.json")
+    architecture = find_architecture(config)
+    config = replace(config, values={**architecture.defaults, **config.values})
+    check_assumptions(config, architecture)
+    hyperparameters = convert_hyperparameters(config, architecture)
+    tensors = convert_tensors(read_weights(path, config), config, architecture)
+    if vocabulary is None:
+        tokenizer = tokenizer_keys(folder, config, architecture)
+    else:
+        tokenizer = _borrowed(vocabulary, config)
+    general = general_keys(folder, architecture.name, tensors)
+    tensors = {**rope_tensors(config, architecture), **tensors}
+    return Model(path, {**general, **hyperparameters, **tokenizer}, tensors)
+
+
+def _borrowed(metadata: Mapping[str, Value], config: Config) -> dict[str, Value]:
+    """The tokenizer keys of another model, which must have a token for every embedding row."""
+    keys = {k: v for k, v in metadata.items() if k.startswith("tokenizer.")}
+    tokens = keys.get("tokenizer.ggml.tokens")
+    count = len(tokens.decode()) if tokens else 0
+    if count != config.count("vocab_size"):
+        raise FileFormatError(
+            f"{config.path}: vocab_size is {config.count('vocab_size')}, but the borrowed "
+            f"vocabulary has {count} tokens"
+        )
+    return keys

@@ -1,0 +1,248 @@
+"""From Hugging Face's tensors to GGUF's: names, order of rows, stacked experts; all of it lazy."""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+from gguf import MODEL_ARCH, MODEL_ARCH_NAMES, TensorNameMap, get_tensor_name_map
+
+from tqgguf.errors import FileFormatError, UnsupportedModelError
+from tqgguf.kernels.dtypes import F32, I64
+from tqgguf.models.huggingface.architectures import SIZES, Architecture
+from tqgguf.models.huggingface.folder import Config
+from tqgguf.models.huggingface.safetensors import Stored
+from tqgguf.models.model import Tensor
+
+# Buffers and weights that are no part of the language model: masks, rotary tables, vision towers.
+_UNUSED = re.compile(
+    r"rotary_emb\.inv_freq$|\.attn\.(bias|masked_bias)$|\.(input|output|k|v)_scale$|_extra_state$"
+    r"|^(model\.)?(vision_tower|vision_model|multi_modal_projector|visual)\."
+)
+_WRAPPERS = re.compile(r"^(model\.language_model\.|language_model\.model\.)")
+_EXPERT = re.compile(r"^(?P<head>.*\.experts)\.(?P<number>\d+)\.(?P<tail>.+)$")
+_FUSED_EXPERTS = re.compile(r"^(?P<head>.*\.experts)\.gate_up_proj(\.weight)?$")
+_BLOCK = re.compile(r"^blk\.(\d+)\.")
+_ALWAYS_F32 = ("ffn_gate_inp.weight", "position_embd.weight")  # llama.cpp loads these as F32 only
+
+
+def convert_tensors(
+    weights: Mapping[str, Stored], config: Config, architecture: Architecture
+) -> dict[str, Tensor]:
+    """The model's tensors under their GGUF names, in the order of the graph.
+
+    Raises FileFormatError for a tensor that is missing, unknown or of another shape than
+    config.json says, UnsupportedModelError for a head that llama.cpp would not use.
+    """
+    if config.n_layer > len(weights):
+        raise FileFormatError(
+            f"{config.path}: claims {config.n_layer} layers, but the weights are "
+            f"{len(weights)} tensors"
+        )
+    names = get_tensor_name_map(_model_arch(architecture.name), config.n_layer)
+    sources = _stack_experts(_used(weights))
+    tensors: dict[str, Tensor] = {}
+    for name, tensor in _transformed(sources, config, architecture):
+        gguf_name = _gguf_name(names, name, architecture)
+        if gguf_name in tensors:
+            raise FileFormatError(f"{name}: a second tensor for {gguf_name}")
+        tensors[gguf_name] = _stored_type(replace(tensor, name=gguf_name))
+    _settle_head(tensors, config, architecture)
+    _check_shapes(tensors, config, architecture)
+    return dict(sorted(tensors.items(), key=lambda item: _place(item[0])))
+
+
+def _model_arch(name: str) -> MODEL_ARCH:
+    return next(arch for arch, text in MODEL_ARCH_NAMES.items() if text == name)
+
+
+def _used(weights: Mapping[str, Stored]) -> Iterator[Stored]:
+    """The language model's tensors, without the wrapper of a multimodal model in their names."""
+    for name, stored in weights.items():
+        if _UNUSED.search(name):
+            continue
+        name = _WRAPPERS.sub("model.", name).removeprefix("language_model.")
+        yield from _split_gate_up(replace(stored, name=name))
+
+
+def _split_gate_up(stored: Stored) -> Iterator[Stored]:
+    """Fused gate and up projections of all experts, (n_expert, 2 n_ff, n_in), as two views."""
+    match = _FUSED_EXPERTS.match(stored.name)
+    if not match or stored.array.ndim != 3:
+        yield stored
+        return
+    half = stored.array.shape[1] // 2
+    for part, where in (("gate_proj", slice(0, half)), ("up_proj", slice(half, None))):
+        yield replace(stored, name=f"{match['head']}.{part}.weight", array=stored.array[:, where])
+
+
+def _stack_experts(stored: Iterator[Stored]) -> Iterator[tuple[str, Stored | list[Tensor]]]:
+    """Tensors by name; the experts of a layer, numbered 0, 1 ... in their names, as one list."""
+    experts: dict[str, dict[int, Tensor]] = {}
+    for item in stored:
+        match = _EXPERT.match(item.name)
+        if match:
+            name = f"{match['head']}.{match['tail']}"
+            experts.setdefault(name, {})[int(match["number"])] = item.tensor()
+        else:
+            yield item.name, item
+    for name, by_number in experts.items():
+        if sorted(by_number) != list(range(len(by_number))):
+            raise FileFormatError(f"{name}: experts {sorted(by_number)[:9]} ... have gaps")
+        yield name, [by_number[i] for i in range(len(by_number))]
+
+
+def _transformed(
+    sources: Iterator[tuple[str, Stored | list[Tensor]]],
+    config: Config,
+    architecture: Architecture,
+) -> Iterator[tuple[str, Tensor]]:
+    for name, source in sources:
+        if isinstance(source, list):
+            yield name, stacked(source)
+            continue
+        if architecture.transposed and architecture.transposed.search(name):
+            source = replace(source, array=source.array.T)
+        tensor = source.tensor()
+        if architecture.rotary_pairs and ".q_proj." in name:
+            tensor = interleaved(tensor, config.n_head)
+        elif architecture.rotary_pairs and ".k_proj." in name:
+            tensor = interleaved(tensor, config.n_head_kv)
+        elif architecture.norm_shift and name.endswith("norm.weight"):
+            tensor = shifted(tensor, architecture.norm_shift)
+        yield name, tensor
+
+
+def stacked(experts: Sequence[Tensor]) -> Tensor:
+    """Tensors of one shape as one with a leading axis: (n_expert, n_out, n_in)."""
+    first = experts[0]
+    different = [t for t in experts if t.shape != first.shape or t.type != first.type]
+    if different:
+        raise FileFormatError(
+            f"{different[0].name}: {different[0].type} of shape {different[0].shape}, but "
+            f"{first.name} is {first.type} of shape {first.shape}; experts must be alike"
+        )
+    shape = (len(experts), *first.shape)
+    return Tensor(first.name, shape, first.type, partial(_rows_of_stack, experts))
+
+
+def _rows_of_stack(experts: Sequence[Tensor], start: int, stop: int) -> F32:
+    per_expert = experts[0].n_rows
+    parts = [
+        experts[i].rows(max(start - i * per_expert, 0), min(stop - i * per_expert, per_expert))
+        for i in range(start // per_expert, -(-stop // per_expert))
+    ]
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def interleaved(tensor: Tensor, n_head: int) -> Tensor:
+    """Rows of q or k put from Hugging Face's rotary order into ggml's.
+
+    Hugging Face rotates row i of a head with row i + head_dim / 2, ggml's llama graph rows 2i and
+    2i + 1. tensor: (n_head * head_dim, n_in), or a bias (n_head * head_dim,).
+    """
+    n = tensor.shape[0]
+    if n % (2 * n_head):
+        raise FileFormatError(f"{tensor.name}: {n} rows are not {n_head} heads of even width")
+    order = np.arange(n).reshape(n_head, 2, n // n_head // 2).swapaxes(1, 2).reshape(-1)
+    read = _bias_in_order if len(tensor.shape) == 1 else _rows_in_order
+    return replace(tensor, rows=partial(read, tensor, order), raw=None)
+
+
+def _rows_in_order(tensor: Tensor, order: I64, start: int, stop: int) -> F32:
+    wanted = order[start:stop]
+    if not wanted.size:
+        return tensor.rows(0, 0)
+    first = int(wanted.min())
+    return tensor.rows(first, int(wanted.max()) + 1)[wanted - first]
+
+
+def _bias_in_order(tensor: Tensor, order: I64, start: int, stop: int) -> F32:
+    return tensor.rows(start, stop)[:, order]
+
+
+def shifted(tensor: Tensor, by: float) -> Tensor:
+    """All weights plus a constant: Gemma's norms multiply by 1 + weight."""
+
+    def rows(start: int, stop: int) -> F32:
+        return tensor.rows(start, stop) + np.float32(by)
+
+    return replace(tensor, type="F32", rows=rows, raw=None)
+
+
+def _gguf_name(names: TensorNameMap, name: str, architecture: Architecture) -> str:
+    gguf_name: str | None = names.get_name(name, (".weight", ".bias"))
+    gguf_name = gguf_name or names.get_name(f"{name}.weight", (".weight",))  # fused experts
+    if name == "lm_head.weight":
+        gguf_name = "output.weight"
+    if gguf_name is None or gguf_name.removesuffix(".bias") == name:
+        raise FileFormatError(f"{name}: no such tensor in the {architecture.name} graph")
+    return gguf_name
+
+
+def _stored_type(tensor: Tensor) -> Tensor:
+    """Vectors, routers and position tables as F32, which is all that llama.cpp takes for them."""
+    if tensor.type != "F32" and (len(tensor.shape) < 2 or tensor.name.endswith(_ALWAYS_F32)):
+        return replace(tensor, type="F32", raw=None)
+    return tensor
+
+
+def _settle_head(tensors: dict[str, Tensor], config: Config, architecture: Architecture) -> None:
+    """Drop an output head that only repeats the embedding."""
+    tied = config.get("tie_word_embeddings")
+    if "output.weight" not in tensors:
+        if tied is False and not architecture.always_tied:
+            raise FileFormatError(
+                f"{config.path}: the head is not tied, but lm_head.weight is absent"
+            )
+    elif tied or (tied is None and architecture.always_tied):
+        del tensors["output.weight"]
+    elif architecture.always_tied:
+        raise UnsupportedModelError(
+            f"{config.path}: lm_head.weight is not tied to the embedding, but llama.cpp's "
+            f"{architecture.name} graph reads the embedding in its place"
+        )
+
+
+def _check_shapes(
+    tensors: Mapping[str, Tensor], config: Config, architecture: Architecture
+) -> None:
+    """Every tensor the graph needs is there, and all have the shape that config.json implies."""
+    expected = dict(_expected_shapes(config, architecture))
+    for name, (shape, required) in expected.items():
+        if name not in tensors:
+            if required:
+                raise FileFormatError(
+                    f"{config.path.parent}: no weights for {name}, which a {architecture.name} "
+                    f"model of {config.n_layer} layers needs"
+                )
+        elif tensors[name].shape != shape:
+            raise FileFormatError(
+                f"{config.path.parent}: {name} has shape {tensors[name].shape}, but config.json "
+                f"implies {shape}"
+            )
+    unknown = [name for name in tensors if name not in expected]
+    if unknown:
+        raise FileFormatError(
+            f"{config.path.parent}: {unknown[0]} is not part of a {architecture.name} model of "
+            f"{config.n_layer} layers"
+        )
+
+
+def _expected_shapes(
+    config: Config, architecture: Architecture
+) -> Iterator[tuple[str, tuple[tuple[int, ...], bool]]]:
+    for pattern, letters in architecture.tensors.items():
+        shape = tuple(SIZES[letter](config) for letter in letters.strip("?").split())
+        required = not letters.endswith("?")
+        for layer in range(config.n_layer) if "{}" in pattern else [0]:
+            yield pattern.format(layer), (shape, required)
+
+
+def _place(name: str) -> tuple[int, int]:
+    """Embeddings, blocks in order, then the head."""
+    block = _BLOCK.match(name)
+    if block:
+        return 1, int(block[1])
+    return (0, 0) if name.startswith(("token_embd", "position_embd", "rope_")) else (2, 0)

@@ -1,0 +1,64 @@
+"""SentencePiece's tokenizer.model."""
+
+from pathlib import Path
+from typing import Any
+
+from gguf import Keys, TokenType
+
+from tqgguf.errors import FileFormatError
+from tqgguf.models.huggingface.folder import load_optional
+from tqgguf.models.huggingface.tokenizer.vocabulary import (
+    CURE,
+    Vocabulary,
+    added_tokens,
+)
+from tqgguf.models.metadata import encode
+
+_WORD_START = "\u2581"
+_UNUSED_SCORE = -10000.0
+
+
+def read_sentencepiece(folder: Path, size: int, space_prefix: bool | None) -> Vocabulary:
+    """The vocabulary of tokenizer.model and the tokens added beside it.
+
+    size: rows of the embedding; space_prefix: whether text gets a leading space, None: as the
+    model itself does. Raises FileFormatError if the file is not SentencePiece's.
+    """
+    path = folder / "tokenizer.model"
+    pieces = _load(path)
+    vocabulary = Vocabulary.empty(path, size, "llama", "default")
+    vocabulary.scores = [_UNUSED_SCORE] * size
+    vocabulary.add_bos = True
+    for i in range(min(len(pieces), size)):
+        vocabulary.put(i, pieces.id_to_piece(i), _type(pieces, i), pieces.get_score(i))
+    vocabulary.put_added(
+        {i: row for i, row in added_tokens(folder).items() if i >= len(pieces) or row[1]}
+    )
+    if space_prefix is None:
+        space_prefix = _prepends_space(pieces)
+    vocabulary.extra[Keys.Tokenizer.ADD_PREFIX] = encode(space_prefix)
+    return vocabulary
+
+
+def _load(path: Path) -> Any:
+    package = load_optional("sentencepiece")
+    try:
+        return package.SentencePieceProcessor(model_file=str(path))
+    except (RuntimeError, OSError):
+        raise FileFormatError(f"{path}: not a SentencePiece model; {CURE}") from None
+
+
+def _type(pieces: Any, number: int) -> TokenType:
+    if pieces.is_unknown(number):
+        return TokenType.UNKNOWN
+    if pieces.is_control(number):
+        return TokenType.CONTROL
+    if pieces.is_unused(number):
+        return TokenType.UNUSED
+    return TokenType.BYTE if pieces.is_byte(number) else TokenType.NORMAL
+
+
+def _prepends_space(pieces: Any) -> bool:
+    """Whether the model puts a space before a text (its add_dummy_prefix)."""
+    first: list[str] = pieces.encode("a", out_type=str)
+    return bool(first) and first[0].startswith(_WORD_START)

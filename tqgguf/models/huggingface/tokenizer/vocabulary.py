@@ -1,0 +1,129 @@
+"""A vocabulary as GGUF stores it, whatever files it came from."""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from gguf import GGUFValueType, Keys, TokenType
+
+from tqgguf.errors import FileFormatError
+from tqgguf.models.huggingface.folder import read_json
+from tqgguf.models.metadata import Value, encode
+
+CURE = "give --vocab-from with a GGUF file that has this model's tokenizer"
+_WORD_START = "\u2581"  # SentencePiece's sign for a space
+
+
+@dataclass
+class Vocabulary:
+    """Tokens by id, with llama.cpp's type of each; filled by the readers of this package."""
+
+    path: Path
+    model: str  # llama.cpp's name: "llama" (SentencePiece) or "gpt2" (byte-level BPE)
+    pre: str
+    tokens: list[str]
+    types: list[int]
+    scores: list[float] | None = None
+    merges: list[str] | None = None
+    add_bos: bool = False
+    add_eos: bool = False
+    extra: dict[str, Value] = field(default_factory=dict)
+
+    @classmethod
+    def empty(cls, path: Path, size: int, model: str, pre: str) -> "Vocabulary":
+        """`size` places that no token has taken yet; the model's embedding has as many rows."""
+        names = [f"[PAD{i}]" for i in range(size)]
+        return cls(path, model, pre, names, [TokenType.UNUSED] * size)
+
+    def put(self, number: Any, text: str, type: TokenType, score: float | None = None) -> None:
+        """Set a token; FileFormatError if the embedding has no row for it."""
+        if not isinstance(number, int) or not 0 <= number < len(self.tokens):
+            raise FileFormatError(
+                f"{self.path}: token {text[:40]!r} has id {number}, but config.json says "
+                f"vocab_size {len(self.tokens)}"
+            )
+        self.tokens[number], self.types[number] = text, type
+        if self.scores is not None and score is not None:
+            self.scores[number] = score
+
+    def put_added(self, added: Mapping[int, tuple[str, bool]]) -> None:
+        """Set tokens that were added after training: id -> (text, whether it is special)."""
+        for number, (text, special) in added.items():
+            if special or _looks_special(text):
+                self.put(number, text, TokenType.CONTROL, -1000.0)
+            else:
+                plain = text.replace(_WORD_START, " ")
+                self.put(number, plain, TokenType.USER_DEFINED, -1000.0)
+
+    def find(self, text: str) -> int | None:
+        """The id of a token, or None."""
+        return self.tokens.index(text) if text in self.tokens else None
+
+    def keys(self) -> dict[str, Value]:
+        """The vocabulary as GGUF keys."""
+        names = Keys.Tokenizer
+        keys = {
+            names.MODEL: encode(self.model),
+            names.PRE: encode(self.pre),
+            names.LIST: encode(self.tokens, GGUFValueType.STRING),
+        }
+        if self.scores is not None:
+            keys[names.SCORES] = encode(np.array(self.scores, np.float32))
+        keys[names.TOKEN_TYPE] = encode(np.array(self.types, np.int32))
+        if self.merges is not None:
+            keys[names.MERGES] = encode(self.merges, GGUFValueType.STRING)
+        return keys | self.extra
+
+
+def _looks_special(text: str) -> bool:
+    """Control tokens that some folders do not mark as special; other converters do the same."""
+    return (
+        text in ("<pad>", "<mask>")
+        or (text.startswith("<|") and text.endswith("|>"))
+        or (text.startswith("<unused") and text.endswith(">"))
+    )
+
+
+def added_tokens(folder: Path) -> dict[int, tuple[str, bool]]:
+    """Tokens added after training, from every file that may list them: id -> (text, special)."""
+    added: dict[int, tuple[str, bool]] = {}
+    for path, rows in _lists_of_added(folder):
+        for number, text, special in rows:
+            if not isinstance(number, int) or not isinstance(text, str):
+                raise FileFormatError(f"{path}: added token {number!r} is {str(text)[:40]!r}")
+            added[number] = (text, bool(special))
+    return added
+
+
+def _lists_of_added(folder: Path) -> Iterator[tuple[Path, list[tuple[Any, Any, Any]]]]:
+    path = folder / "added_tokens.json"
+    if path.is_file():
+        yield path, [(number, text, False) for text, number in read_json(path).items()]
+    path = folder / "tokenizer.json"
+    if path.is_file():
+        yield (
+            path,
+            [
+                (row.get("id"), row.get("content"), row.get("special"))
+                for row in read_json(path).get("added_tokens") or []
+            ],
+        )
+    path = folder / "tokenizer_config.json"
+    if path.is_file():
+        table = read_json(path).get("added_tokens_decoder") or {}
+        yield (
+            path,
+            [
+                (int(number), row.get("content"), row.get("special"))
+                for number, row in table.items()
+            ],
+        )
+
+
+def describe(value: Any) -> str:
+    """A JSON value in a few characters, for error texts."""
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 120 else text[:117] + "..."
