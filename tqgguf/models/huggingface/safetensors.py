@@ -83,7 +83,8 @@ def _rows(array: NDArray[Any], start: int, stop: int) -> NDArray[Any]:
 
 
 def _from_bf16(bits: NDArray[Any]) -> F32:
-    return np.left_shift(bits, 16, dtype=np.uint32).view(np.float32)
+    floats: F32 = np.left_shift(bits, 16, dtype=np.uint32).view(np.float32)
+    return floats
 
 
 def _to_float32(values: NDArray[Any]) -> F32:
