@@ -56,12 +56,20 @@ def logprobs(path: Path, tokens: Tokens) -> np.ndarray:
 
 def tokenize(path: Path, text: str) -> list[int]:
     """The token ids of a text, with BOS where the model's tokenizer adds one."""
+    return tokenize_each(path, [text])[0]
+
+
+def tokenize_each(path: Path, texts: Sequence[str]) -> list[list[int]]:
+    """The token ids of many texts, the model loaded once."""
     with _model(path) as (lib, model):
-        data = text.encode()
-        room = (ctypes.c_int32 * (len(data) + 8))()
         vocab = lib.llama_model_get_vocab(model)
-        count = lib.llama_tokenize(vocab, data, len(data), room, len(room), True, True)
-        return list(room[:count])
+        return [_tokenize(lib, vocab, text.encode()) for text in texts]
+
+
+def _tokenize(lib: ctypes.CDLL, vocab: int, text: bytes) -> list[int]:
+    room = (ctypes.c_int32 * (len(text) + 8))()
+    count = lib.llama_tokenize(vocab, text, len(text), room, len(room), True, True)
+    return list(room[:count])
 
 
 def generate(path: Path, prompt: Tokens, n_tokens: int) -> str:
