@@ -1,0 +1,43 @@
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-oracle check lint types layers fmt clean
+SHELL := /bin/bash
+
+VENV   ?= .venv
+PYTHON ?= python3
+BIN    := $(VENV)/bin
+MODEL  ?= tests/data/novels-5m-f16.gguf
+
+help:          ## list the targets
+	@awk -F ':.*## ' '/^[a-z][a-z.-]*:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: $(VENV)/.installed   ## quantize the embedded model, report its error, generate text from it
+	@mkdir -p demo
+	$(BIN)/tqgguf quantize $(MODEL) --type tq-q4 --force -o demo/novels-5m-TQ-Q4.gguf
+	$(BIN)/tqgguf verify demo/novels-5m-TQ-Q4.gguf $(MODEL)
+	$(BIN)/tqgguf report mse $(MODEL) --types Q4_K,Q3_K,Q2_K
+	$(BIN)/python scripts/generate.py demo/novels-5m-TQ-Q4.gguf "The old man looked at the sea and"
+
+test: $(VENV)/.installed   ## the whole suite (no network once installed)
+	$(BIN)/python -m pytest -q -n auto
+
+check: lint types layers test   ## everything a change must pass; never edits
+
+lint: $(VENV)/.installed   ## style, docstrings, shell
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+types: $(VENV)/.installed  ## mypy, strict
+	$(BIN)/mypy
+
+layers: $(VENV)/.installed ## imports only go down
+	$(BIN)/lint-imports
+
+fmt: $(VENV)/.installed    ## fix what can be fixed
+	$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
+
+clean:         ## remove everything that can be made again
+	rm -rf $(VENV) demo build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@

@@ -1,0 +1,185 @@
+"""Stories of the main job: what a user types, and the exact line they get for a mistake."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from typer.testing import CliRunner
+
+from tqgguf.cli import app
+
+RUNNER = CliRunner()
+
+
+def run(*args):
+    return RUNNER.invoke(app, [str(a) for a in args])
+
+
+def fails(*args, says, code=1):
+    """The command exits with `code` and its last line on stderr says so."""
+    result = run(*args)
+    assert result.exit_code == code, result.output
+    lines = result.stderr.strip().splitlines()
+    assert lines[-1].startswith("error: ")
+    assert says in lines[-1]
+    assert "Traceback" not in result.output
+
+
+def test_quantize_beside_the_input_under_the_conventional_name(novels, tmp_path):
+    source = tmp_path / "novels-5m-f16.gguf"
+    source.write_bytes(novels.read_bytes())
+    result = run("quantize", source, "--type", "tq-q4")
+    assert result.exit_code == 0, result.output
+    written = tmp_path / "novels-5m-TQ-Q4.gguf"
+    assert written.is_file()
+    assert "unrotated control" in result.stdout
+    assert f"llama-cli -m {written}" in result.stdout
+    assert run("verify", written, source).exit_code == 0
+
+
+def test_json_is_one_document_with_the_contract_s_keys(novels, tmp_path):
+    result = run("quantize", novels, "-o", tmp_path / "q.gguf", "-t", "TQ-q3", "--json")
+    document = json.loads(result.stdout)
+    assert {"output", "bytes", "bpw", "rotation", "tensors"} <= set(document)
+    assert document["bytes"] == (tmp_path / "q.gguf").stat().st_size
+    assert {"name", "type", "shape", "bpw", "reason", "rel_mse"} <= set(document["tensors"][0])
+    assert document["rotation"]["mode"] == "fused"
+    by_name = {t["name"]: t for t in document["tensors"]}
+    assert 0 < by_name["blk.0.ffn_up.weight"]["rel_mse"] < 0.03
+    assert by_name["blk.0.attn_norm.weight"]["rel_mse"] == 0
+
+
+def test_plan_and_dry_run_write_nothing_and_agree(novels, tmp_path):
+    plan = run("plan", novels, "-t", "tq-q2", "--json")
+    dry = run("quantize", novels, "-t", "tq-q2", "--dry-run", "--json", "-o", tmp_path / "q.gguf")
+    plan, dry = json.loads(plan.stdout), json.loads(dry.stdout)
+    assert list(tmp_path.iterdir()) == []
+    assert plan["tensors"] == dry["tensors"]
+    done = json.loads(
+        run("quantize", novels, "-t", "tq-q2", "--json", "-o", tmp_path / "q.gguf").stdout
+    )
+    assert [t["type"] for t in done["tensors"]] == [t["type"] for t in plan["tensors"]]
+    assert done["bpw"] == plan["bpw"]
+
+
+def test_plan_shows_the_fallbacks_and_the_cost_of_untying(stories):
+    result = run("plan", stories, "--type", "q4_k")
+    assert "rows of 172 do not fit Q4_K's blocks of 256" in result.stdout
+    assert "untied: the fold needs an output head of its own" in result.stdout
+
+
+def test_quiet_says_nothing(novels, tmp_path):
+    result = run("quantize", novels, "-o", tmp_path / "q.gguf", "--quiet")
+    assert result.exit_code == 0
+    assert result.output == ""
+
+
+def test_tensor_types_and_roles_can_be_chosen(novels, tmp_path):
+    result = run(
+        *("quantize", novels, "-o", tmp_path / "q.gguf", "--json", "--type", "q4_0"),
+        *("--tensor-type", "ffn_down=q6_k", "--tensor-type", r"blk\.[01]\.=q8_0"),
+        *("--output-type", "q5_k", "--token-embedding-type", "q2_k"),
+    )
+    types = {t["name"]: t["type"] for t in json.loads(result.stdout)["tensors"]}
+    assert types["blk.0.ffn_down.weight"] == "Q6_K"
+    assert types["blk.0.attn_q.weight"] == "Q8_0"
+    assert types["blk.2.attn_q.weight"] == "Q4_0"
+    assert types["output.weight"] == "Q5_K"
+    assert types["token_embd.weight"] == "Q2_K"
+
+
+@pytest.mark.parametrize("mode", ["fused", "tensor", "none"])
+def test_every_mode_verifies_and_dequantizes(novels, tmp_path, mode):
+    quant, back = tmp_path / "q.gguf", tmp_path / "b.gguf"
+    result = run("quantize", novels, "-o", quant, "--rotate", mode)
+    assert result.exit_code == 0
+    assert ("llama-cli" in result.stdout) == (mode != "tensor")
+    assert run("verify", quant, novels).exit_code == 0
+    assert run("dequantize", quant, "-o", back, "-q").exit_code == 0
+    assert "tqgguf.rotation.mode = none" in run("inspect", back).stdout
+
+
+def test_inspect_shows_the_rotation(novels, tmp_path):
+    run("quantize", novels, "-o", tmp_path / "q.gguf", "--seed", 7, "-q")
+    result = run("inspect", tmp_path / "q.gguf")
+    assert "tqgguf.rotation.seed = 7" in result.stdout
+    assert "tqgguf.recipe = TQ-Q4" in result.stdout
+    document = json.loads(run("inspect", tmp_path / "q.gguf", "--json").stdout)
+    assert document["metadata"]["tqgguf.rotation.block_size"] == 256
+
+
+def test_mistakes_get_one_line(novels, stories, tmp_path):
+    out = tmp_path / "q.gguf"
+    fails("quantize", tmp_path / "no[q4].gguf", says="no[q4].gguf: no such file")
+    fails("quantize", novels, "-t", "q9_z", says="'q9_z' is unknown; known: TQ-Q4, TQ-Q3, TQ-Q2")
+    fails("quantize", novels, "--rotate", "sideways", says="known: fused, auto, tensor, none")
+    fails("quantize", novels, "--block", "48", says="48: this model's rotation needs a power")
+    fails("quantize", novels, "--block", "512", says="does not divide the model's width of 256")
+    fails("quantize", novels, "-o", tmp_path, says="is a folder; expected the name of a file")
+    fails("quantize", novels, "-o", tmp_path / "x" / "q.gguf", says="does not exist")
+    fails("quantize", stories, "-o", out, "--strict", says="which --strict forbids")
+    fails("quantize", novels, "--tensor-type", "(=q4_0", says="is no regular expression")
+    fails("quantize", novels, "--tensor-type", "a=q9", says="no tensor type 'q9'")
+    fails("dequantize", novels, "-o", out, "-t", "q4_0", says="dequantize writes F32, F16, BF16")
+    fails("verify", novels, stories, says="token_embd.weight has shape (2048, 256), expected")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_quantized_input_needs_consent(novels, tmp_path):
+    run("quantize", novels, "-t", "q8_0", "-o", tmp_path / "q8.gguf", "--rotate", "none", "-q")
+    again = ("quantize", tmp_path / "q8.gguf", "-o", tmp_path / "q4.gguf", "--quiet")
+    fails(*again, says="accept the loss with --allow-requantize")
+    assert run(*again, "--allow-requantize").exit_code == 0
+    assert run("verify", tmp_path / "q4.gguf", novels).exit_code == 0
+
+
+def test_a_rotated_input_is_not_rotated_twice(novels, tmp_path):
+    run("quantize", novels, "-t", "f32", "-o", tmp_path / "f.gguf", "-q")
+    again = ("quantize", tmp_path / "f.gguf", "-o", tmp_path / "q.gguf", "-q")
+    fails(*again, says="already rotated by tqgguf; use --rotate none")
+    assert run(*again, "--rotate", "none").exit_code == 0
+    assert run("verify", tmp_path / "q.gguf", novels).exit_code == 0
+
+
+def test_an_unknown_architecture_is_explained(novels, tmp_path):
+    data = novels.read_bytes().replace(b"llama", b"lhama")
+    source = tmp_path / "m.gguf"
+    source.write_bytes(data)
+    fails("quantize", source, says="no fold is known for architecture 'lhama'")
+    fails("quantize", source, says="use --rotate none")
+    assert run("quantize", source, "--rotate", "none", "-q").exit_code == 0
+
+
+def test_usage_errors_exit_with_2(novels):
+    assert run("quantize", novels, "--bogus").exit_code == 2
+    assert run("quantize", novels, "--block", "-3").exit_code == 2
+    assert run("quantize", novels, "--tensor-type", "q4_0").exit_code == 2
+    assert run("quantize").exit_code == 2
+
+
+def test_every_command_s_help_ends_with_an_example():
+    commands = [c.name or c.callback.__name__ for c in app.registered_commands]
+    assert {"quantize", "plan", "inspect", "verify", "dequantize"} <= set(commands)
+    for name in commands:
+        result = run(name, "--help")
+        assert result.exit_code == 0
+        assert f"Example: tqgguf {name}" in " ".join(result.output.split())
+
+
+def test_a_full_disk_gives_one_line_and_leaves_nothing(novels, tmp_path):
+    script = "import resource as r; r.setrlimit(r.RLIMIT_FSIZE, (10**6, 10**6)); "
+    script += "import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
+    script += "from tqgguf.cli import main; main()"
+    command = [sys.executable, "-c", script, "quantize", novels, "-o", tmp_path / "q.gguf"]
+    result = subprocess.run(
+        list(map(str, command)),
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+    )
+    assert result.returncode == 1
+    assert "file too large (the output takes 3." in result.stderr
+    assert "Traceback" not in result.stderr
+    assert list(tmp_path.iterdir()) == []
