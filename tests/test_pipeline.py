@@ -17,14 +17,15 @@ from tqgguf.plan import Options, make_plan
 from tqgguf.verify import require, verify
 
 TEXT = (
-    "The old man looked at the sea and said nothing for a long time. At last he turned to the boy, "
-    "who had been waiting by the boat with the lamp in his hand, and asked him whether his mother "
-    "knew where he was. The boy shook his head. It was getting dark, and the wind had begun to rise "
-    "from the west; one could hear the water under the planks of the pier, and far away, in the "
-    "village, a dog was barking. They went up the hill together without another word, until they "
-    "saw the light in the window of the little house, and a woman standing in the door. She did not "
-    "scold him. She only took the lamp out of his hand, put her arm about his shoulders, and drew "
-    "him into the warm room, where the table had been laid for three. Nobody spoke during the meal."
+    "The old man looked at the sea and said nothing for a long time. At last he turned to the"
+    " boy, who had been waiting by the boat with the lamp in his hand, and asked him whether "
+    "his mother knew where he was. The boy shook his head. It was getting dark, and the wind "
+    "had begun to rise from the west; one could hear the water under the planks of the pier, "
+    "and far away, in the village, a dog was barking. They went up the hill together without "
+    "another word, until they saw the light in the window of the little house, and a woman "
+    "standing in the door. She did not scold him. She only took the lamp out of his hand, put"
+    " her arm about his shoulders, and drew him into the warm room, where the table had been "
+    "laid for three. Nobody spoke during the meal."
 )
 
 
