@@ -18,6 +18,10 @@ Tokens = str | Sequence[int]
 _LogCallback = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
 
 
+class NotFiniteError(AssertionError):
+    """A model whose logits are NaN or infinite."""
+
+
 class _Parameters(ctypes.Structure):
     """A parameter struct passed by value, larger than any version of llama.cpp's own.
 
@@ -49,7 +53,7 @@ def logprobs(path: Path, tokens: Tokens) -> np.ndarray:
         ids = tokenize(path, tokens) if isinstance(tokens, str) else list(tokens)
         logits = _logits(lib, model, ids)
     if not np.isfinite(logits).all():
-        raise AssertionError(f"{path}: llama.cpp computed logits that are not finite")
+        raise NotFiniteError(f"{path}: llama.cpp computed logits that are not finite")
     logits -= logits.max(axis=1, keepdims=True)
     return logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
 

@@ -7,7 +7,7 @@ outliers and no bias is zero, so that a fold that forgets any of them changes th
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 
@@ -17,9 +17,12 @@ import numpy as np
 from tqgguf.models.gguf import read_gguf
 
 DATA = Path(__file__).parent / "data"
-SIZES = {"D": 64, "F": 96, "Q": 64, "K": 32, "H": 16, "E": 4, "C": 256, "V": 2048}  # see below
-# D width, F feed-forward, Q query rows, K key and value rows, H head, E experts, C context
+# D width, F feed-forward, Q query rows, K key and value rows, H head, R half of it, E experts,
+# C context, V vocabulary
+SIZES = {"D": 64, "F": 96, "Q": 64, "K": 32, "H": 16, "R": 8, "E": 4, "C": 256, "V": 2048}
+ODD = {"D": 96, "Q": 96, "K": 48, "H": 24, "R": 12}  # a width of 3 x 32
 HEAD = "output V D"
+OUTSIDE = "token_embd V D; output_norm D; output V D"
 
 _LLAMA = """
     attn_norm D
@@ -32,35 +35,182 @@ _LLAMA = """
     ffn_up F D
     ffn_down D F
 """
+_SPLIT = ("attn_q", "attn_k", "attn_v")
+_BIASED_QKV = ("attn_q Q D b", "attn_k K D b", "attn_v K D b")
+_QK_NORMS = ("attn_q_norm H", "attn_k_norm H")
+_DENSE = ("ffn_gate", "ffn_up", "ffn_down")
+_EXPERTS = ("ffn_gate_inp E D", "ffn_gate_exps E F D", "ffn_up_exps E F D", "ffn_down_exps E D F")
+_SHARED = ("ffn_gate_shexp F D", "ffn_up_shexp F D", "ffn_down_shexp D F")
+_POST_NORMS = ("post_attention_norm D", "post_ffw_norm D")
+_GPT2 = """
+    attn_norm D b
+    attn_qkv Q+K+K D b
+    attn_output D Q b
+    ffn_norm D b
+    ffn_up F D b
+    ffn_down D F b
+"""
+_LAYER_OUTSIDE = OUTSIDE.replace("output_norm D", "output_norm D b")
+_MOE = {"expert_count": 4, "expert_used_count": 2, "expert_feed_forward_length": 96}
+_GRANITE = {"embedding_scale": 3.0, "residual_scale": 0.3, "attention.scale": 0.2}
 
 
 @dataclass(frozen=True)
 class Tiny:
-    """What a tiny model is made of: its layers' tensors, those outside, and metadata."""
+    """What a tiny model is made of: its layers' tensors, those outside, and metadata.
+
+    first is the first layer, where it differs from the others.
+    """
 
     arch: str
     layer: str
-    outside: str = "token_embd V D; output_norm D; output V D"
+    outside: str = OUTSIDE
     keys: Mapping[str, object] = field(default_factory=dict)
     sizes: Mapping[str, int] = field(default_factory=dict)
+    first: str = ""
 
     def size(self, letter: str) -> int:
-        """The number that a letter in a shape stands for; a number stands for itself."""
-        return int(letter) if letter.isdigit() else {**SIZES, **self.sizes}[letter]
+        """What a letter, a number or a sum of them in a shape stands for."""
+        sizes = {**SIZES, **self.sizes}
+        return sum(int(x) if x.isdigit() else sizes[x] for x in letter.split("+"))
 
 
-def _change(layer: str, *changes: str) -> str:
+def _change(layer: str, *changes: str, without: tuple[str, ...] = ()) -> str:
     """Lines of `layer` replaced by the changed line of the same name; new names are appended."""
     lines = {line.split()[0]: line for line in layer.strip().splitlines()}
     lines |= {change.split()[0]: change for change in changes}
-    return "\n".join(lines.values())
+    return "\n".join(line for name, line in lines.items() if name not in without)
 
 
-TINY = {
-    "llama": Tiny("llama", _LLAMA),
-    "qwen2": Tiny("qwen2", _change(_LLAMA, "attn_q Q D b", "attn_k K D b", "attn_v K D b")),
-    "qwen3": Tiny("qwen3", _change(_LLAMA, "attn_q_norm H", "attn_k_norm H")),
-}
+def _rows() -> dict[str, Tiny]:
+    mixture = _change(_LLAMA, *_EXPERTS, without=_DENSE)
+    post_normed = _change(_LLAMA, *_POST_NORMS)
+    headless = OUTSIDE.replace(HEAD, "")
+    stablelm = _change(_LLAMA, "attn_norm D b", "ffn_norm D b")
+    mla = {"attention.kv_lora_rank": 32, "attention.q_lora_rank": 48, "expert_shared_count": 1}
+    mla |= {"attention.key_length_mla": 24, "attention.value_length_mla": 16, **_MOE}
+    mla |= {"attention.key_length": 40, "attention.value_length": 32, "attention.head_count_kv": 1}
+    mla |= {"leading_dense_block_count": 1, "rope.dimension_count": 8, "expert_weights_scale": 1.5}
+    latent = ("attn_kv_a_mqa 40 D", "attn_kv_a_norm 32", "attn_k_b 4 32 16", "attn_v_b 4 16 32")
+    latent += ("attn_output D 64",)
+    lite = (*latent, "attn_q 96 D")
+    latent += ("attn_q_a 48 D", "attn_q_a_norm 48", "attn_q_b 96 48")
+    return {
+        "llama": Tiny("llama", _LLAMA),
+        "llama-biased": Tiny(
+            "llama",
+            _change(
+                _LLAMA,
+                *(*_BIASED_QKV, "attn_output D Q b"),
+                *("ffn_gate F D b", "ffn_up F D b", "ffn_down D F b"),
+            ),
+            outside=f"{OUTSIDE}; rope_freqs R",
+        ),
+        "llama-moe": Tiny("llama", mixture, keys=_MOE),
+        "mistral3": Tiny(
+            "mistral3",
+            _LLAMA,
+            keys={
+                "attention.temperature_scale": 0.1,
+                "rope.scaling.original_context_length": 32,
+            },
+        ),
+        "granite": Tiny("granite", _LLAMA, keys={**_GRANITE, "logit_scale": 2.0}),
+        "qwen2": Tiny("qwen2", _change(_LLAMA, *_BIASED_QKV)),
+        "qwen2moe": Tiny(
+            "qwen2moe",
+            _change(mixture, *_BIASED_QKV, *_SHARED, "ffn_gate_inp_shexp D"),
+            keys={**_MOE, "expert_shared_feed_forward_length": 96},
+        ),
+        "qwen3": Tiny("qwen3", _change(_LLAMA, *_QK_NORMS)),
+        "qwen3moe": Tiny("qwen3moe", _change(mixture, *_QK_NORMS), keys=_MOE),
+        "phi3": Tiny(
+            "phi3",
+            _change(
+                _LLAMA,
+                *("attn_qkv Q+K+K D", "ffn_up F+F D"),
+                without=(*_SPLIT, "ffn_gate"),
+            ),
+            outside=f"{OUTSIDE}; rope_factors_long R; rope_factors_short R",
+        ),
+        "deepseek2": Tiny(
+            "deepseek2",
+            _change(mixture, *latent, *_SHARED, "exp_probs_b E b", without=_SPLIT),
+            first=_change(_LLAMA, *latent, without=_SPLIT),
+            keys=mla,
+        ),
+        "deepseek2-lite": Tiny(
+            "deepseek2",
+            _change(mixture, *lite, *_SHARED, without=("attn_k", "attn_v")),
+            keys={**mla, "leading_dense_block_count": 0, "attention.q_lora_rank": 0},
+        ),
+        "olmo": Tiny(
+            "olmo",
+            _change(_LLAMA, without=("attn_norm", "ffn_norm")),
+            outside=OUTSIDE.replace("output_norm D;", ""),
+        ),
+        "stablelm": Tiny("stablelm", stablelm, outside=_LAYER_OUTSIDE),
+        "stablelm-parallel": Tiny(
+            "stablelm",
+            _change(stablelm, "attn_q_norm 4 H", "attn_k_norm 2 H", without=("ffn_norm",)),
+            outside=_LAYER_OUTSIDE,
+        ),
+        "starcoder2": Tiny(
+            "starcoder2",
+            _change(_GPT2, *_BIASED_QKV, without=("attn_qkv",)),
+            outside=_LAYER_OUTSIDE,
+        ),
+        "gpt2": Tiny("gpt2", _GPT2, outside=f"{_LAYER_OUTSIDE}; position_embd C D"),
+        "gptneox": Tiny(
+            "gptneox", _GPT2, outside=_LAYER_OUTSIDE, keys={"use_parallel_residual": True}
+        ),
+        "gptneox-sequential": Tiny(
+            "gptneox", _GPT2, outside=_LAYER_OUTSIDE, keys={"use_parallel_residual": False}
+        ),
+        "falcon": Tiny("falcon", _falcon(), outside=_LAYER_OUTSIDE),
+        "falcon-40b": Tiny("falcon", _falcon("attn_norm_2 D b"), outside=_LAYER_OUTSIDE),
+        "phi2": Tiny(
+            "phi2",
+            _change(_GPT2, without=("ffn_norm",)),
+            outside=_LAYER_OUTSIDE.replace(HEAD, f"{HEAD} b"),
+        ),
+        "mpt": Tiny(
+            "mpt",
+            _change(_GPT2, "attn_norm D", "ffn_norm D", "attn_qkv Q+K+K D", "ffn_up F D"),
+            keys={"attention.max_alibi_bias": 8.0},
+        ),
+        "bloom": Tiny("bloom", _GPT2, outside=f"{_LAYER_OUTSIDE}; token_embd_norm D b"),
+        "gemma": Tiny("gemma", _LLAMA, outside=headless),
+        "gemma2": Tiny(
+            "gemma2",
+            post_normed,
+            outside=headless,
+            keys={
+                "attention.sliding_window": 32,
+                "attn_logit_softcapping": 50.0,
+                "final_logit_softcapping": 30.0,
+            },
+        ),
+        "gemma3": Tiny("gemma3", _change(post_normed, *_QK_NORMS), outside=headless),
+        "olmo2": Tiny(
+            "olmo2",
+            _change(
+                post_normed, "attn_q_norm Q", "attn_k_norm K", without=("attn_norm", "ffn_norm")
+            ),
+        ),
+        "glm4": Tiny("glm4", _change(post_normed, "ffn_up F+F D", without=("ffn_gate",))),
+        "exaone4": Tiny(
+            "exaone4", _change(post_normed, *_QK_NORMS, without=("attn_norm", "ffn_norm"))
+        ),
+    }
+
+
+def _falcon(*extra: str) -> str:
+    plain = ("attn_qkv Q+K+K D", "attn_output D Q", "ffn_up F D", "ffn_down D F")
+    return _change(_GPT2, *plain, *extra, without=("ffn_norm",))
+
+
+TINY = _rows()
 
 
 def write_tiny(
@@ -74,16 +224,17 @@ def write_tiny(
 ) -> Path:
     """Write the tiny model `name` of TINY in F32; sizes overrides SIZES, tied drops the head."""
     model = TINY[name]
-    model = Tiny(
-        model.arch, model.layer, model.outside, model.keys, {**model.sizes, **(sizes or {})}
-    )
+    model = replace(model, sizes={**model.sizes, **(sizes or {})})
     outside = model.outside.replace(HEAD, "") if tied else model.outside
+    if outside == model.outside and tied:
+        raise ValueError(f"{name} has no head to drop")
     writer = gguf.GGUFWriter(path, model.arch)
     _write_keys(writer, model, layers)
     rng = np.random.default_rng(seed)
     shapes = _shapes(outside, "", model)
     for index in range(layers):
-        shapes |= _shapes(model.layer, f"blk.{index}.", model)
+        layer = model.first if model.first and index == 0 else model.layer
+        shapes |= _shapes(layer, f"blk.{index}.", model)
     for tensor, shape in shapes.items():
         writer.add_tensor(tensor, _values(rng, tensor, shape))
     writer.write_header_to_file()
@@ -159,7 +310,8 @@ def _shapes(lines: str, prefix: str, model: Tiny) -> dict[str, tuple[int, ...]]:
     for line in filter(None, (part.strip() for part in re.split(r"[;\n]", lines))):
         name, *letters = line.split()
         shape = tuple(model.size(letter) for letter in letters if letter != "b")
-        shapes[f"{prefix}{name}.weight"] = shape
+        if name != "exp_probs_b":  # a bias without a weight
+            shapes[f"{prefix}{name}.weight"] = shape
         if "b" in letters:
             shapes[f"{prefix}{name}.bias"] = shape[:-1] or shape
     return shapes

@@ -4,7 +4,7 @@
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
 
@@ -16,7 +16,7 @@ from tqgguf.models.rotation import NO_ROTATION, Rotation, Sides, read_rotation
 from tqgguf.recipes import Recipe, fitting, recipe
 
 PLAIN = ("F32", "F16", "BF16", "F64")  # types that hold exact source weights
-ROTATIONS = ("fused", "auto", "tensor", "none")
+ROTATIONS = ("fused", "auto", "values", "tensor", "none")
 # Small, sensitive or looked up element by element by ops that know only plain types.
 _NEVER_QUANTIZED = re.compile(
     r"norm|ffn_gate_inp|position_embd|token_types|rope_freqs|ssm_|time_mix|attn_rel_b|altup|laurel"
@@ -124,6 +124,8 @@ def is_matrix(tensor: Tensor) -> bool:
 def _rotation(model: Model, options: Options) -> Rotation:
     if options.rotate == "fused":
         return folding.fused(model, block=options.block, seed=options.seed)
+    if options.rotate == "values":
+        return folding.values(model)
     if options.rotate == "tensor":
         names = [t.name for t in model.tensors.values() if is_matrix(t)]
         return folding.per_tensor(model, names, block=options.block)
@@ -177,6 +179,21 @@ def _check(model: Model, plan: Plan, options: Options) -> None:
         )
 
 
+def _rotation_notes(rotation: Rotation, tensors: Sequence[PlannedTensor]) -> Iterator[str]:
+    """What was rotated and how far it mixes."""
+    within = f"within value heads in blocks of {rotation.value_block}"
+    if rotation.mode == "tensor":
+        yield "stock llama.cpp cannot run --rotate tensor: it would not rotate activations"
+    elif rotation.mode == "values":
+        yield f"rotated {within} alone; the residual stream is untouched"
+    elif rotation.mode == "fused":
+        width = next(t.shape[-1] for t in tensors if t.name == folding.EMBEDDING)
+        order, kind = rotation.block, rotation.kind
+        count = f", {width // order} of them" if width > order else ""
+        yield f"rotated along the residual stream of {width} in {kind} blocks of {order}{count}"
+        yield f"rotated {within}" if rotation.value_block > 1 else "value heads are untouched"
+
+
 def _notes(plan: Plan) -> tuple[str, ...]:
     notes = []
     head = next((t for t in plan.tensors if t.name == folding.HEAD), None)
@@ -184,11 +201,5 @@ def _notes(plan: Plan) -> tuple[str, ...]:
         notes.append(
             f"untied: the fold needs an output head of its own, {head.n_bytes / 1e6:.1f} MB more"
         )
-    if plan.rotation.mode == "tensor":
-        notes.append("stock llama.cpp cannot run --rotate tensor: it would not rotate activations")
-    if plan.rotation.mode == "fused":
-        notes.append(
-            f"rotated in blocks of {plan.rotation.block} along the residual stream, "
-            f"{plan.rotation.value_block} within value heads"
-        )
+    notes.extend(_rotation_notes(plan.rotation, plan.tensors))
     return tuple(notes)

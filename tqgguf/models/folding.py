@@ -5,7 +5,7 @@ so stock llama.cpp runs the result (docs: README, "How the fold works").
 """
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass
 
 from tqgguf.errors import PlanError, UnsupportedModelError
 from tqgguf.kernels import hadamard
@@ -28,20 +28,49 @@ def fused(model: Model, *, block: int | None = None, seed: int = 0) -> Rotation:
     block: the Hadamard order along the residual stream, the largest that divides it by default.
     Raises UnsupportedModelError with the reason and the alternative, PlanError for a bad block.
     """
-    row = _architecture(model)
+    row = _row(model)
+    if row.refusal:
+        other = " --rotate values (the value heads alone)," if row.values else ""
+        raise UnsupportedModelError(
+            f"{model.path}: the residual stream of {row.name} cannot be rotated: {row.refusal}; "
+            f"use{other} --rotate none, or --rotate tensor for study"
+        )
     width = _embedding_width(model)
     kind: hadamard.Kind = "regular" if row.norm == "layer" else "sylvester"
     order = hadamard.largest_order(width, kind) if block is None else block
     _check_order(order, width, kind)
     names = [*model.tensors, HEAD] if tied_head(model) else list(model.tensors)
-    value_order = _value_order(model) if row.values else 0
-    sides = {name: _sides(model, row, name, rotate_values=value_order > 1) for name in names}
+    streams = {name: _on_stream(model, row, name) for name in names}
+    heads = _value_heads(model, row)
+    sides = {name: _joined(streams[name], heads.sides(name)) for name in names}
     return Rotation(
         mode="fused",
         kind=kind,
         block=order,
-        value_block=value_order,
+        value_block=heads.order,
         seed=seed,
+        sides={name: s for name, s in sides.items() if s},
+    )
+
+
+def values(model: Model) -> Rotation:
+    """The rotation of the value heads alone (R2); the residual stream stays as it is.
+
+    Raises UnsupportedModelError where something stands between values and attention output.
+    """
+    row = _row(model)
+    for name in model.tensors:
+        _on_stream(model, row, name)  # an unknown tensor may stand in between
+    heads = _value_heads(model, row)
+    if heads.order <= 1:
+        raise UnsupportedModelError(
+            f"{model.path}: the value heads of {row.name} cannot be rotated: "
+            f"{heads.reason or 'their size is odd'}; use --rotate none"
+        )
+    sides = {name: heads.sides(name) for name in model.tensors}
+    return Rotation(
+        mode="values",
+        value_block=heads.order,
         sides={name: s for name, s in sides.items() if s},
     )
 
@@ -60,17 +89,13 @@ def per_tensor(model: Model, names: list[str], *, block: int | None = None) -> R
     )
 
 
-def _architecture(model: Model) -> Architecture:
+def _row(model: Model) -> Architecture:
     row = ARCHITECTURES.get(model.architecture)
-    cure = "use --rotate none, or --rotate tensor for study"
     if row is None:
         raise UnsupportedModelError(
             f"{model.path}: no fold is known for architecture {model.architecture!r} "
-            f"(known: {', '.join(sorted(ARCHITECTURES))}); {cure}"
-        )
-    if row.refusal:
-        raise UnsupportedModelError(
-            f"{model.path}: {row.name} cannot be folded: {row.refusal}; {cure}"
+            f"(known: {', '.join(sorted(ARCHITECTURES))}); "
+            "use --rotate none, or --rotate tensor for study"
         )
     return row
 
@@ -93,58 +118,97 @@ def _check_order(order: int, width: int, kind: hadamard.Kind) -> None:
         )
 
 
-def _value_order(model: Model) -> int:
-    """The Hadamard order within one value head."""
-    heads = model.get("{arch}.attention.head_count")
-    heads = max(heads) if isinstance(heads, list) else heads
-    size = model.get("{arch}.attention.value_length")
-    if size is None and not heads:
-        raise UnsupportedModelError(
-            f"{model.path}: {model.architecture}.attention.head_count is missing"
-        )
-    return hadamard.largest_order(size or _embedding_width(model) // heads)
+@dataclass(frozen=True)
+class _ValueHeads:
+    """What the rotation of the value heads does: H within each head, of the largest order.
+
+    n_heads counts query heads, size is a value head's, key_size a key head's; order 0 where reason
+    forbids the rotation.
+    """
+
+    model: Model
+    order: int = 0
+    n_heads: int = 0
+    size: int = 0
+    key_size: int = 0
+    value: str = ""
+    output: str = ""
+    reason: str = ""
+
+    def sides(self, name: str) -> Sides:
+        """The steps of one tensor."""
+        kind, part = role(name)
+        if self.order <= 1 or kind not in (self.value, self.output, "attn_qkv"):
+            return Sides()
+        if kind == self.output:
+            return Sides(columns=("value",)) if part == "weight" else Sides()
+        step = f"value@{self._first_value(name)}" if kind == "attn_qkv" else "value"
+        return Sides(columns=(step,)) if part == "bias" else Sides(rows=(step,))
+
+    def _first_value(self, name: str) -> int:
+        """Where the value rows begin in q, k and v stacked: n_q + n_k + n_v rows."""
+        rows = self.model.tensors[f"{layer_prefix(name)}attn_qkv.weight"].shape[0]
+        kv_heads = (rows - self.n_heads * self.key_size) // (self.key_size + self.size)
+        return rows - kv_heads * self.size
 
 
-def _sides(model: Model, row: Architecture, name: str, *, rotate_values: bool) -> Sides:
-    """The steps of one tensor."""
+def _value_heads(model: Model, row: Architecture) -> _ValueHeads:
+    if row.values is None:
+        return _ValueHeads(model, reason=row.why_no_values)
+    if model.get("{arch}.attention.clamp_kqv"):
+        return _ValueHeads(model, reason=f"{row.name}.attention.clamp_kqv clamps each value")
+    n_heads = model.get("{arch}.attention.head_count")
+    if isinstance(n_heads, list) and len(set(n_heads)) == 1:
+        n_heads = n_heads[0]
+    if not isinstance(n_heads, int):
+        reason = "the number of heads is missing" if n_heads is None else "layers differ in heads"
+        return _ValueHeads(model, reason=f"{model.path}: {reason}")
+    of_width = _embedding_width(model) // n_heads
+    size = model.get("{arch}.attention.value_length", of_width)
+    key_size = model.get("{arch}.attention.key_length", of_width)
+    return _ValueHeads(model, hadamard.largest_order(size), n_heads, size, key_size, *row.values)
+
+
+def _joined(stream: Sides, heads: Sides) -> Sides:
+    """Both rotations of one tensor: they act on different axes, or the value heads' comes first."""
+    return Sides(heads.columns + stream.columns, heads.rows + stream.rows)
+
+
+def _on_stream(model: Model, row: Architecture, name: str) -> Sides:
+    """What the rotation of the residual stream does to a tensor.
+
+    Raises UnsupportedModelError for one that the table does not know.
+    """
     kind, part = role(name)
-    sides = _on_stream(row, name, kind, part)
-    if sides is None:
-        raise UnsupportedModelError(
-            f"{model.path}: {name} is not in the table of {row.name}, so a fold might break it; "
-            "use --rotate none"
-        )
-    if not (rotate_values and row.values):
-        return sides
-    value, output = row.values
-    if kind == value and part == "bias":
-        return replace(sides, columns=("value", *sides.columns))
-    if kind == value:
-        return replace(sides, rows=("value", *sides.rows))
-    if kind == output and part == "weight":
-        return replace(sides, columns=("value", *sides.columns))
-    return sides
-
-
-def _on_stream(row: Architecture, name: str, kind: str, part: str) -> Sides | None:
-    """What the rotation of the residual stream does to a tensor; None if it is unknown."""
     norms = {*row.norms, row.head_norm}
-    norm_of_reader = row.readers | {"output": row.head_norm}
+    stream = ("residual",)
     cases: list[tuple[bool, Callable[[], Sides]]] = [
-        (kind in row.embeddings, lambda: Sides(columns=("residual",))),
+        (kind in row.embeddings, lambda: Sides(columns=stream)),
         (kind in norms and part == "weight", lambda: Sides(columns=(f"ungain:{name}",))),
-        (kind in norms, lambda: Sides(columns=(f"ungain:{_weight_of(name)}", "residual"))),
-        (kind in norm_of_reader and part == "bias", Sides),
-        (kind in norm_of_reader, lambda: _reader(name, norm_of_reader[kind])),
-        (kind in row.writers and part == "bias", lambda: Sides(columns=("residual",))),
-        (kind in row.writers, lambda: Sides(rows=("residual",))),
+        (kind in norms, lambda: Sides(columns=(f"ungain:{_weight_of(name)}", *stream))),
+        (kind in row.readers or kind == "output", lambda: _reader(model, row, name)),
+        (kind in row.writers and part == "bias", lambda: Sides(columns=stream)),
+        (kind in row.writers, lambda: Sides(rows=stream)),
         (kind in row.untouched, Sides),
     ]
-    return next((make() for applies, make in cases if applies), None)
+    for applies, make in cases:
+        if applies:
+            return make()
+    raise UnsupportedModelError(
+        f"{model.path}: {name} is not in the table of {row.name}, so a fold might break it; "
+        "use --rotate none"
+    )
 
 
-def _reader(name: str, norm: str) -> Sides:
-    return Sides(columns=(f"gain:{layer_prefix(name)}{norm}.weight", "residual"))
+def _reader(model: Model, row: Architecture, name: str) -> Sides:
+    """Gain, then rotation; a reader's bias adds to what it has read and stays."""
+    kind, part = role(name)
+    if part == "bias":
+        return Sides()
+    above = [row.head_norm] if name == HEAD else [n for n, r in row.norms.items() if kind in r]
+    gains = [f"{layer_prefix(name)}{norm}.weight" for norm in above]
+    gain = [f"gain:{g}" for g in gains if g in model.tensors][-1:]  # "" has none, parallel may lack
+    return Sides(columns=(*gain, "residual"))
 
 
 def _weight_of(bias: str) -> str:

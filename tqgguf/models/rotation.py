@@ -6,6 +6,7 @@ W <- M^T W. Every step is named by a short string, which is also its record in t
 * ``residual``     Q = diag(signs) blockdiag(H): the rotation of the residual stream (R1 in QuaRot,
                    arXiv 2404.00456); without signs for LayerNorm models, whose H keeps the mean
 * ``value``        blockdiag(H) with one block per head: the rotation of the value heads (R2)
+* ``value@N``      the same from index N on, where q, k and v are stacked in one matrix
 * ``block``        blockdiag(H) along a matrix's own input: --rotate tensor
 * ``gain:NAME``    diag(v) with the vector NAME, such as a norm's gain folded into its readers
 * ``ungain:NAME``  diag(1/v): what is left of the norm's own gain (all ones) and, for LayerNorm, of
@@ -15,7 +16,7 @@ Steps apply left to right. A 1-D tensor has columns only.
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from typing import Any, Literal
@@ -28,10 +29,11 @@ from tqgguf.kernels.dtypes import F32
 from tqgguf.models.metadata import Value, encode
 from tqgguf.models.model import Model, Tensor
 
-Mode = Literal["fused", "tensor", "none"]
+Mode = Literal["fused", "values", "tensor", "none"]
 VERSION = 1
 PREFIX = "tqgguf."
 _VECTOR = "tqgguf.vector."
+_UNGAIN = "ungain:"
 
 
 @dataclass(frozen=True)
@@ -50,8 +52,9 @@ class Rotation:
     """The rotation of a whole model.
 
     block is the Hadamard order along the residual stream (fused) or a matrix's input (tensor),
-    value_block the one along a value head, 0 where unused. sides lists the tensors that are touched
-    under their names in the rotated file, vectors holds the vectors the steps name, float32.
+    value_block the one along a value head (fused, values), 0 where unused. sides lists the tensors
+    that are touched under their names in the rotated file, vectors holds the vectors the steps
+    name, float32.
     """
 
     mode: Mode = "none"
@@ -68,14 +71,26 @@ class Rotation:
         return list(dict.fromkeys(s.partition(":")[2] for s in steps if ":" in s))
 
     def with_vectors_of(self, model: Model) -> "Rotation":
-        """The same rotation with its vectors read from the unrotated model's tensors."""
-        return replace(self, vectors={n: model.tensors[n].read() for n in self.vector_names()})
+        """The same rotation with its vectors read from the unrotated model's tensors.
+
+        Raises UnsupportedModelError where a gain is zero under a bias c: c/g would be infinite.
+        """
+        vectors = {n: model.tensors[n].read() for n in self.vector_names()}
+        for name, sides in self.sides.items():
+            divisors = [s.removeprefix(_UNGAIN) for s in sides.columns if s.startswith(_UNGAIN)]
+            for divisor in divisors:
+                if divisor != name and not np.all(vectors[divisor]):
+                    raise UnsupportedModelError(
+                        f"{model.path}: {divisor} holds a gain of zero, which cannot be folded "
+                        f"under {name}; use --rotate none"
+                    )
+        return replace(self, vectors=vectors)
 
     def granule(self, name: str) -> tuple[int, int]:
         """How many consecutive rows and columns of a tensor its rotation mixes (1: none)."""
         sides = self.sides.get(name, Sides())
         rows, columns = (
-            math.lcm(*(_ORDER[step](self) for step in steps if step in _ORDER))
+            math.lcm(*(self._order(step) for step in steps if ":" not in step))
             for steps in (sides.rows, sides.columns)
         )
         return rows, columns
@@ -109,17 +124,27 @@ class Rotation:
     def _along(self, x: F32, step: str, axis: int, begin: int, size: int, *, undo: bool) -> F32:
         verb, _, name = step.partition(":")
         if name:
-            return _scale(x, self._vector(name, size), axis, begin, divide=(verb == "gain") == undo)
-        if verb not in _ORDER:
-            raise FileFormatError(f"rotation step {step!r} is unknown to this version of tqgguf")
-        order = _ORDER[verb](self)
+            vector = self._vector(name, size)
+            if (verb == "gain") != undo:
+                return _scale(x, vector, axis, begin)
+            return _divide(x, vector, axis, begin, dead=x if undo else np.ones_like(x))
+        order = self._order(step)
+        verb, _, start = step.partition("@")
+        if start:
+            return _from(int(start) - begin, x, axis, order)
         turn = hadamard.apply
         if verb != "residual" or self.kind == "regular":
             return turn(x, order=order, kind=self._kind(verb), axis=axis)
         signs = _signs(size, self.seed)
         if undo:
-            return _scale(turn(x, order=order, axis=axis), signs, axis, begin, divide=False)
-        return turn(_scale(x, signs, axis, begin, divide=False), order=order, axis=axis)
+            return _scale(turn(x, order=order, axis=axis), signs, axis, begin)
+        return turn(_scale(x, signs, axis, begin), order=order, axis=axis)
+
+    def _order(self, step: str) -> int:
+        verb = step.partition("@")[0]
+        if verb not in _ORDER:
+            raise FileFormatError(f"rotation step {step!r} is unknown to this version of tqgguf")
+        return _ORDER[verb](self)
 
     def _kind(self, verb: str) -> hadamard.Kind:
         return self.kind if verb == "residual" else "sylvester"
@@ -224,28 +249,41 @@ def _required(model: Model, key: str) -> Any:
     return value
 
 
-def check_divisible(rotation: Rotation, names: Iterable[str]) -> None:
-    """Refuse a LayerNorm gain of zero: its bias c/g would be infinite."""
-    for name in names:
-        if not np.all(rotation.vectors[name]):
-            raise UnsupportedModelError(
-                f"{name}: a gain of zero cannot be folded with a bias; use --rotate none"
-            )
-
-
 @cache
 def _signs(size: int, seed: int) -> F32:
     return hadamard.signs(size, seed=seed).astype(np.float32)
 
 
-def _scale(x: F32, vector: F32, axis: int, begin: int, *, divide: bool) -> F32:
-    """Multiply or divide along an axis by a vector, which repeats for stacked matrices.
+def _from(start: int, x: F32, axis: int, order: int) -> F32:
+    """Rotate what lies at index `start` and beyond along an axis; the rest stays."""
+    count = x.shape[axis]
+    begin = min(max(start, 0), count)
+    if begin == count:
+        return x
+    before, behind = np.split(x, [begin], axis=axis)
+    turned = hadamard.apply(behind, order=order, axis=axis)
+    return np.concatenate([before, turned], axis=axis)
 
-    Zeros divide to one: a gain of zero leaves nothing in its readers' columns to restore.
+
+def _scale(x: F32, vector: F32, axis: int, begin: int) -> F32:
+    """Multiply along an axis by a vector, which repeats for stacked matrices."""
+    return x * _facing(x, vector, axis, begin)
+
+
+def _divide(x: F32, vector: F32, axis: int, begin: int, *, dead: F32) -> F32:
+    """Divide along an axis by a vector, which repeats for stacked matrices; `dead` where it is 0.
+
+    A norm's gain of zero becomes one like all its gains. Its readers' columns were multiplied by
+    it, so there is nothing to restore: they stay.
     """
+    factor = _facing(x, vector, axis, begin)
+    zero = factor == 0
+    return np.where(zero, dead, x / np.where(zero, np.float32(1), factor))
+
+
+def _facing(x: F32, vector: F32, axis: int, begin: int) -> F32:
+    """The part of a vector that a tile needs, shaped to multiply its rows or columns."""
     count = x.shape[axis]
     if count != len(vector):
         vector = np.take(vector, np.arange(begin, begin + count), mode="wrap")
-    if divide:
-        vector = np.reciprocal(np.where(vector == 0, np.float32(1), vector)).astype(np.float32)
-    return x * (vector if axis == -1 else vector[:, None])
+    return vector if axis == -1 else vector[:, None]

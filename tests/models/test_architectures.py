@@ -1,0 +1,127 @@
+"""Every row of the table against real llama.cpp: folded, the network computes the same.
+
+And the other way round: for every role of every row, a table that forgets it gives another network,
+so no entry is there by luck.
+"""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.llama import NotFiniteError, kl_divergence, logprobs
+from tests.tiny_models import ODD, TINY, write_tiny
+from tqgguf.errors import UnsupportedModelError
+from tqgguf.models import folding, open_model
+from tqgguf.models.architectures import ARCHITECTURES, Architecture, role
+from tqgguf.pipeline import quantize
+from tqgguf.plan import Options, make_plan
+
+TOKENS = np.random.default_rng(1).integers(3, 2048, 64).tolist()
+TIED = [name for name in TINY if "output V D" in TINY[name].outside]
+# llama.cpp refuses these without output.weight
+HEAD_REQUIRED = {"qwen2moe", "stablelm", "gptneox", "phi2", "olmo2"}
+
+
+def folded(source: Path, target: Path) -> Path:
+    """The model with everything folded that its row allows, in F32."""
+    model = open_model(source)
+    refused = ARCHITECTURES[model.architecture].refusal
+    rotate = "values" if refused else "fused"
+    plan = make_plan(model, Options(type="F32", rotate=rotate))
+    assert plan.rotation.sides
+    list(quantize(model, plan, target, threads=1, force=True))
+    return target
+
+
+def difference(source: Path, target: Path) -> float:
+    """The largest difference of any log-probability; infinite where the network broke down."""
+    try:
+        return np.abs(logprobs(source, TOKENS) - logprobs(folded(source, target), TOKENS)).max()
+    except NotFiniteError:
+        return np.inf
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_a_folded_model_computes_the_same(tmp_path, name):
+    assert difference(write_tiny(tmp_path / "a.gguf", name), tmp_path / "b.gguf") < 1e-2
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_a_width_with_an_odd_factor(tmp_path, name):
+    source = write_tiny(tmp_path / "a.gguf", name, sizes=ODD)
+    assert difference(source, tmp_path / "b.gguf") < 1e-2
+
+
+@pytest.mark.parametrize("name", [n for n in TIED if TINY[n].arch not in HEAD_REQUIRED])
+def test_a_tied_head_is_untied(tmp_path, name):
+    source = write_tiny(tmp_path / "a.gguf", name, tied=True)
+    assert difference(source, tmp_path / "b.gguf") < 1e-2
+
+
+def test_all_rows_are_proven():
+    assert {model.arch for model in TINY.values()} == set(ARCHITECTURES)
+
+
+def forgetful(row: Architecture, forgotten: str) -> Architecture:
+    """The row with one role taken for a tensor beside the stream."""
+    without = tuple(r for r in row.writers if r != forgotten)
+    return dataclasses.replace(
+        row,
+        norms={
+            "" if norm == forgotten else norm: tuple(r for r in readers if r != forgotten)
+            for norm, readers in row.norms.items()
+        },
+        head_norm=row.head_norm if row.head_norm != forgotten else "",
+        writers=without,
+        embeddings=tuple(r for r in row.embeddings if r != forgotten),
+        values=None if row.values is None else tuple(r.replace(forgotten, "") for r in row.values),
+        untouched=(*row.untouched, forgotten),
+    )
+
+
+def roles(name: str) -> list[str]:
+    """The roles of a tiny model that its row gives something to do."""
+    row = ARCHITECTURES[TINY[name].arch]
+    model = TINY[name]
+    text = f"{model.layer}\n{model.first}\n{model.outside.replace(';', chr(10))}"
+    present = {line.split()[0] for line in text.splitlines() if line.strip()}
+    if row.refusal:
+        return sorted(present & set(row.values or ()))
+    working = {*row.norms, row.head_norm, *row.readers, *row.writers, *row.embeddings}
+    return sorted(present & working)
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_every_role_of_a_row_matters(tmp_path, monkeypatch, name):
+    source = write_tiny(tmp_path / "a.gguf", name)
+    row = ARCHITECTURES[TINY[name].arch]
+    assert roles(name)
+    for forgotten in roles(name):
+        monkeypatch.setitem(ARCHITECTURES, row.name, forgetful(row, forgotten))
+        assert difference(source, tmp_path / "b.gguf") > 1e-2, forgotten
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_a_missing_role_is_refused(tmp_path, monkeypatch, name):
+    model = open_model(write_tiny(tmp_path / "a.gguf", name))
+    row = ARCHITECTURES[model.architecture]
+    last = roles(name)[-1]
+    known = forgetful(row, last)
+    monkeypatch.setitem(
+        ARCHITECTURES, row.name, dataclasses.replace(known, untouched=row.untouched)
+    )
+    with pytest.raises(UnsupportedModelError, match=rf"{last}\..* is not in the table of"):
+        folding.values(model) if row.refusal else folding.fused(model)
+
+
+def test_the_divergence_is_negligible(tmp_path):
+    source = write_tiny(tmp_path / "a.gguf", "llama")
+    target = folded(source, tmp_path / "b.gguf")
+    assert kl_divergence(logprobs(source, TOKENS), logprobs(target, TOKENS)).max() < 1e-8
+
+
+def test_roles_are_parts_of_names():
+    assert role("blk.12.attn_q.weight") == ("attn_q", "weight")
+    assert role("output_norm.bias") == ("output_norm", "bias")
