@@ -16,7 +16,7 @@ from tqgguf.models.rotation import NO_ROTATION, Rotation, Sides, read_rotation
 from tqgguf.recipes import Recipe, fitting, recipe
 
 PLAIN = ("F32", "F16", "BF16", "F64")  # types that hold exact source weights
-ROTATIONS = ("fused", "auto", "values", "tensor", "none")
+ROTATIONS = ("fused", "auto", "tensor", "none", "values")
 # Small, sensitive or looked up element by element by ops that know only plain types.
 _NEVER_QUANTIZED = re.compile(
     r"norm|ffn_gate_inp|position_embd|token_types|rope_freqs|ssm_|time_mix|attn_rel_b|altup|laurel"

@@ -21,7 +21,7 @@ Output = Annotated[
 Type = Annotated[
     str, typer.Option("--type", "-t", help="A recipe (tq-q4, tq-q3, tq-q2) or any GGUF type.")
 ]
-Rotate = Annotated[str, typer.Option(help="fused, auto, values, tensor or none.")]
+Rotate = Annotated[str, typer.Option(help="fused, auto, tensor, none or values.")]
 Block = Annotated[
     str, typer.Option(help="Hadamard order: a power of two that divides the width, or auto.")
 ]
