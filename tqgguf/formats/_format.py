@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
-from tqgguf.errors import WeightError
 from tqgguf.kernels.dtypes import F32, Blocks
 from tqgguf.kernels.search import nearest
 
@@ -94,15 +93,5 @@ class Format:
         Raises WeightError where a block needs a scale beyond float16.
         """
         blocks = self.fit(x, importance)
-        self._check_scales(blocks, x)
         self.pack(blocks, self.codes(x, blocks, importance))
         return blocks
-
-    def _check_scales(self, blocks: Blocks, x: F32) -> None:
-        """A float16 scale that overflowed is Inf, and the block would decode to Inf or NaN."""
-        for name in self.layout.names or ():
-            if self.layout[name] == np.float16 and not np.isfinite(blocks[name]).all():
-                raise WeightError(
-                    f"{self.name} keeps its scales in float16, and weights as large as "
-                    f"{np.abs(x).max():.4g} need one beyond 65504; use BF16 or F32"
-                )

@@ -1,14 +1,14 @@
 """Whole tensors: cut rows into chunks of element-major blocks and encode them on threads."""
 
 import numpy as np
-from gguf import GGMLQuantizationType, quants
+from gguf import quants
 
 from tqgguf.errors import ShapeError, WeightError
 from tqgguf.formats._format import Format
 from tqgguf.kernels.dtypes import F32, U8, Blocks
 from tqgguf.kernels.threads import run_all
 
-CHUNK = 1 << 16  # weights: the temporaries of one chunk stay in a core's second-level cache
+CHUNK = 1 << 17  # weights: the temporaries of one chunk stay in a core's second-level cache
 _LANES = 16  # a chunk is padded to whole vectors, so that sums do not depend on where it was cut
 _LIMIT = np.float32(1e15)  # squares of anything larger overflow float32; no block type reaches it
 _FLOOR = np.float32(1e-6)  # importance of a column never seen, relative to the mean
@@ -68,14 +68,17 @@ def _encode_chunk(fmt: Format, part: F32, weight: F32 | None) -> Blocks:
     x[:, :n] = part.T
     if not np.isfinite(x).all():
         raise WeightError(_describe(part))
-    if fmt.qtype != GGMLQuantizationType.F32 and np.abs(x).max() > _LIMIT:
+    if fmt.block_size > 1 and np.abs(x).max() > _LIMIT:
         raise WeightError(
-            f"{fmt.name} keeps its scales in float16, and a weight of {np.abs(x).max():.4g} "
-            "needs one beyond 65504; use F32"
+            f"{fmt.name} cannot hold a weight of {np.abs(x).max():.4g}: float16 scales end at "
+            "65504; use BF16 or F32"
         )
     if weight is not None:
         weight = np.pad(weight, ((0, 0), (0, x.shape[1] - n)), constant_values=1)
-    return fmt.encode(x, weight)[:n]
+    try:
+        return fmt.encode(x, weight)[:n]
+    except WeightError as error:
+        raise WeightError(f"{fmt.name}: {error}") from None
 
 
 def _describe(part: F32) -> str:
@@ -93,7 +96,7 @@ def _normalized(importance: F32, n_in: int) -> F32:
     if (values < 0).any():
         raise WeightError(f"importance: {int((values < 0).sum())} columns are negative")
     mean = values.mean()
-    if mean == 0:
+    if mean == 0:  # nothing is known about any column
         return np.ones(n_in, np.float32)
     normalized: F32 = np.maximum(values / mean, _FLOOR).astype(np.float32)
     return normalized

@@ -5,25 +5,35 @@ import numpy as np
 from tqgguf.formats._format import Codes, Format, Grid
 from tqgguf.kernels.bits import pack_planes
 from tqgguf.kernels.dtypes import F32, U8, Blocks
-from tqgguf.kernels.scales import affine, as_groups, share_scale
+from tqgguf.kernels.superblocks import affine_block
 
 LAYOUT = np.dtype([("scales", "u1", (16,)), ("qs", "u1", (2, 32)), ("d", "<f2"), ("dmin", "<f2")])
 LEVELS = np.arange(4, dtype=np.float32)
+RANGES = (
+    (0.3, 0.3),
+    (0.5, 0.1),
+    (0.0, 0.4),
+    (0.1, 0.0),
+    (0.2, 0.5),
+    (0.3, -0.2),
+    (-0.1, 0.6),
+    (0.5, 0.3),
+)
 
 
 def fit(x: F32, importance: F32 | None) -> Blocks:
     """(256, n) float32 -> (n,) blocks with d, dmin and scales set."""
     blocks = np.zeros(x.shape[1], LAYOUT)
-    step, depth = affine(*as_groups(x, importance, 16), levels=3)
-    blocks["d"], sc = share_scale(step.reshape(16, -1), levels=15)
-    blocks["dmin"], m = share_scale(depth.reshape(16, -1), levels=15)
+    blocks["d"], blocks["dmin"], sc, m = affine_block(
+        x, importance, size=16, levels=3, top=15, ranges=RANGES
+    )
     store(blocks, sc, m)
     return blocks
 
 
 def store(blocks: Blocks, sc: F32 | U8, m: F32 | U8) -> None:
     """Write the groups' 4-bit scales and minima, (16, n) each."""
-    blocks["scales"] = (sc.astype(np.uint8) | m.astype(np.uint8) << 4).T
+    blocks["scales"] = (sc.astype(np.uint8) | m.astype(np.uint8) << np.uint8(4)).T
 
 
 def grid(blocks: Blocks) -> Grid:

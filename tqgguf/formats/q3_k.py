@@ -5,19 +5,21 @@ import numpy as np
 from tqgguf.formats._format import Codes, Format, Grid
 from tqgguf.kernels.bits import pack_6bit, pack_planes, unpack_6bit
 from tqgguf.kernels.dtypes import F32, U8, Blocks
-from tqgguf.kernels.scales import as_groups, share_signed_scale, symmetric
+from tqgguf.kernels.superblocks import symmetric_block
 
 LAYOUT = np.dtype(
     [("hmask", "u1", (32,)), ("qs", "u1", (2, 32)), ("scales", "u1", (12,)), ("d", "<f2")]
 )
 LEVELS = np.arange(-4, 4, dtype=np.float32)
+FACTORS = (1.04, 0.8, 1.16, 0.96, 1.1, 0.74, 1.24, 0.9)
 
 
 def fit(x: F32, importance: F32 | None) -> Blocks:
     """(256, n) float32 -> (n,) blocks with d and scales set."""
     blocks = np.zeros(x.shape[1], LAYOUT)
-    step = symmetric(*as_groups(x, importance, 16), low=-4, high=3)
-    blocks["d"], sc = share_signed_scale(step.reshape(16, -1), low=-32, high=31)
+    blocks["d"], sc = symmetric_block(
+        x, importance, size=16, levels=LEVELS, low=-32, high=31, factors=FACTORS
+    )
     store(blocks, sc, sc)
     return blocks
 

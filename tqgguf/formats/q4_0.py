@@ -6,15 +6,18 @@ from tqgguf.formats._format import Codes, Format, Grid
 from tqgguf.kernels.bits import pack_planes
 from tqgguf.kernels.dtypes import F32, Blocks
 from tqgguf.kernels.scales import symmetric, to_half
+from tqgguf.kernels.search import reciprocal
 
 LAYOUT = np.dtype([("d", "<f2"), ("qs", "u1", (16,))])
 LEVELS = np.arange(-8, 8, dtype=np.float32)
+FACTORS = (1.02, 1.08, 0.9, 0.98, 1.04, 1.12, 0.86, 0.78)
 
 
 def fit(x: F32, importance: F32 | None) -> Blocks:
     """(32, n) float32 -> (n,) blocks with d set."""
     blocks = np.zeros(x.shape[1], LAYOUT)
-    blocks["d"] = to_half(symmetric(x, importance, low=-8, high=7))
+    qx, qq = symmetric(x, importance, levels=LEVELS, factors=FACTORS)
+    blocks["d"] = to_half(qx * reciprocal(qq))
     return blocks
 
 

@@ -5,18 +5,28 @@ import numpy as np
 from tqgguf.formats._format import Codes, Format, Grid
 from tqgguf.kernels.bits import pack_6bit_pairs, pack_planes, unpack_6bit_pairs
 from tqgguf.kernels.dtypes import F32, U8, Blocks
-from tqgguf.kernels.scales import affine, as_groups, share_scale
+from tqgguf.kernels.superblocks import affine_block
 
 LAYOUT = np.dtype([("d", "<f2"), ("dmin", "<f2"), ("scales", "u1", (12,)), ("qs", "u1", (4, 32))])
 LEVELS = np.arange(16, dtype=np.float32)
+RANGES = (
+    (0.2, 0.2),
+    (-0.2, 0.4),
+    (0.4, -0.1),
+    (0.0, 0.3),
+    (0.2, -0.6),
+    (0.1, -0.1),
+    (-0.6, 0.2),
+    (0.6, -0.2),
+)
 
 
 def fit(x: F32, importance: F32 | None) -> Blocks:
     """(256, n) float32 -> (n,) blocks with d, dmin and scales set."""
     blocks = np.zeros(x.shape[1], LAYOUT)
-    step, depth = affine(*as_groups(x, importance, 32), levels=15)
-    blocks["d"], sc = share_scale(step.reshape(8, -1), levels=63)
-    blocks["dmin"], m = share_scale(depth.reshape(8, -1), levels=63)
+    blocks["d"], blocks["dmin"], sc, m = affine_block(
+        x, importance, size=32, levels=15, top=63, ranges=RANGES
+    )
     store(blocks, sc, m)
     return blocks
 

@@ -5,7 +5,7 @@ import numpy as np
 from tqgguf.formats._format import Codes, Format, Grid
 from tqgguf.kernels.bits import pack_6bit_pairs, pack_planes, unpack_6bit_pairs
 from tqgguf.kernels.dtypes import F32, U8, Blocks
-from tqgguf.kernels.scales import affine, as_groups, share_scale
+from tqgguf.kernels.superblocks import affine_block
 
 LAYOUT = np.dtype(
     [
@@ -17,14 +17,24 @@ LAYOUT = np.dtype(
     ]
 )
 LEVELS = np.arange(32, dtype=np.float32)
+RANGES = (
+    (0.0, 0.0),
+    (0.2, -0.6),
+    (-0.2, 0.2),
+    (0.2, -0.2),
+    (-0.6, 0.2),
+    (0.0, 0.6),
+    (0.6, 0.0),
+    (-0.6, -0.6),
+)
 
 
 def fit(x: F32, importance: F32 | None) -> Blocks:
     """(256, n) float32 -> (n,) blocks with d, dmin and scales set."""
     blocks = np.zeros(x.shape[1], LAYOUT)
-    step, depth = affine(*as_groups(x, importance, 32), levels=31)
-    blocks["d"], sc = share_scale(step.reshape(8, -1), levels=63)
-    blocks["dmin"], m = share_scale(depth.reshape(8, -1), levels=63)
+    blocks["d"], blocks["dmin"], sc, m = affine_block(
+        x, importance, size=32, levels=31, top=63, ranges=RANGES
+    )
     store(blocks, sc, m)
     return blocks
 

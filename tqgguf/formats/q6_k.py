@@ -5,19 +5,21 @@ import numpy as np
 from tqgguf.formats._format import Codes, Format, Grid
 from tqgguf.kernels.bits import pack_planes
 from tqgguf.kernels.dtypes import F32, U8, Blocks
-from tqgguf.kernels.scales import as_groups, share_signed_scale, symmetric
+from tqgguf.kernels.superblocks import symmetric_block
 
 LAYOUT = np.dtype(
     [("ql", "u1", (2, 64)), ("qh", "u1", (2, 32)), ("scales", "i1", (16,)), ("d", "<f2")]
 )
 LEVELS = np.arange(-32, 32, dtype=np.float32)
+FACTORS = (1.0, 0.97, 0.94, 0.905, 1.01, 0.93)
 
 
 def fit(x: F32, importance: F32 | None) -> Blocks:
     """(256, n) float32 -> (n,) blocks with d and scales set."""
     blocks = np.zeros(x.shape[1], LAYOUT)
-    step = symmetric(*as_groups(x, importance, 16), low=-32, high=31)
-    blocks["d"], sc = share_signed_scale(step.reshape(16, -1), low=-128, high=127)
+    blocks["d"], sc = symmetric_block(
+        x, importance, size=16, levels=LEVELS, low=-128, high=127, factors=FACTORS
+    )
     store(blocks, sc, sc)
     return blocks
 

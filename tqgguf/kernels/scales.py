@@ -1,30 +1,55 @@
-"""Choose the scales of small groups of weights by least squares.
+"""Choose the step (and depth) of small groups of weights by least squares.
 
-Everything is element-major: x is (size, n) float32, one column per group, and w is a weight per
-element of the same shape or None for plain least squares.
+Element-major: x is (size, n) float32, one column per group; w is the weight of every element in
+the squared error, of the same shape, or None for plain least squares.
+
+Each group is scaled to the grid by its extremes, a few candidate ranges are rounded, and for each
+the sums of q, q^2 and q*x give the best step and its error in closed form. Which candidates to
+try was found by greedy selection on Gaussian and Student-t(5) groups (docs/LOG.md): the first
+brings most, each further one less.
 """
+
+from typing import NamedTuple
 
 import numpy as np
 
-from tqgguf.kernels.dtypes import F16, F32, U8
-from tqgguf.kernels.search import reciprocal
+from tqgguf.errors import WeightError
+from tqgguf.kernels.dtypes import F16, F32, I32
+from tqgguf.kernels.search import reciprocal, snap
 
-_SPREAD = np.linspace(-1.0, 1.0, 9, dtype=np.float32)
+_HALF_LIMIT = 65520.0  # from here on float16 rounds to infinity
+
+Ranges = tuple[tuple[float, float], ...]
 
 
-def as_groups(x: F32, w: F32 | None, size: int) -> tuple[F32, F32 | None]:
+class Sums(NamedTuple):
+    """What the error of a group depends on once its codes q are chosen: (n,) float32 each.
+
+    error = step^2 qq - 2 step depth q + depth^2 total - 2 step qx + 2 depth x + constant
+    """
+
+    q: F32
+    qq: F32
+    qx: F32
+    x: F32
+    total: F32
+
+    def reshape(self, groups: int) -> "Sums":
+        """The sums as (groups, n) each."""
+        return Sums(*(value.reshape(groups, -1) for value in self))
+
+
+def as_groups(x: F32, size: int) -> F32:
     """Make each run of `size` elements a column of its own.
 
-    x, w: (groups * size, n) -> (size, groups * n), column g * n + j holding group g of block j.
+    x: (groups * size, n) -> (size, groups * n), column g * n + j holding group g of block j.
     """
-    if w is not None:
-        w = _as_groups(np.broadcast_to(w, x.shape), size)
-    return _as_groups(x, size), w
+    return x.reshape(-1, size, x.shape[1]).swapaxes(0, 1).reshape(size, -1)
 
 
-def dot(a: F32, b: F32, w: F32 | None = None) -> F32:
-    """Sum of w * a * b over axis 0: (size, n) -> (n,) float32."""
-    sums: F32 = np.einsum("in,in->n", a, b) if w is None else np.einsum("in,in,in->n", a, b, w)
+def dot(a: F32, b: F32, out: F32 | None = None) -> F32:
+    """Sum of a * b over axis 0: two (size, n) -> (n,) float32."""
+    sums: F32 = np.einsum("in,in->n", a, b, out=out)
     return sums
 
 
@@ -35,78 +60,137 @@ def signed_peak(x: F32) -> F32:
     return peak
 
 
-def symmetric(x: F32, w: F32 | None, *, low: int, high: int) -> F32:
-    """The step of w = step * q, q in low..high, with the least weighted error: (size, n) -> (n,).
+def to_half(scale: F32) -> F16:
+    """float32 -> float16 of the same shape; WeightError where a scale does not fit."""
+    largest = float(np.abs(scale).max(initial=0))
+    if not largest < _HALF_LIMIT:
+        raise WeightError(
+            f"a block needs a scale of {largest:.4g}, but float16 ends at 65504; use BF16 or F32"
+        )
+    return scale.astype(np.float16)
 
-    The longer side of the grid (low) is turned towards the element of largest magnitude.
+
+def symmetric(x: F32, w: F32 | None, *, levels: F32, factors: tuple[float, ...]) -> tuple[F32, F32]:
+    """Sums of q*x and q*q of the best codes q on the grid step * levels: (size, n) -> two (n,).
+
+    The best step is their quotient. A factor of 1 lays the element of largest magnitude on
+    levels[0], a negative one on the other side.
     """
-    unit = reciprocal(signed_peak(x))
-    best, gain = np.zeros_like(unit), np.zeros_like(unit)
-    for shift in _SPREAD:
-        q = np.rint(x * (unit * (np.float32(low) + shift)))
-        np.clip(q, low, high, out=q)
-        qx, qq = dot(q, x, w), dot(q, q, w)
-        step = qx * reciprocal(qq)
-        better = step * qx > gain
-        best, gain = np.where(better, step, best), np.where(better, step * qx, gain)
+    unit = signed_peak(x) / levels[0]
+    u = x * reciprocal(unit)
+    weighted = u if w is None else u * w
+    tried = np.empty((len(factors), 2, x.shape[1]), np.float32)
+    q = np.empty_like(u)
+    for (qu, qq), factor in zip(tried, factors, strict=True):
+        np.multiply(u, np.float32(factor), out=q)
+        snap(q, levels, out=q)
+        dot(q, weighted, out=qu)
+        dot(q, q if w is None else q * w, out=qq)
+    qu, qq = _best(tried, tried[:, 0] * tried[:, 0] * reciprocal(tried[:, 1]))
+    return qu * unit, qq
+
+
+def affine(x: F32, w: F32 | None, *, levels: int, ranges: Ranges, signed: bool = False) -> Sums:
+    """Sums of the best codes q, 0..levels, on the grid step * q - depth: (size, n) -> (n,) each.
+
+    A range (a, b) lets the grid start a steps above the smallest element (zero, if all are
+    positive and the depth must not be negative) and end b steps below the largest.
+    """
+    low = x.min(axis=0)
+    if not signed:
+        low = np.minimum(low, np.float32(0))
+    unit = (x.max(axis=0) - low) / np.float32(levels)
+    u = x - low
+    u *= reciprocal(unit)
+    weighted = u if w is None else u * w
+    total, u_sum = _total(x, w), weighted.sum(axis=0)
+    tried = np.empty((len(ranges), 3, x.shape[1]), np.float32)
+    q = np.empty_like(u)
+    for sums, (above, below) in zip(tried, ranges, strict=True):
+        stretch = levels / (levels - above - below)
+        np.multiply(u, np.float32(stretch), out=q)
+        q -= np.float32(above * stretch)
+        _round(q, levels)
+        _sum_codes(q, weighted, w, sums)
+    covariance, variance = _spread(Sums(*tried.swapaxes(0, 1), u_sum, total))
+    q_sum, qq, qu = _best(tried, covariance * covariance * reciprocal(variance))
+    return Sums(q_sum, qq, unit * qu + low * q_sum, unit * u_sum + low * total, total)
+
+
+def affine_pair(x: F32, w: F32 | None, *, levels: int, ranges: Ranges) -> tuple[F16, F16]:
+    """Fit w = step * q + offset, q in 0..levels: (size, n) -> step and offset, (n,) float16."""
+    sums = affine(x, w, levels=levels, ranges=ranges, signed=True)
+    covariance, variance = _spread(sums)
+    step = to_half(covariance * reciprocal(variance))
+    return step, to_half((sums.x - step.astype(np.float32) * sums.q) * reciprocal(sums.total))
+
+
+def power_of_two(x: F32, w: F32 | None, *, levels: F32) -> I32:
+    """The exponent of the best step 2^exponent on a grid of levels: (size, n) -> (n,) int32.
+
+    Either nothing is clipped, or the largest weights are, on a grid twice as fine.
+    """
+    _, exponent = np.frexp(np.abs(x).max(axis=0) / levels[-1])
+    best: I32 = exponent
+    least = np.full(x.shape[1], np.inf, np.float32)
+    for trial in (exponent, exponent - 1):
+        q = np.ldexp(x, -trial)
+        np.clip(q, levels[0], levels[-1], out=q)
+        snap(q, levels, out=q)
+        difference = np.ldexp(q, trial) - x
+        error = dot(difference, difference if w is None else difference * w)
+        best, least = np.where(error < least, trial, best), np.minimum(error, least)
     return best
 
 
-def affine(x: F32, w: F32 | None, *, levels: int) -> tuple[F32, F32]:
-    """Step and depth of w = step * q - depth, q in 0..levels, depth >= 0: (size, n) -> two (n,)."""
-    weight = np.ones_like(x) if w is None else w
-    low = np.minimum(x.min(axis=0), 0)
-    reach = x.max(axis=0) - low
-    total, x_sum = weight.sum(axis=0), (weight * x).sum(axis=0)
-    best, depth = reach / np.float32(levels), -low
-    error = np.full_like(low, np.inf)
-    for shift in _SPREAD:
-        inverse = reciprocal(reach) * (np.float32(levels) + shift)
-        q = np.clip(np.rint((x - low) * inverse), 0, levels)
-        q_sum, qq, qx = (weight * q).sum(axis=0), dot(q, q, weight), dot(q, x, weight)
-        s, o = _solve(qq, q_sum, total, qx, x_sum)
-        e = s * (s * qq - 2 * qx - 2 * o * q_sum) + o * (o * total + 2 * x_sum)
-        better = e < error
-        best, depth = np.where(better, s, best), np.where(better, o, depth)
-        error = np.where(better, e, error)
-    return best, depth
+def requantize(x: F32, w: F32 | None, sums: Sums, step: F32, depth: F32, *, levels: int) -> Sums:
+    """Sums of the codes under given scales: x (size, n), step and depth (n,) -> (n,) each."""
+    q = x + depth
+    q *= reciprocal(step)
+    _round(q, levels)
+    new = np.empty((3, x.shape[1]), np.float32)
+    _sum_codes(q, x if w is None else x * w, w, new)
+    return Sums(new[0], new[1], new[2], sums.x, sums.total)
 
 
-def share_scale(values: F32, *, levels: int) -> tuple[F16, U8]:
-    """Write the non-negative values of a block as one float16 scale times codes 0..levels.
-
-    values: (groups, n) float32 -> scale: (n,) float16, codes: (groups, n) uint8.
-    """
-    scale = to_half(values.max(axis=0) / np.float32(levels))
-    codes = np.rint(values * reciprocal(scale.astype(np.float32)))
-    return scale, np.clip(codes, 0, levels).astype(np.uint8)
-
-
-def share_signed_scale(values: F32, *, low: int, high: int) -> tuple[F16, F32]:
-    """Write the values of a block as one float16 scale times integers low..high.
-
-    values: (groups, n) float32 -> scale: (n,) float16, integers: (groups, n) float32.
-    """
-    scale = to_half(signed_peak(values) / np.float32(low))
-    codes = np.rint(values * reciprocal(scale.astype(np.float32)))
-    return scale, np.clip(codes, low, high)
+def solve(sums: Sums) -> tuple[F32, F32]:
+    """The step and depth >= 0 with the least error: sums -> two arrays of their shape."""
+    covariance, variance = _spread(sums)
+    step = covariance * reciprocal(variance)
+    depth = (step * sums.q - sums.x) * reciprocal(sums.total)
+    through_zero = depth < 0
+    step = np.where(through_zero, sums.qx * reciprocal(sums.qq), step)
+    return np.maximum(step, np.float32(0)), np.maximum(depth, np.float32(0))
 
 
-def to_half(scale: F32) -> F16:
-    """float32 -> float16; what does not fit becomes Inf, which `Format` reports."""
-    with np.errstate(over="ignore"):
-        return scale.astype(np.float16)
+def _spread(sums: Sums) -> tuple[F32, F32]:
+    """Covariance of codes and weights, and variance of the codes, times the total weight."""
+    mean = sums.q * reciprocal(sums.total)
+    return sums.qx - mean * sums.x, sums.qq - mean * sums.q
 
 
-def _solve(qq: F32, q: F32, total: F32, qx: F32, x: F32) -> tuple[F32, F32]:
-    """Least squares of step * q - depth with depth >= 0, from the sums over a group."""
-    determinant = total * qq - q * q
-    inverse = reciprocal(np.maximum(determinant, 0))
-    step, depth = (total * qx - q * x) * inverse, (q * qx - qq * x) * inverse
-    through_zero = (depth < 0) | (inverse == 0)
-    step = np.where(through_zero, qx * reciprocal(qq), step)
-    return np.maximum(step, 0), np.where(through_zero, 0, depth).astype(np.float32)
+def _round(q: F32, levels: int) -> None:
+    """Round to 0..levels in place."""
+    np.rint(q, out=q)
+    np.clip(q, np.float32(0), np.float32(levels), out=q)
 
 
-def _as_groups(x: F32, size: int) -> F32:
-    return x.reshape(-1, size, x.shape[1]).swapaxes(0, 1).reshape(size, -1)
+def _sum_codes(q: F32, weighted: F32, w: F32 | None, out: F32) -> None:
+    """Write the sums of w*q, w*q*q and q*weighted over axis 0: (size, n) -> out (3, n)."""
+    heavy = q if w is None else q * w
+    np.add.reduce(heavy, axis=0, out=out[0])
+    dot(heavy, q, out=out[1])
+    dot(q, weighted, out=out[2])
+
+
+def _total(x: F32, w: F32 | None) -> F32:
+    if w is None:
+        return np.full(x.shape[1], len(x), np.float32)
+    total: F32 = w.sum(axis=0)
+    return total
+
+
+def _best(tried: F32, score: F32) -> F32:
+    """The candidate with the highest score of each column: (k, m, n), (k, n) -> (m, n)."""
+    best: F32 = np.take_along_axis(tried, score.argmax(axis=0)[None, None], axis=0)[0]
+    return best

@@ -1,21 +1,59 @@
-"""Find the nearest code of a weight on a grid: step * levels[code] + offset."""
+"""Find the nearest code of a weight on a grid: step * levels[code] + offset.
+
+Levels are ascending integers: consecutive ones are found by rounding, others by a table.
+"""
+
+from functools import cache
+from typing import NamedTuple
 
 import numpy as np
 
 from tqgguf.kernels.dtypes import F32, U8
 
+_MARGIN = 1.4  # how far beyond its outermost level `snap` may be asked
 
-def nearest(x: F32, step: F32, offset: F32 | None, levels: F32) -> U8:
+
+class Table(NamedTuple):
+    """The nearest level of every half-integer cell: cell 0 starts at `start`.
+
+    The midpoint between two integers is a multiple of 1/2, so half-integer cells are exact.
+    """
+
+    start: np.float32
+    values: F32
+    indices: U8
+
+
+def snap(u: F32, levels: F32, out: F32) -> None:
+    """Write the nearest level of every u into out (which may be u itself): float32 of any shape.
+
+    For levels that are not consecutive, |u| must not exceed 1.4 times the outermost level.
+    """
+    if is_uniform(levels):
+        np.rint(u, out=out)
+        np.clip(out, levels[0], levels[-1], out=out)
+    else:
+        table = nearest_table(levels.tobytes())
+        np.take(table.values, _cells(u, table, out), out=out, mode="clip")
+
+
+def nearest(x: F32, step: F32, offset: F32, levels: F32) -> U8:
     """The index of the nearest level for every weight.
 
-    x: (size, n), step and offset: (n,), levels: (k,) ascending, all float32 -> (size, n) uint8.
-    Where step is 0 every level decodes to the offset and the index is that of level 0.
+    x: (..., size, n), step and offset broadcast against it, levels: (k,), all float32
+    -> uint8 of x's shape. Where step is 0 every level decodes to the offset, and the index is that
+    of the level nearest 0.
     """
-    target = x - offset if offset is not None else x.copy()
+    target = x - offset if offset.any() else x.copy()
     target *= reciprocal(step)
+    np.clip(target, levels[0], levels[-1], out=target)
     if is_uniform(levels):
-        return _round(target, levels)
-    return _look_up(target, levels)
+        np.rint(target, out=target)
+        target -= levels[0]
+        return target.astype(np.uint8)
+    table = nearest_table(levels.tobytes())
+    indices: U8 = np.take(table.indices, _cells(target, table, target), mode="clip")
+    return indices
 
 
 def reciprocal(step: F32) -> F32:
@@ -26,18 +64,21 @@ def reciprocal(step: F32) -> F32:
 
 def is_uniform(levels: F32) -> bool:
     """Whether the levels are consecutive integers."""
-    return bool(np.all(np.diff(levels) == 1))
+    return bool(levels[-1] - levels[0] == len(levels) - 1)
 
 
-def _round(target: F32, levels: F32) -> U8:
-    """Nearest of consecutive integers; works in place."""
-    np.rint(target, out=target)
-    np.clip(target, levels[0], levels[-1], out=target)
-    target -= levels[0]
-    return target.astype(np.uint8)
+@cache
+def nearest_table(levels: bytes) -> Table:
+    """The table of these float32 levels, given as bytes because it is made once and kept."""
+    values = np.frombuffer(levels, np.float32)
+    reach = np.ceil(np.abs(values).max() * np.float32(_MARGIN))
+    centres = np.arange(-reach, reach, 0.5, dtype=np.float32) + np.float32(0.25)
+    indices = np.searchsorted((values[1:] + values[:-1]) / 2, centres).astype(np.uint8)
+    return Table(-reach, values[indices], indices)
 
 
-def _look_up(target: F32, levels: F32) -> U8:
-    """Nearest of arbitrary ascending levels."""
-    middles = (levels[1:] + levels[:-1]) / 2
-    return np.searchsorted(middles, target).astype(np.uint8)
+def _cells(u: F32, table: Table, out: F32) -> "np.ndarray[tuple[int, ...], np.dtype[np.uint16]]":
+    """The cell of every u, through out as scratch."""
+    np.multiply(u, np.float32(2), out=out)
+    out -= 2 * table.start
+    return out.astype(np.uint16)

@@ -1,0 +1,34 @@
+"""MXFP4: 32 weights share a power of two; w = 2^(e - 128) * level, level = +-0 1 2 3 4 6 8 12."""
+
+import numpy as np
+
+from tqgguf.formats._format import Codes, Format, Grid
+from tqgguf.kernels.bits import pack_planes
+from tqgguf.kernels.dtypes import F32, Blocks
+from tqgguf.kernels.scales import power_of_two
+
+LAYOUT = np.dtype([("e", "u1"), ("qs", "u1", (16,))])
+LEVELS = np.array([-12, -8, -6, -4, -3, -2, -1, 0, 1, 2, 3, 4, 6, 8, 12], np.float32)
+_NIBBLES = np.array([15, 14, 13, 12, 11, 10, 9, 0, 1, 2, 3, 4, 5, 6, 7], np.uint8)
+
+
+def fit(x: F32, importance: F32 | None) -> Blocks:
+    """(32, n) float32 -> (n,) blocks with e set."""
+    blocks = np.zeros(x.shape[1], LAYOUT)
+    exponent = power_of_two(x, importance, levels=LEVELS)
+    blocks["e"] = np.clip(exponent + 128, 0, 254)
+    return blocks
+
+
+def grid(blocks: Blocks) -> Grid:
+    """(n,) blocks -> step and offset, (1, n) float32 each."""
+    step = np.ldexp(np.float32(1), blocks["e"].astype(np.int32) - 128)[None]
+    return step, np.zeros_like(step)
+
+
+def pack(blocks: Blocks, codes: Codes) -> None:
+    """Write codes, (32, n) uint8 indices: a sign and three bits each, in nibbles as in Q4_0."""
+    blocks["qs"] = pack_planes(_NIBBLES[codes].reshape(2, 16, -1), bits=4).T
+
+
+FORMAT = Format("MXFP4", LAYOUT, fit, pack, LEVELS, 32, grid)

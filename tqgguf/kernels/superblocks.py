@@ -1,0 +1,130 @@
+"""Share one or two float16 scales among the groups of a super-block, whose own are integers.
+
+Element-major, as in `scales`. What the reader will see, after rounding, decides everything: the
+integers are chosen under the rounded float16 scales, the codes under both, and then the scales
+are fitted once more to those codes.
+"""
+
+import numpy as np
+
+from tqgguf.kernels.dtypes import F16, F32
+from tqgguf.kernels.scales import (
+    Ranges,
+    Sums,
+    affine,
+    as_groups,
+    requantize,
+    signed_peak,
+    solve,
+    symmetric,
+    to_half,
+)
+from tqgguf.kernels.search import reciprocal, snap
+
+
+def affine_block(
+    x: F32,
+    w: F32 | None,
+    *,
+    size: int,
+    levels: int,
+    top: int,
+    ranges: Ranges,
+) -> tuple[F16, F16, F32, F32]:
+    """Fit w = d * sc * q - dmin * m, q in 0..levels, sc and m in 0..top, groups of `size`.
+
+    x: (block, n) -> d and dmin: (n,) float16, sc and m: (block // size, n) float32 integers.
+    """
+    groups = len(x) // size
+    x, w = as_groups(x, size), None if w is None else as_groups(w, size)
+    flat = affine(x, w, levels=levels, ranges=ranges)
+    sums = flat.reshape(groups)
+    d, dmin = (to_half(v.max(axis=0) / np.float32(top)) for v in solve(sums))
+    sc, m = _integers(sums, d, dmin, top)
+    step, depth = ((a.astype(np.float32) * b).reshape(-1) for a, b in ((d, sc), (dmin, m)))
+    sums = requantize(x, w, flat, step, depth, levels=levels).reshape(groups)
+    d, dmin = _refit(sums, sc, m, d, dmin)
+    return d, dmin, *_integers(sums, d, dmin, top)
+
+
+def symmetric_block(
+    x: F32,
+    w: F32 | None,
+    *,
+    size: int,
+    levels: F32,
+    low: int,
+    high: int,
+    factors: tuple[float, ...],
+) -> tuple[F16, F32]:
+    """Fit w = d * sc * level, sc in low..high, groups of `size`.
+
+    x: (block, n) -> d: (n,) float16, sc: (block // size, n) float32 integers.
+    """
+    groups = len(x) // size
+    x, w = as_groups(x, size), None if w is None else as_groups(w, size)
+    qx, qq = (v.reshape(groups, -1) for v in symmetric(x, w, levels=levels, factors=factors))
+    step = qx * reciprocal(qq)
+    d = to_half(signed_peak(step) / np.float32(low))
+    sc = _round(step * reciprocal(d.astype(np.float32)), low, high)
+    qx, qq = _requantize(x, w, d.astype(np.float32) * sc, levels)
+    d = _quotient(sc * qx, sc * sc * qq, d)
+    return d, _round(qx * reciprocal(qq * d.astype(np.float32)), low, high)
+
+
+def _integers(sums: Sums, d: F16, dmin: F16, top: int) -> tuple[F32, F32]:
+    """The best sc and m of every group for its codes: sc within 1 of its optimum, m exactly.
+
+    sums: (groups, n) -> two (groups, n) float32. The error is quadratic in both.
+    """
+    scale, bottom = d.astype(np.float32), dmin.astype(np.float32)
+    middle = np.rint(solve(sums)[0] * reciprocal(scale))
+    inverse, mean = reciprocal(bottom), reciprocal(sums.total)
+    best = np.full_like(middle, np.inf)
+    sc, m = middle, middle
+    for shift in (0, -1, 1):
+        trial = np.clip(middle + np.float32(shift), 0, top)
+        step = trial * scale
+        trial_m = np.clip(np.rint((step * sums.q - sums.x) * mean * inverse), 0, top)
+        error = _error(sums, step, trial_m * bottom)
+        better = error < best
+        best = np.minimum(error, best)
+        sc, m = np.where(better, trial, sc), np.where(better, trial_m, m)
+    return sc, m
+
+
+def _error(sums: Sums, step: F32, depth: F32) -> F32:
+    """The squared error up to a constant, of the sums' shape."""
+    linear = step * sums.qq - 2 * (depth * sums.q + sums.qx)
+    return step * linear + depth * (depth * sums.total + 2 * sums.x)
+
+
+def _refit(sums: Sums, sc: F32, m: F32, d: F16, dmin: F16) -> tuple[F16, F16]:
+    """The best d and dmin of every block for its codes and integers: (groups, n) -> two (n,)."""
+    a, b, c = (v.sum(axis=0) for v in (sc * sc * sums.qq, sc * m * sums.q, m * m * sums.total))
+    right, left = (sc * sums.qx).sum(axis=0), (m * sums.x).sum(axis=0)
+    determinant = a * c - b * b
+    solvable = determinant > np.float32(1e-4) * a * c
+    inverse = reciprocal(np.where(solvable, determinant, np.float32(0)))
+    new_d, new_dmin = (c * right - b * left) * inverse, (b * right - a * left) * inverse
+    return to_half(np.where(solvable, new_d, d)), to_half(np.where(solvable, new_dmin, dmin))
+
+
+def _requantize(x: F32, w: F32 | None, step: F32, levels: F32) -> tuple[F32, F32]:
+    """Sums of q*x and q*q of the codes under given steps (groups, n) -> two (groups, n)."""
+    q = x * reciprocal(step).reshape(-1)
+    np.clip(q, levels[0], levels[-1], out=q)
+    snap(q, levels, out=q)
+    heavy = q if w is None else q * w
+    qx, qq = np.einsum("in,in->n", heavy, x), np.einsum("in,in->n", heavy, q)
+    return qx.reshape(step.shape), qq.reshape(step.shape)
+
+
+def _quotient(numerator: F32, denominator: F32, otherwise: F16) -> F16:
+    """Sums over the groups divided, as float16: two (groups, n) -> (n,)."""
+    below = denominator.sum(axis=0)
+    return to_half(np.where(below > 0, numerator.sum(axis=0) * reciprocal(below), otherwise))
+
+
+def _round(values: F32, low: int, high: int) -> F32:
+    return np.clip(np.rint(values), low, high)
