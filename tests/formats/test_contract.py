@@ -92,7 +92,7 @@ def test_nan_and_inf_are_counted(name):
 def test_scales_beyond_float16_are_refused(name, size):
     x = normal(2, 512)
     x[1, 7] = size
-    with pytest.raises(WeightError, match="float16"):
+    with pytest.raises(WeightError, match=r"(beyond|end at|ends at) 65504"):
         tqgguf.quantize(x, name)
 
 

@@ -13,7 +13,8 @@ def fit(x: F32, importance: F32 | None) -> Blocks:  # noqa: ARG001  each weight 
     """(1, n) float32 -> (n,) blocks."""
     if np.abs(x).max(initial=0) >= 65520:  # rounds to infinity
         raise WeightError(f"a weight of {np.abs(x).max():.4g} is beyond 65504; use BF16 or F32")
-    return x[0].astype("<f2").view(LAYOUT)
+    blocks: Blocks = x[0].astype("<f2").view(LAYOUT)
+    return blocks
 
 
 def pack(blocks: Blocks, codes: Codes) -> None:

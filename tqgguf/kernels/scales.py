@@ -112,7 +112,7 @@ def affine(x: F32, w: F32 | None, *, levels: int, ranges: Ranges, signed: bool =
         q -= np.float32(above * stretch)
         _round(q, levels)
         _sum_codes(q, weighted, w, sums)
-    covariance, variance = _spread(Sums(*tried.swapaxes(0, 1), u_sum, total))
+    covariance, variance = _spread(Sums(tried[:, 0], tried[:, 1], tried[:, 2], u_sum, total))
     q_sum, qq, qu = _best(tried, covariance * covariance * reciprocal(variance))
     return Sums(q_sum, qq, unit * qu + low * q_sum, unit * u_sum + low * total, total)
 

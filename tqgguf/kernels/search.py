@@ -50,10 +50,10 @@ def nearest(x: F32, step: F32, offset: F32, levels: F32) -> U8:
     if is_uniform(levels):
         np.rint(target, out=target)
         target -= levels[0]
-        return target.astype(np.uint8)
+        indices: U8 = target.astype(np.uint8)
+        return indices
     table = nearest_table(levels.tobytes())
-    indices: U8 = np.take(table.indices, _cells(target, table, target), mode="clip")
-    return indices
+    return np.take(table.indices, _cells(target, table, target), mode="clip")
 
 
 def reciprocal(step: F32) -> F32:

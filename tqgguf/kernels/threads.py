@@ -40,14 +40,14 @@ def run_all(work: Callable[[Item], object], items: list[Item], *, threads: int |
             pass
 
 
-<<<<<<< HEAD
 def map_in_order(
     work: Callable[[Item], Result], items: Sequence[Item], *, threads: int | None
 ) -> Iterator[Result]:
     """Yield work(item) for every item in order, computed on `threads` threads."""
     with single_threaded_blas(), ThreadPoolExecutor(threads or default_threads()) as pool:
         yield from pool.map(work, items)
-=======
+
+
 @cache
 def keep_freed_memory() -> None:
     """Teach glibc's allocator, once, to keep what is freed instead of returning it to the system.
@@ -56,7 +56,6 @@ def keep_freed_memory() -> None:
     are mapped and cleared anew, which halves the speed of some encoders. Elsewhere it does nothing.
     """
     np.empty(30 << 20, np.uint8)
->>>>>>> 6c2fd03 (Better and faster encoders; Q4_1 Q5_0 Q5_1 IQ4_NL IQ4_XS MXFP4)
 
 
 @contextmanager

@@ -1,0 +1,49 @@
+"""Our encoders' error against ggml's own in the same run."""
+
+import ggml
+import numpy as np
+import pytest
+from formats import weights
+
+import tqgguf
+from tqgguf.formats import FORMATS
+
+BLOCKS = [name for name, fmt in FORMATS.items() if fmt.block_size > 1]
+# relative MSE on Gaussian rows that must be reached, where a sketch had already beaten ggml
+BAR = {"Q4_K": 0.00496, "Q2_K": 0.0690, "Q3_K": 0.0208}
+
+
+def ours(x, name, importance=None):
+    return tqgguf.dequantize(tqgguf.quantize(x, name, importance), name, x.shape[1])
+
+
+def theirs(x, name, importance):
+    return ggml.dequantize(ggml.quantize(x, name, importance), name)
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+@pytest.mark.parametrize("kind", weights.KINDS)
+def test_the_error_is_at_most_ggmls_with_an_imatrix_of_ones(name, kind):
+    x = weights.rows(kind)
+    reference = theirs(x, name, np.ones(x.shape[1], np.float32))
+    assert weights.error(x, ours(x, name)) <= weights.error(x, reference)
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_the_weighted_error_is_at_most_ggmls(name):
+    x, importance = weights.rows("real"), weights.real_importance()
+    reference = weights.error(x, theirs(x, name, importance), importance)
+    assert weights.error(x, ours(x, name, importance), importance) <= reference
+
+
+@pytest.mark.parametrize("name", [name for name in BLOCKS if name != "Q8_0"])
+def test_importance_lowers_the_weighted_error(name):
+    x, importance = weights.rows("real"), weights.real_importance()
+    weighted = weights.error(x, ours(x, name, importance), importance)
+    assert weighted < weights.error(x, ours(x, name), importance)
+
+
+@pytest.mark.parametrize("name", BAR)
+def test_gaussian_error_reaches_the_bar(name):
+    x = weights.rows("gaussian")
+    assert weights.error(x, ours(x, name)) <= BAR[name]
