@@ -1,1 +1,1 @@
-"""What quantization and rotation did: measured errors as rows of plain values, one list a report."""
+"""What quantization and rotation did: measured errors as rows of plain values."""

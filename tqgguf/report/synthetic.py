@@ -106,7 +106,7 @@ def plain_errors(x: F32, bits: int) -> F32:
     rounded = np.rint(groups / scale)
     rounded *= scale
     rounded -= groups
-    return rounded.reshape(x.shape)
+    return np.asarray(rounded.reshape(x.shape))
 
 
 def _plain_rows(weights: F32, threads: int | None) -> list[SyntheticRow]:

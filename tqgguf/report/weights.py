@@ -139,7 +139,8 @@ def choose_rotation(
         )
     within = f", {rotation.value_block} within value heads" if rotation.value_block else ""
     return rotation.with_vectors_of(model), (
-        f"fused, as `quantize` folds it: blocks of {rotation.block} along the residual stream{within}"
+        "fused, as `quantize` folds it: "
+        f"blocks of {rotation.block} along the residual stream{within}"
     )
 
 

@@ -1,0 +1,198 @@
+"""How far finished files are from their original, tensor by tensor, in the original's basis.
+
+Any quantizer's GGUF will do; the rotation that tqgguf records in its own is undone first. Undoing a
+fold also divides by a norm's gain, which magnifies errors in columns that the network then
+multiplies by that small gain again. So every error is also given `seen`: with the columns of the
+matrices that read a norm weighted by its gain, for all files alike. That is the fair comparison.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+import numpy as np
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+
+from tqgguf.errors import FileFormatError, PlanError, ShapeError
+from tqgguf.kernels import metrics
+from tqgguf.kernels.dtypes import F32
+from tqgguf.kernels.threads import run_all
+from tqgguf.models import Model, Tensor, folding
+from tqgguf.models.architectures import ARCHITECTURES, layer_prefix, role
+from tqgguf.models.rotation import read_rotation, restored
+from tqgguf.models.tiles import tiles
+
+_TILE = 1 << 20  # weights compared at a time, unless the rotation mixes more
+
+
+@dataclass(frozen=True)
+class TensorError:
+    """One tensor of a file against the original's; max_abs_err is in weights."""
+
+    name: str
+    type: str
+    shape: tuple[int, ...]
+    n_bytes: int
+    mse: float
+    rel_mse: float
+    rel_mse_seen: float
+    cosine: float
+    max_abs_err: float
+
+    @property
+    def size(self) -> int:
+        """Number of weights."""
+        return prod(self.shape)
+
+    @property
+    def bpw(self) -> float:
+        """Bits per weight."""
+        return 8 * self.n_bytes / self.size
+
+    @property
+    def sqnr_db(self) -> float:
+        """Signal to quantization noise ratio; infinite for an exact tensor."""
+        return metrics.sqnr_db(self.rel_mse)
+
+
+@dataclass(frozen=True)
+class FileReport:
+    """A whole file; bpw is per weight of the original, so that an untied head counts as a cost."""
+
+    path: Path
+    rotation: str
+    n_bytes: int
+    bpw: float
+    tensors: tuple[TensorError, ...]
+
+    @property
+    def rel_mse(self) -> float:
+        """The mean relative error of a weight of a matrix."""
+        return self._mean([t.rel_mse for t in self._matrices])
+
+    @property
+    def rel_mse_seen(self) -> float:
+        """The same with columns weighted by the gain of the norm they read."""
+        return self._mean([t.rel_mse_seen for t in self._matrices])
+
+    @property
+    def sqnr_db(self) -> float:
+        """The mean relative error in dB."""
+        return metrics.sqnr_db(self.rel_mse)
+
+    @property
+    def max_abs_err(self) -> float:
+        """The largest error of a weight."""
+        return max(t.max_abs_err for t in self.tensors)
+
+    @property
+    def _matrices(self) -> list[TensorError]:
+        return [t for t in self.tensors if len(t.shape) >= 2] or list(self.tensors)
+
+    def _mean(self, values: Sequence[float]) -> float:
+        return float(np.average(values, weights=[t.size for t in self._matrices]))
+
+
+def compare(original: Model, quantized: Model, *, threads: int | None = None) -> FileReport:
+    """Compare a finished file with its original, tensor by tensor.
+
+    Raises FileFormatError where a tensor is missing on either side, ShapeError where shapes differ,
+    PlanError for an empty model.
+    """
+    if not original.tensors:
+        raise PlanError(f"{original.path}: the model has no tensors to compare")
+    reference, approximation = restored(original), restored(quantized)
+    sources = _match(reference, approximation)
+    rotation = read_rotation(quantized)
+    errors = []
+    for name, source in sources.items():
+        tensor, (rows, _) = approximation.tensors[name], rotation.granule(name)
+        gain = _gain(reference, name)
+        errors.append(_tensor_error(source, tensor, rows, gain, threads))
+    stored = sum(t.n_bytes for t in errors)
+    return FileReport(
+        path=quantized.path,
+        rotation=rotation.mode,
+        n_bytes=stored,
+        bpw=8 * stored / sum(t.size for t in original.tensors.values()),
+        tensors=tuple(errors),
+    )
+
+
+def stored_bytes(tensor: Tensor) -> int:
+    """Bytes of a tensor's data in a GGUF file."""
+    block, size = GGML_QUANT_SIZES[GGMLQuantizationType[tensor.type]]
+    return int(tensor.size // block * size)
+
+
+def _match(original: Model, quantized: Model) -> dict[str, Tensor]:
+    """The original of every tensor of the file; an untied head is the embedding once more."""
+    sources = dict(original.tensors)
+    if folding.tied_head(original) and folding.HEAD in quantized.tensors:
+        sources[folding.HEAD] = sources[folding.EMBEDDING]
+    for name in (n for n in quantized.tensors if n not in sources):
+        raise FileFormatError(f"{quantized.path}: {name} is not in the original {original.path}")
+    for name, source in sources.items():
+        tensor = quantized.tensors.get(name)
+        if tensor is None:
+            raise FileFormatError(f"{quantized.path}: {name} of {original.path} is missing")
+        if tensor.shape != source.shape:
+            raise ShapeError(
+                f"{quantized.path}: {name} is {_by(tensor.shape)}, "
+                f"but {_by(source.shape)} in {original.path}"
+            )
+    return {name: sources[name] for name in quantized.tensors}
+
+
+def _by(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape))
+
+
+def _gain(model: Model, name: str) -> F32 | None:
+    """The gain of the norm whose output a matrix reads, (n_in,); None for other tensors."""
+    row = ARCHITECTURES.get(model.architecture)
+    kind, part = role(name)
+    if row is None or part != "weight":
+        return None
+    norm = row.head_norm if name == folding.HEAD else row.readers.get(kind)
+    gain = model.tensors.get(f"{layer_prefix(name)}{norm}.weight")
+    return None if gain is None else gain.read()
+
+
+def _tensor_error(
+    source: Tensor, tensor: Tensor, granule: int, gain: F32 | None, threads: int | None
+) -> TensorError:
+    cut = tiles(source.shape, granule=(granule, source.n_in), weights=_TILE)
+    parts: dict[int, tuple[list[float], float]] = {}
+
+    def work(i: int) -> None:
+        x, y = (t.rows(*cut[i].rows) for t in (source, tensor))
+        parts[i] = _sums(x, y, gain)
+
+    run_all(work, list(range(len(cut))), threads=threads)
+    sums = np.sum([parts[i][0] for i in range(len(cut))], axis=0)
+    error, energy, other, product, seen_error, seen_energy = map(float, sums)
+    return TensorError(
+        name=tensor.name,
+        type=tensor.type,
+        shape=tensor.shape,
+        n_bytes=stored_bytes(tensor),
+        mse=error / source.size,
+        rel_mse=metrics.ratio(error, energy),
+        rel_mse_seen=metrics.ratio(seen_error, seen_energy),
+        cosine=metrics.cosine(product, energy, other),
+        max_abs_err=max(largest for _, largest in parts.values()),
+    )
+
+
+def _sums(x: F32, y: F32, gain: F32 | None) -> tuple[list[float], float]:
+    """Squared error, energies, product, the first two as seen; and the largest error."""
+    error = y - x
+    sums = [metrics.sum_squares(error), metrics.sum_squares(x), metrics.sum_squares(y)]
+    sums.append(float(np.sum(np.einsum("nw,nw->n", x, y), dtype=np.float64)))
+    if gain is None:
+        seen = sums[:2]
+    else:
+        seen = [metrics.sum_squares(error * gain), metrics.sum_squares(x * gain)]
+    return [*sums, *seen], float(np.abs(error).max(initial=0))
