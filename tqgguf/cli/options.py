@@ -58,7 +58,7 @@ def plan_options(
     return Options(
         type=type,
         rotate=rotate.lower(),
-        block=_block(block),
+        block=block_order(block),
         seed=seed,
         tensor_types=[_tensor_type(text) for text in tensor_type or []],
         output_type=output_type,
@@ -68,7 +68,8 @@ def plan_options(
     )
 
 
-def _block(text: str) -> int | None:
+def block_order(text: str) -> int | None:
+    """A Hadamard order, or None for auto."""
     if text.lower() == "auto":
         return None
     if not text.isdecimal() or int(text) < 1:

@@ -20,6 +20,7 @@ from tqgguf.kernels.dtypes import F32
 from tqgguf.kernels.threads import run_all
 from tqgguf.models import Model, Tensor, folding
 from tqgguf.models.architectures import ARCHITECTURES, layer_prefix, role
+from tqgguf.models.gguf import shard_files
 from tqgguf.models.rotation import read_rotation, restored
 from tqgguf.models.tiles import tiles
 
@@ -58,7 +59,10 @@ class TensorError:
 
 @dataclass(frozen=True)
 class FileReport:
-    """A whole file; bpw is per weight of the original, so that an untied head counts as a cost."""
+    """A whole file, n_bytes long, all shards together.
+
+    bpw counts tensor data per weight of the original, so that an untied head shows as a cost.
+    """
 
     path: Path
     rotation: str
@@ -114,7 +118,7 @@ def compare(original: Model, quantized: Model, *, threads: int | None = None) ->
     return FileReport(
         path=quantized.path,
         rotation=rotation.mode,
-        n_bytes=stored,
+        n_bytes=_file_bytes(quantized.path) or stored,
         bpw=8 * stored / sum(t.size for t in original.tensors.values()),
         tensors=tuple(errors),
     )
@@ -124,6 +128,11 @@ def stored_bytes(tensor: Tensor) -> int:
     """Bytes of a tensor's data in a GGUF file."""
     block, size = GGML_QUANT_SIZES[GGMLQuantizationType[tensor.type]]
     return int(tensor.size // block * size)
+
+
+def _file_bytes(path: Path) -> int:
+    """The size of a GGUF file, all shards together; 0 for a folder."""
+    return sum(p.stat().st_size for p in shard_files(path)) if path.suffix == ".gguf" else 0
 
 
 def _match(original: Model, quantized: Model) -> dict[str, Tensor]:

@@ -12,12 +12,12 @@ import numpy as np
 
 from tqgguf.formats import FORMATS, dequantize, find_format, quantize
 from tqgguf.kernels import hadamard, metrics
-from tqgguf.kernels.dtypes import F32
+from tqgguf.kernels.dtypes import F32, I64
 from tqgguf.kernels.threads import run_all
 
 SIZE = 4096  # rows, and weights in a row
 GGUF_ROWS = 1024  # rows measured in GGUF types: 4.2 million weights, good to 0.7 %
-TYPES = ("Q4_0", "Q4_K", "IQ4_XS", "Q3_K", "Q2_K")
+TYPES = tuple(t for t in ("Q4_0", "Q4_K", "IQ4_XS", "Q3_K", "Q2_K") if t in FORMATS)
 BLOCK, ROTATION_BLOCK = 32, 128
 REFERENCE_BPW = 4.625  # Q4_K_M, whose decode speed the hint is relative to
 _CHUNK = 64  # rows generated and measured at a time
@@ -66,22 +66,30 @@ class _Measured:
         self.size += x.size
 
 
-def synthetic(
+def measure(
+    weights: F32,
     *,
     types: Sequence[str] = TYPES,
     gguf_rows: int = GGUF_ROWS,
-    seed: int = 0,
     threads: int | None = None,
 ) -> list[SyntheticRow]:
-    """Measure the plain format on 4096 x 4096 weights and each GGUF type on the first gguf_rows.
+    """Measure the plain format on all weights and each GGUF type on the first gguf_rows rows.
 
-    types that this version cannot write raise PlanError. The weights depend on the seed alone.
+    weights: (n, n_in) float32, n_in a multiple of 256. Raises PlanError for an unknown type.
     """
     names = [find_format(name).name for name in types]
-    weights = make_weights(seed=seed, threads=threads)
-    rows = _plain_rows(weights, threads)
-    sample = weights[: min(gguf_rows, SIZE)]
-    return rows + _gguf_rows(sample, names, threads)
+    return _plain_rows(weights, threads) + _gguf_rows(weights[:gguf_rows], names, threads)
+
+
+def histograms(weights: F32, *, limit: float, bins: int) -> tuple[I64, I64]:
+    """Counts of weights / standard deviation, as they are and rotated, two (bins,) int64."""
+    sample = weights[:GGUF_ROWS]
+    scaled = sample / np.float32(sample.std(dtype=np.float64))
+    turned = hadamard.apply(scaled, order=ROTATION_BLOCK)
+    return (
+        metrics.histogram(scaled, limit=limit, bins=bins),
+        metrics.histogram(turned, limit=limit, bins=bins),
+    )
 
 
 def make_weights(*, seed: int, threads: int | None = None) -> F32:
@@ -113,10 +121,10 @@ def _plain_rows(weights: F32, threads: int | None) -> list[SyntheticRow]:
     cases = [(bits, rotated) for bits in (4, 3, 2) for rotated in (False, True)]
     parts: dict[int, dict[tuple[int, bool], _Measured]] = {}
 
-    def measure(start: int) -> None:
+    def chunk(start: int) -> None:
         parts[start] = _plain_chunk(weights[start : start + _CHUNK], cases)
 
-    run_all(measure, list(range(0, SIZE, _CHUNK)), threads=threads)
+    run_all(chunk, list(range(0, len(weights), _CHUNK)), threads=threads)
     totals = {case: _sum([parts[start][case] for start in sorted(parts)]) for case in cases}
     baseline = totals[4, False]
     return [

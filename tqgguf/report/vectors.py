@@ -16,6 +16,8 @@ from tqgguf.turboquant.rotations import RotationKind
 # arXiv 2504.19874, theorems 1 and 2: D_mse, and dim x D_prod, for 1 to 4 bits
 PAPER_MSE = {1: 0.36, 2: 0.117, 3: 0.03, 4: 0.009}
 PAPER_PROD = {1: 1.57, 2: 0.56, 3: 0.18, 4: 0.047}
+ROTATIONS: tuple[RotationKind, ...] = ("hadamard", "dense")
+SKETCHES: tuple[SketchKind, ...] = ("gaussian", "rademacher")
 _CHUNK = 8192  # vectors compressed at a time
 
 

@@ -26,7 +26,7 @@ from tqgguf.report.synthetic import round_trip
 
 TYPES = tuple(dict.fromkeys(r.matrix for r in RECIPES.values()))
 ACCURACY = 0.01  # relative standard error that the default sample stays below
-LIMIT, BINS = 6.0, 120  # the histograms' range in standard deviations, and their bins
+LIMIT, BINS = 20.0, 400  # the histograms' range in standard deviations, and their bins
 WORTHWHILE = 0.01  # a total gain within 1 % of 1 is called no difference
 _TILE = 1 << 16  # weights, unless the rotation mixes more
 _FIRST = 1 << 19  # weights measured before the standard error is looked at
@@ -101,6 +101,16 @@ class TypeTotal:
     def gain(self) -> float:
         """Mean relative error without rotation over that with it."""
         return metrics.ratio(self.rel_mse, self.rel_mse_rotated) or 1.0
+
+    @property
+    def gap_db(self) -> float:
+        """Distance from the rate-distortion limit of Gaussian weights, without rotation."""
+        return metrics.rate_distortion_gap_db(self.rel_mse, self.bpw)
+
+    @property
+    def gap_db_rotated(self) -> float:
+        """The same with rotation."""
+        return metrics.rate_distortion_gap_db(self.rel_mse_rotated, self.bpw)
 
     @property
     def verdict(self) -> str:

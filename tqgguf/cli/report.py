@@ -1,0 +1,390 @@
+"""`tqgguf report`: what rotation did to weights, and the TurboQuant paper's own quantizers."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import typer
+
+from tqgguf.cli import options as o
+from tqgguf.cli.application import app
+from tqgguf.cli.console import progress, say_json
+from tqgguf.cli.plots import check_plot, draw_synthetic, draw_weights
+from tqgguf.cli.tables import Output, document, factor, number
+from tqgguf.errors import PlanError
+from tqgguf.models import open_model
+from tqgguf.recipes import recipe
+from tqgguf.report import synthetic, vectors, weights
+from tqgguf.report.weights import BINS, LIMIT
+
+Name = TypeVar("Name", bound=str)
+
+reports = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(reports, name="report", help="Measure what rotation and quantization do.")
+
+_TOP = 20  # matrices shown per type
+
+Types = Annotated[
+    str | None, typer.Option(help="GGUF types or recipes, separated by commas.", metavar="A,B,...")
+]
+Markdown = Annotated[bool, typer.Option("--markdown", help="Print Markdown tables.")]
+Plot = Annotated[
+    Path | None, typer.Option(help="Also draw a picture: .png, .svg or .pdf.", metavar="FILE")
+]
+Bits = Annotated[str, typer.Option(help="Bits per coordinate, separated by commas.")]
+Dim = Annotated[int, typer.Option(min=2, help="Coordinates of a vector.")]
+RotationName = Annotated[str, typer.Option("--rotation", help="hadamard, or the paper's dense.")]
+
+
+@reports.command("mse")
+def mse(
+    model: Annotated[
+        Path | None, typer.Argument(metavar="[MODEL]", help="Without it: synthetic weights.")
+    ] = None,
+    types: Types = None,
+    sample_rows: Annotated[
+        int | None, typer.Option(min=1, help="Rows read of each matrix; enough for 1 % if unset.")
+    ] = None,
+    block: o.Block = "auto",
+    seed: o.Seed = 0,
+    top: Annotated[int, typer.Option(min=0, help="Matrices shown per type; 0 for all.")] = _TOP,
+    threads: o.Threads = None,
+    plot: Plot = None,
+    force: o.Force = False,
+    markdown: Markdown = False,
+    json: o.Json = False,
+) -> None:
+    """Reconstruction error with and without rotation, of a model's or of synthetic weights.
+
+    Example: tqgguf report mse model-f16.gguf --types q4_k,q2_k --plot errors.png
+    """
+    check_plot(plot, force=force)
+    out = None if json else Output(markdown)
+    if model is None:
+        rows = sample_rows or synthetic.GGUF_ROWS
+        _synthetic(_types(types) or synthetic.TYPES, rows, seed, threads, plot, out)
+        return
+    _weights(
+        model,
+        _types(types) or weights.TYPES,
+        sample_rows=sample_rows,
+        block=o.block_order(block),
+        seed=seed,
+        threads=threads,
+        plot=plot,
+        out=out,
+        top=top,
+    )
+
+
+@reports.command("turboquant")
+def turboquant(
+    bits: Bits = "1,2,3,4",
+    dim: Dim = 256,
+    vectors_: Annotated[int, typer.Option("--vectors", min=2, help="Random unit vectors.")] = 20000,
+    rotation: RotationName = "hadamard",
+    sketch: Annotated[str, typer.Option(help="gaussian or rademacher.")] = "gaussian",
+    seed: o.Seed = 0,
+    markdown: Markdown = False,
+    json: o.Json = False,
+) -> None:
+    """The TurboQuant paper's quantizers on unit vectors against its values and the bounds.
+
+    Example: tqgguf report turboquant --bits 2,3 --dim 128
+    """
+    rows = vectors.distortions(
+        bits=_bits(bits),
+        dim=dim,
+        vectors=vectors_,
+        seed=seed,
+        rotation=_choice(rotation, vectors.ROTATIONS, "--rotation"),
+        sketch=_choice(sketch, vectors.SKETCHES, "--sketch"),
+    )
+    if json:
+        scaled = [asdict(r) | {"dim_d_prod": r.dim * r.d_prod} for r in rows]
+        say_json(document({"seed": seed, "rotation": rotation, "sketch": sketch, "rows": scaled}))
+        return
+    _say_distortions(rows, Output(markdown))
+
+
+@reports.command("kv")
+def kv(
+    bits: Bits = "2,3,4",
+    dim: Dim = 128,
+    length: Annotated[int, typer.Option(min=2, help="Tokens in the cache.")] = 4096,
+    queries: Annotated[int, typer.Option(min=1, help="Random queries.")] = 64,
+    rotation: RotationName = "hadamard",
+    seed: o.Seed = 0,
+    markdown: Markdown = False,
+    json: o.Json = False,
+) -> None:
+    """A simulated attention cache: accuracy of scores and output, and memory.
+
+    Example: tqgguf report kv --bits 3,4 --dim 128
+    """
+    rows = vectors.simulate_cache(
+        bits=_bits(bits),
+        dim=dim,
+        length=length,
+        queries=queries,
+        seed=seed,
+        rotation=_choice(rotation, vectors.ROTATIONS, "--rotation"),
+    )
+    if json:
+        say_json(document({"dim": dim, "length": length, "rows": [asdict(r) for r in rows]}))
+        return
+    _say_caches(rows, Output(markdown), length=length, dim=dim)
+
+
+def _synthetic(
+    types: Sequence[str],
+    sample_rows: int,
+    seed: int,
+    threads: int | None,
+    plot: Path | None,
+    out: Output | None,
+) -> None:
+    data = synthetic.make_weights(seed=seed, threads=threads)
+    rows = synthetic.measure(data, types=types, gguf_rows=sample_rows, threads=threads)
+    if out is None:
+        extra = {"seed": seed, "gguf_rows": min(sample_rows, synthetic.SIZE)}
+        say_json(document(extra | {"rows": [_synthetic_row(r) for r in rows]}))
+    else:
+        _say_synthetic(rows, sample_rows, out)
+    if plot is not None:
+        draw_synthetic(rows, *synthetic.histograms(data, limit=LIMIT, bins=BINS), plot)
+
+
+def _synthetic_row(r: synthetic.SyntheticRow) -> dict[str, Any]:
+    return asdict(r) | {"speed_hint": r.speed_hint, "verdict": r.verdict}
+
+
+def _say_synthetic(rows: Sequence[synthetic.SyntheticRow], sample_rows: int, out: Output) -> None:
+    columns = ["format", "bpw", "MSE", "max |err|", "rel. MSE", "gain", "speed hint", "verdict"]
+    cells = [
+        [
+            r.format,
+            f"{r.bpw:.4g}",
+            f"{r.mse:.2e}",
+            number(r.max_abs_err),
+            number(r.rel_mse),
+            factor(r.gain),
+            factor(r.speed_hint),
+            r.verdict,
+        ]
+        for r in rows
+    ]
+    size = synthetic.SIZE
+    out.table(columns, cells, title=f"Synthetic weights, {size} x {size}, heavy-tailed")
+    out.line(
+        "Qn: blocks of 32 with a float32 max-abs scale. TQ-: rotated by Hadamard blocks of 128 "
+        "first. Baselines: Q4 for the Qn formats, Q4_0 for the GGUF types."
+    )
+    out.line(
+        f"GGUF types were measured on {min(sample_rows, size)} of the {size} rows. "
+        "The speed hint is 4.625 / bpw: memory traffic only; `tqgguf bench` measures."
+    )
+
+
+def _weights(
+    path: Path,
+    types: Sequence[str],
+    *,
+    sample_rows: int | None,
+    block: int | None,
+    seed: int,
+    threads: int | None,
+    plot: Path | None,
+    out: Output | None,
+    top: int,
+) -> None:
+    model = open_model(path)
+    rotation, sentence = weights.choose_rotation(model, block=block, seed=seed)
+    found = []
+    with progress(sum(t.size for t in model.tensors.values()), path.name, unit="w") as bar:
+        for report in weights.measure(
+            model, rotation, types=types, sample_rows=sample_rows, threads=threads
+        ):
+            found.append(report)
+            bar.update(report.size)
+    found = weights.by_importance(found)
+    if out is None:
+        say_json(document(_weights_document(path, rotation.mode, sentence, found)))
+    else:
+        _say_weights(found, sentence, out, top)
+    if plot is not None:
+        draw_weights(found, plot, title=path.name)
+
+
+def _weights_document(
+    path: Path, mode: str, sentence: str, found: Sequence[weights.MatrixReport]
+) -> dict[str, Any]:
+    return {
+        "model": path,
+        "rotation": {"mode": mode, "description": sentence},
+        "tensors": [_matrix(r) for r in found],
+        "totals": [
+            asdict(t) | {"gain": t.gain, "verdict": t.verdict} for t in weights.totals(found)
+        ],
+    }
+
+
+def _matrix(r: weights.MatrixReport) -> dict[str, Any]:
+    return {
+        "name": r.name,
+        "shape": r.shape,
+        "rotation": r.rotation,
+        "sampled_weights": r.sampled,
+        "kurtosis": r.kurtosis,
+        "kurtosis_rotated": r.kurtosis_rotated,
+        "types": {
+            name: asdict(e)
+            | {"gain": e.gain, "gap_db": e.gap_db, "gap_db_rotated": e.gap_db_rotated}
+            for name, e in r.types.items()
+        },
+        "unfit": r.unfit,
+    }
+
+
+def _say_weights(
+    found: Sequence[weights.MatrixReport], sentence: str, out: Output, top: int
+) -> None:
+    out.line(f"Rotation: {sentence}.")
+    for total in weights.totals(found):
+        fitting = [r for r in found if total.type in r.types]
+        shown = fitting[:top] if top else fitting
+        _say_type(total, shown, out)
+        if len(fitting) > len(shown):
+            out.line(f"... and {len(fitting) - len(shown)} more matrices (--top 0 shows all)")
+    for total in weights.totals(found):
+        out.line(total.verdict)
+    _say_footnotes(found, out)
+
+
+def _say_type(total: weights.TypeTotal, shown: Sequence[weights.MatrixReport], out: Output) -> None:
+    columns = ["tensor", "kurtosis", "rotated", "MSE", "rotated", "rel. MSE", "rotated", "gain",
+               "gap dB", "rotated"]  # fmt: skip
+    cells = []
+    for r in shown:
+        e = r.types[total.type]
+        cells.append(
+            [
+                r.name,
+                f"{r.kurtosis:.2f}",
+                f"{r.kurtosis_rotated:.2f}",
+                f"{e.mse:.2e}",
+                f"{e.mse_rotated:.2e}",
+                f"{e.rel_mse:.5f}",
+                f"{e.rel_mse_rotated:.5f}",
+                factor(e.gain),
+                f"{e.gap_db:.2f}",
+                f"{e.gap_db_rotated:.2f}",
+            ]
+        )
+    t = total
+    cells.append(
+        ["all matrices", "", "", f"{t.mse:.2e}", f"{t.mse_rotated:.2e}", f"{t.rel_mse:.5f}",
+         f"{t.rel_mse_rotated:.5f}", factor(t.gain), f"{t.gap_db:.2f}", f"{t.gap_db_rotated:.2f}"]
+    )  # fmt: skip
+    out.table(columns, cells, title=f"{t.type}, {t.bpw:.4g} bits per weight")
+
+
+def _say_footnotes(found: Sequence[weights.MatrixReport], out: Output) -> None:
+    sampled, size = sum(r.sampled for r in found), sum(r.size for r in found)
+    worst = max((e.standard_error for r in found for e in r.types.values()), default=0.0)
+    out.line(
+        f"Measured on {sampled:,} of {size:,} weights; the standard error of a relative MSE is "
+        f"at most {worst:.1%}. Sorted by error times size; kurtosis 3 is Gaussian."
+    )
+    if any("gain" in r.rotation for r in found):
+        out.line(
+            "A fold multiplies a norm's gain into the matrices that read it, which scales their "
+            "MSE: compare relative MSE."
+        )
+    unfit = [r for r in found if r.unfit]
+    if unfit:
+        first = unfit[0]
+        others = f" and {len(unfit) - 1} more" if len(unfit) > 1 else ""
+        out.line(
+            f"Left out: {first.name}{others}, whose rows of {first.shape[-1]} do not fit "
+            f"{', '.join(first.unfit)}."
+        )
+
+
+def _say_distortions(rows: Sequence[vectors.DistortionRow], out: Output) -> None:
+    columns = ["bits", "D_mse", "theory", "paper", "4^-bits", "dim D_prod", "theory", "paper",
+               "bias", "std. error", "bias of mse", "bits/value"]  # fmt: skip
+    cells = [
+        [
+            str(r.bits),
+            f"{r.d_mse:.5f}",
+            f"{r.d_mse_theory:.5f}",
+            number(r.d_mse_paper),
+            f"{r.bound:.5f}",
+            f"{r.dim * r.d_prod:.4f}",
+            f"{r.dim * r.d_prod_theory:.4f}",
+            number(None if r.d_prod_paper is None else r.dim * r.d_prod_paper),
+            f"{r.bias:+.1e}",
+            f"{r.bias_stderr:.1e}",
+            f"{r.bias_mse:+.1e}",
+            f"{r.bits_per_value:.4g} / {r.bits_per_value_prod:.4g}",
+        ]
+        for r in rows
+    ]
+    title = f"TurboQuant on {rows[0].vectors:,} random unit vectors of {rows[0].dim}"
+    out.table(columns, cells, title=title)
+    out.line(
+        "dim D_prod in theory is pi/2 times D_mse at one bit less; the paper prints 0.047 at 4 "
+        "bits, from D_mse rounded to 0.03. Bits per value count the float32 norms (mse / prod)."
+    )
+    out.line(
+        "Bias: error of an inner product, signed by the true one. The prod estimate has none; the "
+        "mse quantizer shrinks every product by the factor 1 - D_mse, at a far smaller variance."
+    )
+
+
+def _say_caches(rows: Sequence[vectors.CacheRow], out: Output, *, length: int, dim: int) -> None:
+    columns = ["keys", "score correlation", "theory", "score bias", "output error", "bytes",
+               "vs float16", "vs float32"]  # fmt: skip
+    cells = [
+        [
+            f"{r.bits} bits" if r.keys == "mse" else f"{r.bits - 1} + 1 bits (QJL)",
+            f"{r.score_correlation:.4f}",
+            f"{r.correlation_theory:.4f}",
+            f"{r.score_bias:+.2%}",
+            f"{r.output_rel_error:.1%}",
+            f"{r.n_bytes:,}",
+            factor(r.compression),
+            factor(r.compression_float32),
+        ]
+        for r in rows
+    ]
+    out.table(columns, cells, title=f"A cache of {length:,} random keys and values of {dim}")
+    out.line(
+        "Values are stored as MSE codes with as many bits as the keys' codebook. QJL buys "
+        "unbiased scores, not accurate ones: the same bit spent on the codebook correlates better."
+    )
+
+
+def _types(text: str | None) -> list[str]:
+    """Type names from a list; a recipe stands for the type of its matrices."""
+    names = [name for name in re.split(r"[,\s]+", text or "") if name]
+    if text is not None and not names:
+        raise PlanError("--types is empty; expected names such as q4_k,q2_k")
+    return list(dict.fromkeys(recipe(name).matrix for name in names))
+
+
+def _bits(text: str) -> list[int]:
+    parts = [part for part in re.split(r"[,\s]+", text) if part]
+    if not parts or not all(part.isdecimal() and int(part) >= 1 for part in parts):
+        raise PlanError(f"--bits {text!r}: expected whole numbers from 1, such as 2,3,4")
+    return [int(part) for part in parts]
+
+
+def _choice(name: str, known: Sequence[Name], option: str) -> Name:
+    for choice in known:
+        if choice == name.lower():
+            return choice
+    raise PlanError(f"{option} {name} is unknown; known: {', '.join(known)}")
