@@ -59,7 +59,8 @@ _GRANITE = {"embedding_scale": 3.0, "residual_scale": 0.3, "attention.scale": 0.
 class Tiny:
     """What a tiny model is made of: its layers' tensors, those outside, and metadata.
 
-    first is the first layer, where it differs from the others.
+    first is the first layer, where it differs from the others; mha gives every query head its own
+    key and value head.
     """
 
     arch: str
@@ -68,10 +69,13 @@ class Tiny:
     keys: Mapping[str, object] = field(default_factory=dict)
     sizes: Mapping[str, int] = field(default_factory=dict)
     first: str = ""
+    mha: bool = False
 
     def size(self, letter: str) -> int:
         """What a letter, a number or a sum of them in a shape stands for."""
         sizes = {**SIZES, **self.sizes}
+        if self.mha:
+            sizes["K"] = sizes["Q"]
         return sum(int(x) if x.isdigit() else sizes[x] for x in letter.split("+"))
 
 
@@ -84,6 +88,10 @@ def _change(layer: str, *changes: str, without: tuple[str, ...] = ()) -> str:
 
 def _rows() -> dict[str, Tiny]:
     mixture = _change(_LLAMA, *_EXPERTS, without=_DENSE)
+    misnamed = _change(_LLAMA, "post_attention_norm D", without=("ffn_norm",))
+    parallel = _change(_LLAMA, without=("ffn_norm",))
+    shared = {**_MOE, "expert_shared_count": 1, "leading_dense_block_count": 1}
+    shared |= {"expert_weights_scale": 1.5}
     post_normed = _change(_LLAMA, *_POST_NORMS)
     headless = OUTSIDE.replace(HEAD, "")
     stablelm = _change(_LLAMA, "attn_norm D b", "ffn_norm D b")
@@ -116,6 +124,32 @@ def _rows() -> dict[str, Tiny]:
             },
         ),
         "granite": Tiny("granite", _LLAMA, keys={**_GRANITE, "logit_scale": 2.0}),
+        "granitemoe": Tiny("granitemoe", mixture, keys={**_GRANITE, "logit_scale": 2.0, **_MOE}),
+        "smollm3": Tiny("smollm3", _LLAMA),
+        "seed_oss": Tiny("seed_oss", _change(misnamed, *_BIASED_QKV)),
+        "exaone": Tiny("exaone", _LLAMA),
+        "internlm2": Tiny("internlm2", _LLAMA),
+        "ernie4_5": Tiny("ernie4_5", _change(_LLAMA, "attn_output D Q")),
+        "arcee": Tiny("arcee", _change(_LLAMA, without=("ffn_gate",))),
+        "apertus": Tiny(
+            "apertus",
+            _change(_LLAMA, *_QK_NORMS, without=("ffn_gate",)),
+            keys={
+                "xielu.alpha_n": 0.8,
+                "xielu.alpha_p": 0.6,
+                "xielu.beta": 0.5,
+                "xielu.eps": -1e-6,
+            },
+        ),
+        "qwen": Tiny(
+            "qwen",
+            _change(
+                _LLAMA,
+                *("attn_qkv Q+K+K D b", "ffn_gate 48 D", "ffn_up 48 D", "ffn_down D 48"),
+                without=_SPLIT,
+            ),
+            mha=True,
+        ),
         "qwen2": Tiny("qwen2", _change(_LLAMA, *_BIASED_QKV)),
         "qwen2moe": Tiny(
             "qwen2moe",
@@ -124,6 +158,76 @@ def _rows() -> dict[str, Tiny]:
         ),
         "qwen3": Tiny("qwen3", _change(_LLAMA, *_QK_NORMS)),
         "qwen3moe": Tiny("qwen3moe", _change(mixture, *_QK_NORMS), keys=_MOE),
+        "olmoe": Tiny(
+            "olmoe",
+            _change(mixture, "attn_q_norm Q", "attn_k_norm K"),
+            keys=_MOE,
+            mha=True,
+        ),
+        "dots1": Tiny(
+            "dots1",
+            _change(
+                _change(mixture, *_SHARED, *_QK_NORMS),
+                "attn_k Q D",
+                "attn_v Q D",
+                "exp_probs_b E b",
+            ),
+            first=_change(_LLAMA, *_QK_NORMS, "attn_k Q D", "attn_v Q D"),
+            keys={**shared, "expert_gating_func": 2},
+            mha=True,
+        ),
+        "bailingmoe2": Tiny(
+            "bailingmoe2",
+            _change(mixture, *_SHARED, *_QK_NORMS, "attn_qkv Q+K+K D", without=_SPLIT),
+            first=_change(_LLAMA, *_QK_NORMS, "attn_qkv Q+K+K D", without=_SPLIT),
+            keys={**shared, "expert_gating_func": 2},
+        ),
+        "deepseek": Tiny("deepseek", _change(mixture, *_SHARED), first=_LLAMA, keys=shared),
+        "glm4moe": Tiny(
+            "glm4moe",
+            _change(
+                mixture,
+                *(*_SHARED, *_BIASED_QKV, "post_attention_norm D", "exp_probs_b E b"),
+                without=("ffn_norm",),
+            ),
+            first=_change(misnamed, *_BIASED_QKV),
+            keys={**shared, "expert_gating_func": 2},
+        ),
+        "gpt-oss": Tiny(
+            "gpt-oss",
+            _change(
+                mixture,
+                *(*_BIASED_QKV, "attn_output D Q b", "post_attention_norm D", "attn_sinks 4"),
+                *(f"{line} b" for line in _EXPERTS),
+                without=("ffn_norm",),
+            ),
+            keys={**_MOE, "attention.sliding_window": 32},
+        ),
+        "qwen35": Tiny(
+            "qwen35",
+            _change(misnamed, "attn_q Q+Q D", *_QK_NORMS),
+            first=_change(
+                misnamed,
+                *("attn_qkv 96 D", "attn_gate 64 D", "ssm_conv1d 96 4", "ssm_dt 4 b", "ssm_a 4"),
+                *("ssm_beta 4 D", "ssm_alpha 4 D", "ssm_norm 16", "ssm_out D 64"),
+                without=(*_SPLIT, "attn_output"),
+            ),
+            keys={
+                "rope.dimension_sections": [4, 4, 0, 0],
+                "ssm.conv_kernel": 4,
+                "ssm.inner_size": 64,
+                "ssm.state_size": 16,
+                "ssm.time_step_rank": 4,
+                "ssm.group_count": 1,
+                "full_attention_interval": 2,
+            },
+        ),
+        "phimoe": Tiny(
+            "phimoe",
+            _change(mixture, *_BIASED_QKV, "attn_norm D b", "ffn_norm D b", "attn_output D Q b"),
+            outside=_LAYER_OUTSIDE.replace(HEAD, f"{HEAD} b"),
+            keys=_MOE,
+        ),
         "phi3": Tiny(
             "phi3",
             _change(
@@ -161,6 +265,10 @@ def _rows() -> dict[str, Tiny]:
             outside=_LAYER_OUTSIDE,
         ),
         "gpt2": Tiny("gpt2", _GPT2, outside=f"{_LAYER_OUTSIDE}; position_embd C D"),
+        "starcoder": Tiny("starcoder", _GPT2, outside=f"{_LAYER_OUTSIDE}; position_embd C D"),
+        "nemotron": Tiny(
+            "nemotron", _change(_GPT2, *_BIASED_QKV, without=("attn_qkv",)), outside=_LAYER_OUTSIDE
+        ),
         "gptneox": Tiny(
             "gptneox", _GPT2, outside=_LAYER_OUTSIDE, keys={"use_parallel_residual": True}
         ),
@@ -181,6 +289,23 @@ def _rows() -> dict[str, Tiny]:
         ),
         "bloom": Tiny("bloom", _GPT2, outside=f"{_LAYER_OUTSIDE}; token_embd_norm D b"),
         "gemma": Tiny("gemma", _LLAMA, outside=headless),
+        "command-r": Tiny("command-r", parallel, outside=headless, keys={"logit_scale": 0.5}),
+        "cohere2": Tiny(
+            "cohere2",
+            parallel,
+            outside=headless,
+            keys={"logit_scale": 0.5, "attention.sliding_window": 32},
+        ),
+        "qwen2vl": Tiny(
+            "qwen2vl",
+            _change(_LLAMA, *_BIASED_QKV),
+            keys={"rope.dimension_sections": [4, 4, 0, 0]},
+        ),
+        "qwen3vl": Tiny(
+            "qwen3vl",
+            _change(_LLAMA, *_QK_NORMS),
+            keys={"rope.dimension_sections": [4, 4, 0, 0]},
+        ),
         "gemma2": Tiny(
             "gemma2",
             post_normed,
@@ -287,7 +412,8 @@ def _write_keys(writer: gguf.GGUFWriter, model: Tiny, layers: int) -> None:
     add = {str: writer.add_string, bool: writer.add_bool}
     add |= {int: writer.add_uint32, float: writer.add_float32, list: writer.add_array}
     for key, value in {**keys, **model.keys}.items():
-        add[type(value)](f"{model.arch}.{key}", value)
+        prefix = "" if key.startswith("xielu.") else f"{model.arch}."
+        add[type(value)](f"{prefix}{key}", value)
     for key, value in _tokenizer():
         writer.add_key_value(key, *value)
 
@@ -310,7 +436,9 @@ def _shapes(lines: str, prefix: str, model: Tiny) -> dict[str, tuple[int, ...]]:
     for line in filter(None, (part.strip() for part in re.split(r"[;\n]", lines))):
         name, *letters = line.split()
         shape = tuple(model.size(letter) for letter in letters if letter != "b")
-        if name != "exp_probs_b":  # a bias without a weight
+        if name == "ssm_a":
+            shapes[f"{prefix}{name}"] = shape
+        elif name not in ("exp_probs_b", "ssm_dt"):  # a bias without a weight
             shapes[f"{prefix}{name}.weight"] = shape
         if "b" in letters:
             shapes[f"{prefix}{name}.bias"] = shape[:-1] or shape
@@ -319,6 +447,8 @@ def _shapes(lines: str, prefix: str, model: Tiny) -> dict[str, tuple[int, ...]]:
 
 def _values(rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> np.ndarray:
     noise = rng.standard_normal(shape).astype(np.float32)
+    if name.endswith("ssm_a"):
+        return -np.exp(noise)  # a decay
     if name.endswith(".bias"):
         return noise / 2
     if "norm" in name:

@@ -19,7 +19,7 @@ PLAIN = ("F32", "F16", "BF16", "F64")  # types that hold exact source weights
 ROTATIONS = ("fused", "auto", "tensor", "none", "values")
 # Small, sensitive or looked up element by element by ops that know only plain types.
 _NEVER_QUANTIZED = re.compile(
-    r"norm|ffn_gate_inp|position_embd|token_types|rope_freqs|ssm_|time_mix|attn_rel_b|altup|laurel"
+    r"norm|ffn_gate_inp|position_embd|token_types|rope_freqs|ssm_(?:conv1d|dt|x|a|d)\b|time_mix|attn_rel_b|altup|laurel"
 )
 
 

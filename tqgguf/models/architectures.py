@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-LAYER = re.compile(r"^blk\.(?P<layer>\d+)\.(?P<role>.+)\.(?P<part>weight|bias)$")
+LAYER = re.compile(r"^blk\.(?P<layer>\d+)\.(?P<role>.+?)(?:\.(?P<part>weight|bias))?$")
 
 
 @dataclass(frozen=True)
@@ -56,12 +56,18 @@ _QK_NORMS = ("attn_q_norm", "attn_k_norm")
 _ROPE = ("rope_freqs", "rope_factors_long", "rope_factors_short")
 _POST_NORMS = ("post_attention_norm", "post_ffw_norm")
 _BOTH = {"attn_norm": _ATTENTION, "ffn_norm": _FFN}
+_AROUND = {"attn_norm": _ATTENTION, "post_attention_norm": _FFN}
+_MISNAMED = "post_attention_norm is the norm before the FFN"
 _POST_NORM_REASON = (
     "norms on the attention's and FFN's outputs scale each channel before it joins the stream"
 )
 _TIED_REASON = (
     "llama.cpp never loads an output head of its own, so output_norm's gain cannot be folded into "
     "one without changing the embedding"
+)
+
+_PROJECTOR_REASON = (
+    "its image projector, a file of its own, writes to the stream and would not be rotated with it"
 )
 
 _RMS_ROWS = (
@@ -86,6 +92,27 @@ _RMS_ROWS = (
         untouched=_ROPE,
         note="scalar multipliers on embedding, residual and logits commute with a rotation",
     ),
+    Architecture(
+        "granitemoe",
+        norms={"attn_norm": _ATTENTION, "ffn_norm": _FFN + _ROUTED + _SHARED},
+        writers=(*_MOE_WRITERS, "ffn_down_shexp"),
+        untouched=_ROPE,
+        graph="granite-moe",
+    ),
+    Architecture("smollm3", norms=_BOTH, note="some layers without rotary embedding"),
+    Architecture("seed_oss", norms=_AROUND, note=_MISNAMED, graph="seed-oss"),
+    Architecture("exaone", norms=_BOTH, untouched=_ROPE),
+    Architecture("internlm2", norms=_BOTH),
+    Architecture("ernie4_5", norms=_BOTH, graph="ernie4-5"),
+    Architecture(
+        "arcee", norms={"attn_norm": _ATTENTION, "ffn_norm": ("ffn_up",)}, untouched=_ROPE
+    ),
+    Architecture(
+        "apertus",
+        norms={"attn_norm": _ATTENTION, "ffn_norm": ("ffn_up",)},
+        untouched=_QK_NORMS + _ROPE,
+    ),
+    Architecture("qwen", norms=_BOTH),
     Architecture("qwen2", norms=_BOTH, note="biases on q, k and v; the value bias turns with R2"),
     Architecture(
         "qwen2moe",
@@ -102,6 +129,65 @@ _RMS_ROWS = (
         norms={"attn_norm": _ATTENTION, "ffn_norm": _ROUTED},
         writers=("attn_output", "ffn_down_exps"),
         untouched=_QK_NORMS,
+    ),
+    Architecture(
+        "olmoe",
+        norms={"attn_norm": _ATTENTION, "ffn_norm": _ROUTED},
+        writers=("attn_output", "ffn_down_exps"),
+        untouched=_QK_NORMS,
+    ),
+    Architecture(
+        "dots1",
+        norms={"attn_norm": _ATTENTION, "ffn_norm": _FFN + _ROUTED + _SHARED},
+        writers=(*_MOE_WRITERS, "ffn_down_shexp"),
+        untouched=(*_QK_NORMS, "exp_probs_b"),
+    ),
+    Architecture(
+        "bailingmoe2",
+        norms={"attn_norm": _ATTENTION, "ffn_norm": _FFN + _ROUTED + _SHARED},
+        writers=(*_MOE_WRITERS, "ffn_down_shexp"),
+        untouched=(*_QK_NORMS, "exp_probs_b"),
+    ),
+    Architecture(
+        "deepseek",
+        norms={"attn_norm": _ATTENTION, "ffn_norm": _FFN + _ROUTED + _SHARED},
+        writers=(*_MOE_WRITERS, "ffn_down_shexp"),
+    ),
+    Architecture(
+        "glm4moe",
+        norms={"attn_norm": _ATTENTION, "post_attention_norm": _FFN + _ROUTED + _SHARED},
+        writers=(*_MOE_WRITERS, "ffn_down_shexp"),
+        untouched=(*_QK_NORMS, "exp_probs_b"),
+        note=_MISNAMED,
+        graph="glm4-moe",
+    ),
+    Architecture(
+        "gpt-oss",
+        norms={"attn_norm": _ATTENTION, "post_attention_norm": _ROUTED},
+        writers=("attn_output", "ffn_down_exps"),
+        untouched=("attn_sinks",),
+        note=f"{_MISNAMED}; biases on every projection, the experts' too",
+        graph="openai-moe",
+    ),
+    Architecture(
+        "qwen35",
+        norms={
+            "attn_norm": (*_ATTENTION, "attn_gate", "ssm_beta", "ssm_alpha"),
+            "post_attention_norm": _FFN,
+        },
+        writers=("attn_output", "ssm_out", "ffn_down"),
+        values=None,
+        untouched=(*_QK_NORMS, "ssm_conv1d", "ssm_dt", "ssm_a", "ssm_norm"),
+        why_no_values="the attention's output is gated channel by channel",
+        note=f"{_MISNAMED}; delta-net layers read and write the stream too",
+    ),
+    Architecture(
+        "phimoe",
+        norms={"attn_norm": _ATTENTION, "ffn_norm": _ROUTED},
+        writers=("attn_output", "ffn_down_exps"),
+        untouched=_ROPE,
+        note="RMSNorm with a bias: c becomes Q^T (c/g), as under LayerNorm",
+        graph="phi3",
     ),
     Architecture(
         "phi3",
@@ -150,6 +236,13 @@ _LAYER_ROWS = (
         note="position embeddings join the stream and turn with it",
     ),
     Architecture(
+        "starcoder",
+        norms={"attn_norm": _ATTENTION, "ffn_norm": _FFN},
+        embeddings=("token_embd", "position_embd"),
+        norm="layer",
+    ),
+    Architecture("nemotron", norms={"attn_norm": _ATTENTION, "ffn_norm": _FFN}, norm="layer"),
+    Architecture(
         "gptneox",
         norms={"attn_norm": _ATTENTION, "ffn_norm": _FFN},
         norm="layer",
@@ -186,6 +279,22 @@ _REFUSED_ROWS = (
         refusal="token_embd_norm scales each channel of the stream itself, behind the embedding",
     ),
     Architecture("gemma", norms=_BOTH, refusal=_TIED_REASON),
+    Architecture(
+        "command-r",
+        norms={"attn_norm": _ATTENTION + _FFN},
+        untouched=_QK_NORMS,
+        norm="layer",
+        refusal=_TIED_REASON,
+    ),
+    Architecture(
+        "cohere2",
+        norms={"attn_norm": _ATTENTION + _FFN},
+        untouched=_ROPE,
+        norm="layer",
+        refusal=_TIED_REASON,
+    ),
+    Architecture("qwen2vl", norms=_BOTH, refusal=_PROJECTOR_REASON),
+    Architecture("qwen3vl", norms=_BOTH, untouched=_QK_NORMS, refusal=_PROJECTOR_REASON),
     Architecture(
         "gemma2",
         norms=_BOTH,
@@ -229,7 +338,7 @@ def role(name: str) -> tuple[str, str]:
     """A tensor's role and part: blk.3.attn_q.weight -> ("attn_q", "weight")."""
     match = LAYER.match(name)
     if match:
-        return match["role"], match["part"]
+        return match["role"], match["part"] or ""
     stem, _, part = name.rpartition(".")
     return stem, part
 
