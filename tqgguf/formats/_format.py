@@ -8,9 +8,11 @@ import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from tqgguf.kernels.dtypes import F32, Blocks
+from tqgguf.kernels.lattice import LatticeGrid
+from tqgguf.kernels.lattice import nearest as nearest_points
 from tqgguf.kernels.search import nearest
 
-Codes = Any  # whatever `codes` hands to `pack`: (block_size, n) uint8 unless the type is a lattice
+Codes = Any  # what `codes` hands to `pack`: (block_size, n) uint8, or LatticeCodes
 Grid = tuple[F32, F32]
 
 
@@ -29,8 +31,15 @@ class Format:
 
     A scalar type says what its codes mean: weight e of block j decodes to
     step[e // group_size, j] * levels[code] + offset[e // group_size, j], where grid(blocks) gives
-    step and offset, each (block_size // group_size, n) float32. A lattice type has neither levels
-    nor grid and brings its own search(x, blocks, importance) -> codes. The plain floats have none.
+    step and offset, each (block_size // group_size, n) float32. The plain floats have none.
+
+    A lattice type has a lattice instead (tqgguf.kernels.lattice.LatticeGrid) and says with
+    scales(blocks) -> (block_size // lattice.size, n) float32 what the codes are multiplied by. Its
+    codes are LatticeCodes, and whole octets can be coded on their own, in the order of the block:
+
+        codes = nearest(x[:8], scales(blocks)[:1], importance[:8], lattice)
+        values = decode(codes, scales(blocks)[:1], lattice)  # (8, n), as the reader will see them
+        pack(blocks, LatticeCodes.join([codes of octet 0, of octet 1, ...]))
 
     A type whose groups have integer scales under the block's d and dmin (step = d * code, offset =
     -dmin * code) says in step_codes and offset_codes which integers, (lowest, highest), and writes
@@ -44,7 +53,8 @@ class Format:
     levels: F32 | None = None
     group_size: int = 1
     grid: Callable[[Blocks], Grid] | None = None
-    search: Callable[[F32, Blocks, F32 | None], Codes] | None = None
+    lattice: LatticeGrid | None = None
+    scales: Callable[[Blocks], F32] | None = None
     store: Callable[[Blocks, F32, F32], None] | None = None
     step_codes: tuple[int, int] | None = None
     offset_codes: tuple[int, int] | None = None
@@ -76,11 +86,11 @@ class Format:
     def codes(self, x: F32, blocks: Blocks, importance: F32 | None = None) -> Codes:
         """The nearest codes under the blocks' scales.
 
-        x: (block_size, n) float32 -> (block_size, n) uint8 indices into levels; a lattice type
-        weighs the distance with importance and returns what its pack understands.
+        x: (block_size, n) float32 -> (block_size, n) uint8 indices into levels; LatticeCodes for a
+        lattice type, the only one for which importance matters here.
         """
-        if self.search is not None:
-            return self.search(x, blocks, importance)
+        if self.lattice is not None and self.scales is not None:
+            return nearest_points(x, self.scales(blocks), importance, self.lattice)
         if self.grid is None or self.levels is None:
             return np.empty((0, len(blocks)), np.uint8)
         step, offset = self.grid(blocks)

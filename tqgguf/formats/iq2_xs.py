@@ -1,0 +1,38 @@
+"""IQ2_XS: groups of 8 weights; w = d * (2 * s + 1) / 8 * sign * point, one of 512.
+
+A group has 16 bits: 9 for the number of its point, 7 signs, the eighth makes their number of
+minuses even. Each 16 weights have a scale s of 4 bits.
+"""
+
+import numpy as np
+
+from tqgguf.formats._format import Format
+from tqgguf.formats._points import load_points
+from tqgguf.kernels.dtypes import F32, Blocks
+from tqgguf.kernels.lattice import LatticeCodes, LatticeGrid, pack_nibbles, unpack_nibbles
+from tqgguf.kernels.lattice_scales import fit_scales, unit_scales
+
+LAYOUT = np.dtype([("d", "<f2"), ("qs", "<u2", (32,)), ("scales", "u1", (8,))])
+LATTICE = LatticeGrid(load_points("IQ2_XS", 8), size=16, shared_signs=True)
+
+
+def fit(x: F32, importance: F32 | None) -> Blocks:
+    """(256, n) float32 -> (n,) blocks with d and scales set."""
+    blocks = np.zeros(x.shape[1], LAYOUT)
+    blocks["d"], steps = fit_scales(x, importance, LATTICE)
+    blocks["scales"] = pack_nibbles(steps).T
+    return blocks
+
+
+def scales(blocks: Blocks) -> F32:
+    """(n,) blocks -> (16, n) float32."""
+    return unit_scales(blocks["d"], unpack_nibbles(blocks["scales"].T))
+
+
+def pack(blocks: Blocks, codes: LatticeCodes) -> None:
+    """Write the numbers of the points, (32, n), and seven signs above each."""
+    seven = (codes.signs & np.uint8(127)).astype(np.uint16)
+    blocks["qs"] = (codes.points | seven << 9).T
+
+
+FORMAT = Format("IQ2_XS", LAYOUT, fit, pack, lattice=LATTICE, scales=scales)

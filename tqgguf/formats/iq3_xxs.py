@@ -1,0 +1,40 @@
+"""IQ3_XXS: groups of 4 weights; w = d * (2 * s + 1) / 4 * sign * point, one of 256.
+
+qs holds the points' numbers. Each 32 weights have a word: four times 7 signs, the eighth of
+an octet makes their number of minuses even, and s, 0..15, in the top 4 bits.
+"""
+
+import numpy as np
+
+from tqgguf.formats._format import Format
+from tqgguf.formats._points import load_points
+from tqgguf.kernels.dtypes import F32, U32, Blocks
+from tqgguf.kernels.lattice import LatticeCodes, LatticeGrid, pack_seven_signs
+from tqgguf.kernels.lattice_scales import fit_scales, unit_scales
+
+LAYOUT = np.dtype([("d", "<f2"), ("qs", "u1", (64,)), ("scales_and_signs", "<u4", (8,))])
+LATTICE = LatticeGrid(load_points("IQ3_XXS", 4), size=32, shared_signs=True)
+
+
+def fit(x: F32, importance: F32 | None) -> Blocks:
+    """(256, n) float32 -> (n,) blocks with d and the scales set."""
+    blocks = np.zeros(x.shape[1], LAYOUT)
+    blocks["d"], steps = fit_scales(x, importance, LATTICE)
+    blocks["scales_and_signs"] = (steps.astype(np.uint32) << 28).T
+    return blocks
+
+
+def scales(blocks: Blocks) -> F32:
+    """(n,) blocks -> (8, n) float32."""
+    steps: U32 = blocks["scales_and_signs"] >> np.uint32(28)
+    return unit_scales(blocks["d"], steps.T)
+
+
+def pack(blocks: Blocks, codes: LatticeCodes) -> None:
+    """Write the numbers of the points, (64, n), and the signs below the scales."""
+    blocks["qs"] = codes.points.T
+    steps = blocks["scales_and_signs"] >> 28 << 28
+    blocks["scales_and_signs"] = steps | pack_seven_signs(codes.signs).T
+
+
+FORMAT = Format("IQ3_XXS", LAYOUT, fit, pack, lattice=LATTICE, scales=scales)
