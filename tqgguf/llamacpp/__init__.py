@@ -1,0 +1,28 @@
+"""llama.cpp's command-line programs: found, run, and their output read."""
+
+from tqgguf.llamacpp.bench import Sample, Speed, Workload, measure, rounds, summarize
+from tqgguf.llamacpp.perplexity import Divergence, Settings, divergence, write_base
+from tqgguf.llamacpp.programs import generate, imatrix, quantize, tokenize
+from tqgguf.llamacpp.tools import Output, built_tools, find, run, user_cache
+
+__all__ = [
+    "Divergence",
+    "Output",
+    "Sample",
+    "Settings",
+    "Speed",
+    "Workload",
+    "built_tools",
+    "divergence",
+    "find",
+    "generate",
+    "imatrix",
+    "measure",
+    "quantize",
+    "rounds",
+    "run",
+    "summarize",
+    "tokenize",
+    "user_cache",
+    "write_base",
+]

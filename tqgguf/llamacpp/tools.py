@@ -1,0 +1,155 @@
+"""Find llama.cpp's programs and run them so that none outlives us.
+
+A program runs in a session of its own. Ctrl-C, SIGTERM and SIGHUP first kill that whole session and
+then reach this process as if nothing had stood between; so does any exception.
+"""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import threading
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryFile
+from types import FrameType
+from typing import IO, Any
+
+from tqgguf.errors import ToolError
+
+VERSION = "0.3.36"  # the llama-cpp-python release whose llama.cpp `make llama.cpp` builds
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+LOG_PREFIX = r"\d+\.\d\d\.\d{3}\.\d{3} "  # "0.00.026.544 E text"; without it: printed, not logged
+LOGGED = re.compile(rf"{LOG_PREFIX}(?P<level>[A-Z]) +(?P<text>(?:(?!{LOG_PREFIX}).)*)")
+ERROR_WORD = re.compile(r"error|failed|invalid|unable", re.IGNORECASE)
+HINTS = {
+    "SIGKILL": "the system probably ran out of memory",
+    "SIGILL": "it was built for another CPU, or this one faults on AMX; rebuild: make llama.cpp",
+    "SIGSEGV": "some virtual CPUs fault on AMX tiles; rebuild without them with: make llama.cpp",
+}
+
+
+@dataclass(frozen=True)
+class Output:
+    """What a program printed."""
+
+    stdout: str
+    stderr: str
+
+
+def user_cache() -> Path:
+    """The user's cache directory for tqgguf: $XDG_CACHE_HOME or ~/.cache, then tqgguf."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tqgguf"
+
+
+def built_tools() -> Path:
+    """Where `make llama.cpp` puts the programs."""
+    return user_cache() / f"llama.cpp-{VERSION}" / "bin"
+
+
+def find(name: str) -> Path:
+    """The program's path: from $LLAMA_CPP_BIN if that is set, else PATH, else the build cache.
+
+    Raises ToolError if it is in none of them.
+    """
+    chosen = os.environ.get("LLAMA_CPP_BIN")
+    places = [chosen] if chosen else [os.environ.get("PATH", os.defpath), str(built_tools())]
+    for place in places:
+        if found := shutil.which(name, path=place):
+            return Path(found)
+    where = f"$LLAMA_CPP_BIN ({chosen})" if chosen else f"PATH or {built_tools()}"
+    raise ToolError(f"{name}: not found in {where}; build it with: make llama.cpp")
+
+
+def run(name: str, *arguments: str | Path | int) -> Output:
+    """Run one of llama.cpp's programs to its end.
+
+    Raises ToolError if it is missing, cannot start, is killed by a signal, or exits with an error;
+    some failures leave exit status 0, so callers still look for the result they wanted.
+    """
+    argv = [str(find(name)), *map(str, arguments)]
+    with _Child() as child:
+        status, output = child.run(argv)
+    if status:
+        raise ToolError(f"{name}: {_fate(status)}{cause(output)}")
+    return output
+
+
+def cause(output: Output) -> str:
+    """The first error a program printed, as ": text", or nothing.
+
+    llama.cpp logs from a thread of its own and may exit before it has written everything.
+    """
+    for line in (*output.stderr.splitlines(), *output.stdout.splitlines()):
+        logged = list(LOGGED.finditer(line))
+        if any(entry["level"] == "E" for entry in logged):
+            return ": " + next(e["text"] for e in logged if e["level"] == "E")
+        if not logged and ERROR_WORD.search(line):
+            return ": " + line.strip()
+    return ""
+
+
+def _fate(status: int) -> str:
+    if status > 0:
+        return f"exited with status {status}"
+    name = signal.Signals(-status).name
+    hint = f"; {HINTS[name]}" if name in HINTS else ""
+    return f"killed by {name}{hint}"
+
+
+class _Child:
+    """A child process that dies with the block it was started in, or with a stopping signal."""
+
+    def __init__(self) -> None:
+        self.process: subprocess.Popen[bytes] | None = None
+        self.received: int | None = None
+        self.handlers: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> "_Child":
+        if threading.current_thread() is threading.main_thread():  # Python allows it only there
+            for number in STOPPING:
+                if signal.getsignal(number) is not signal.SIG_IGN:
+                    self.handlers[number] = signal.signal(number, self._stop)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._kill()
+        for number, handler in self.handlers.items():
+            signal.signal(number, handler)
+        if self.received is not None:
+            signal.raise_signal(self.received)
+
+    def run(self, argv: Sequence[str]) -> tuple[int, Output]:
+        # Into files, not pipes: llama.cpp logs from a thread that dies with the program, and before
+        # a pipe it was seen to lose the last lines in half of all runs on a busy machine.
+        with TemporaryFile() as out, TemporaryFile() as err:
+            status = self._wait(argv, out, err)
+            return status, Output(_text(out), _text(err))
+
+    def _wait(self, argv: Sequence[str], out: IO[bytes], err: IO[bytes]) -> int:
+        try:
+            self.process = subprocess.Popen(
+                argv, stdin=subprocess.DEVNULL, stdout=out, stderr=err, start_new_session=True
+            )
+        except OSError as error:
+            raise ToolError(f"{argv[0]}: cannot be run: {error.strerror}") from None
+        if self.received is not None:  # the signal came before there was a child to kill
+            self._kill()
+        return self.process.wait()
+
+    def _stop(self, number: int, _frame: FrameType | None) -> None:
+        self.received = number
+        self._kill()
+
+    def _kill(self) -> None:
+        if self.process is not None and self.process.poll() is None:
+            with suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)
+
+
+def _text(file: IO[bytes]) -> str:
+    file.seek(0)
+    return file.read().decode(errors="replace")
