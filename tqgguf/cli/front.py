@@ -1,0 +1,39 @@
+"""The picture of `tqgguf eval --plot`: what quality costs in size and in speed."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tqgguf.cli.plots import ROTATED, new_figure, save
+from tqgguf.evaluate import Row
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+def draw_front(rows: Sequence[Row], path: Path) -> None:
+    """Draw KL divergence against bits per weight and, where measured, against decode speed."""
+    speeds = [row.tg for row in rows if row.tg is not None]
+    timed = len(speeds) == len(rows)
+    figure = new_figure(width=11 if timed else 6)
+    axes = figure.subplots(1, 1 + timed, squeeze=False, sharey=True)[0]
+    _scatter(axes[0], rows, [row.bpw for row in rows], "bits per weight")
+    axes[0].set_ylabel("mean KL divergence, nats")
+    if timed:
+        _scatter(axes[1], rows, speeds, "decode speed, tokens per second")
+    figure.suptitle("filled: no other file here is as small, as close to the original and as fast")
+    save(figure, path)
+
+
+def _scatter(axes: "Axes", rows: Sequence[Row], x: Sequence[float], label: str) -> None:
+    """Named points, those on the front filled."""
+    for row, at in zip(rows, x, strict=True):
+        face = ROTATED if row.pareto else "none"
+        axes.scatter([at], [row.kld_mean], s=40, facecolors=face, edgecolors=ROTATED, zorder=2)
+        name, place = Path(row.model).stem, (at, row.kld_mean)
+        axes.annotate(name, place, (5, 4), textcoords="offset points", fontsize=8)
+    if all(row.kld_mean > 0 for row in rows):
+        axes.set_yscale("log")
+    axes.margins(0.2)
+    axes.set_xlabel(label)
+    axes.grid(visible=True, which="both", linewidth=0.3)
