@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-oracle check lint types layers fmt clean
+.PHONY: help bench-kernels demo test test-oracle check lint types layers fmt clean
 SHELL := /bin/bash
 
 VENV   ?= .venv
@@ -20,6 +20,9 @@ demo: $(VENV)/.installed   ## quantize the embedded model, report its error, gen
 
 test: $(VENV)/.installed   ## the whole suite (no network once installed)
 	$(BIN)/python -m pytest -q -n auto
+
+bench-kernels: $(VENV)/.installed   ## our encoders against ggml's: error and speed of every type
+	PYTHONPATH=.:tests $(BIN)/python scripts/bench_kernels.py
 
 check: lint types layers test   ## everything a change must pass; never edits
 

@@ -7,10 +7,15 @@ from pathlib import Path
 import gguf
 import numpy as np
 import xllamacpp
+from numpy.typing import NDArray
+
+F32 = NDArray[np.float32]
+U8 = NDArray[np.uint8]
+NEEDS_IMPORTANCE = frozenset({"IQ2_XXS", "IQ2_XS"})  # without it ggml aborts the process
 
 
 @cache
-def library():
+def library() -> ctypes.CDLL:
     """The shared object, with the one function's signature declared."""
     (path,) = Path(xllamacpp.__file__).parent.glob("xllamacpp*.so")
     lib = ctypes.CDLL(str(path))
@@ -27,12 +32,13 @@ def library():
     return lib
 
 
-def quantize(x, name, importance=None):
+def quantize(x: F32, name: str, importance: F32 | None = None) -> U8:
     """Encode like llama-quantize: (n_rows, n_in) float32 -> (n_rows, n_bytes) uint8.
 
-    importance: (n_in,) float32 as from an imatrix, or None for ggml's default without one. The
-    types that refuse to work without one (IQ2_XXS, IQ2_XS) abort the process, as ggml does.
+    importance: (n_in,) float32 as from an imatrix, or None for ggml's default without one.
     """
+    if importance is None and name in NEEDS_IMPORTANCE:
+        raise ValueError(f"ggml needs an importance for {name}")
     x = np.ascontiguousarray(x, np.float32)
     n_rows, n_in = x.shape
     qtype = gguf.GGMLQuantizationType[name]
@@ -44,10 +50,12 @@ def quantize(x, name, importance=None):
     written = library().ggml_quantize_chunk(
         qtype.value, x.ctypes.data, out.ctypes.data, 0, n_rows, n_in, pointer
     )
-    assert written == out.nbytes
+    if written != out.nbytes:
+        raise AssertionError((name, written, out.nbytes))
     return out
 
 
-def dequantize(data, name):
+def dequantize(data: U8, name: str) -> F32:
     """Decode by gguf-py, the reader's view: (n_rows, n_bytes) uint8 -> (n_rows, n_in) float32."""
-    return gguf.quants.dequantize(data, gguf.GGMLQuantizationType[name])
+    decoded: F32 = gguf.quants.dequantize(data, gguf.GGMLQuantizationType[name])
+    return decoded

@@ -64,15 +64,9 @@ def check_row(fmt: Format, n_in: int) -> None:
 def _encode_chunk(fmt: Format, part: F32, weight: F32 | None) -> Blocks:
     """Transpose, check and encode a run of blocks: (n, block_size) float32 -> (n,) blocks."""
     n = len(part)
-    x = np.zeros((fmt.block_size, -(-n // _LANES) * _LANES), np.float32)
-    x[:, :n] = part.T
-    if not np.isfinite(x).all():
-        raise WeightError(_describe(part))
-    if fmt.block_size > 1 and np.abs(x).max() > _LIMIT:
-        raise WeightError(
-            f"{fmt.name} cannot hold a weight of {np.abs(x).max():.4g}: float16 scales end at "
-            "65504; use BF16 or F32"
-        )
+    _check_weights(fmt, part)
+    x = np.empty((fmt.block_size, -(-n // _LANES) * _LANES), np.float32)
+    x[:, :n], x[:, n:] = part.T, 0
     if weight is not None:
         weight = np.pad(weight, ((0, 0), (0, x.shape[1] - n)), constant_values=1)
     try:
@@ -81,9 +75,17 @@ def _encode_chunk(fmt: Format, part: F32, weight: F32 | None) -> Blocks:
         raise WeightError(f"{fmt.name}: {error}") from None
 
 
-def _describe(part: F32) -> str:
-    nan, inf = int(np.isnan(part).sum()), int(np.isinf(part).sum())
-    return f"{nan} weights are NaN and {inf} are infinite"
+def _check_weights(fmt: Format, part: F32) -> None:
+    """Refuse NaN, Inf and what would overflow the encoder's sums."""
+    peak = max(part.max(), -part.min())  # NaN if any weight is
+    if not np.isfinite(peak):
+        nan, inf = int(np.isnan(part).sum()), int(np.isinf(part).sum())
+        raise WeightError(f"{nan} weights are NaN and {inf} are infinite")
+    if fmt.block_size > 1 and peak > _LIMIT:
+        raise WeightError(
+            f"{fmt.name} cannot hold a weight of {peak:.4g}: float16 scales end at 65504; "
+            "use BF16 or F32"
+        )
 
 
 def _normalized(importance: F32, n_in: int) -> F32:

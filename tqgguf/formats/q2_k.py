@@ -25,7 +25,7 @@ def fit(x: F32, importance: F32 | None) -> Blocks:
     """(256, n) float32 -> (n,) blocks with d, dmin and scales set."""
     blocks = np.zeros(x.shape[1], LAYOUT)
     blocks["d"], blocks["dmin"], sc, m = affine_block(
-        x, importance, size=16, levels=3, top=15, ranges=RANGES
+        x, importance, size=16, levels=3, top=15, ranges=RANGES, rounds=2
     )
     store(blocks, sc, m)
     return blocks

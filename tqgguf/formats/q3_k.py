@@ -11,7 +11,7 @@ LAYOUT = np.dtype(
     [("hmask", "u1", (32,)), ("qs", "u1", (2, 32)), ("scales", "u1", (12,)), ("d", "<f2")]
 )
 LEVELS = np.arange(-4, 4, dtype=np.float32)
-FACTORS = (1.04, 0.8, 1.16, 0.96, 1.1, 0.74, 1.24, 0.9)
+FACTORS = (1.04, 0.8, 1.16, 0.96, 1.1)
 
 
 def fit(x: F32, importance: F32 | None) -> Blocks:

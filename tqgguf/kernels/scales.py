@@ -81,12 +81,15 @@ def symmetric(x: F32, w: F32 | None, *, levels: F32, factors: tuple[float, ...])
     weighted = u if w is None else u * w
     tried = np.empty((len(factors), 2, x.shape[1]), np.float32)
     q = np.empty_like(u)
+    heavy = q if w is None else np.empty_like(q)
     for (qu, qq), factor in zip(tried, factors, strict=True):
         np.multiply(u, np.float32(factor), out=q)
         snap(q, levels, out=q)
+        if w is not None:
+            np.multiply(q, w, out=heavy)
         dot(q, weighted, out=qu)
-        dot(q, q if w is None else q * w, out=qq)
-    qu, qq = _best(tried, tried[:, 0] * tried[:, 0] * reciprocal(tried[:, 1]))
+        dot(q, heavy, out=qq)
+    qu, qq = pick(tried, tried[:, 0] * tried[:, 0] * reciprocal(tried[:, 1]))
     return qu * unit, qq
 
 
@@ -113,7 +116,7 @@ def affine(x: F32, w: F32 | None, *, levels: int, ranges: Ranges, signed: bool =
         _round(q, levels)
         _sum_codes(q, weighted, w, sums)
     covariance, variance = _spread(Sums(tried[:, 0], tried[:, 1], tried[:, 2], u_sum, total))
-    q_sum, qq, qu = _best(tried, covariance * covariance * reciprocal(variance))
+    q_sum, qq, qu = pick(tried, covariance * covariance * reciprocal(variance))
     return Sums(q_sum, qq, unit * qu + low * q_sum, unit * u_sum + low * total, total)
 
 
@@ -163,6 +166,18 @@ def solve(sums: Sums) -> tuple[F32, F32]:
     return np.maximum(step, np.float32(0)), np.maximum(depth, np.float32(0))
 
 
+def pick(tried: F32, score: F32) -> F32:
+    """The candidate with the highest score of each column; tried is used up.
+
+    tried: (k, m, ..., n), score: (k, ..., n) -> (m, ..., n) float32.
+    """
+    best: F32 = tried[0]
+    highest = score.max(axis=0)
+    for sums, own in zip(tried[1:], score[1:], strict=True):  # argmax over axis 0 is far slower
+        np.copyto(best, sums, where=own == highest)
+    return best
+
+
 def _spread(sums: Sums) -> tuple[F32, F32]:
     """Covariance of codes and weights, and variance of the codes, times the total weight."""
     mean = sums.q * reciprocal(sums.total)
@@ -188,9 +203,3 @@ def _total(x: F32, w: F32 | None) -> F32:
         return np.full(x.shape[1], len(x), np.float32)
     total: F32 = w.sum(axis=0)
     return total
-
-
-def _best(tried: F32, score: F32) -> F32:
-    """The candidate with the highest score of each column: (k, m, n), (k, n) -> (m, n)."""
-    best: F32 = np.take_along_axis(tried, score.argmax(axis=0)[None, None], axis=0)[0]
-    return best

@@ -49,7 +49,8 @@ def nearest(x: F32, step: F32, offset: F32, levels: F32) -> U8:
     np.clip(target, levels[0], levels[-1], out=target)
     if is_uniform(levels):
         np.rint(target, out=target)
-        target -= levels[0]
+        if levels[0]:
+            target -= levels[0]
         indices: U8 = target.astype(np.uint8)
         return indices
     table = nearest_table(levels.tobytes())
@@ -59,7 +60,8 @@ def nearest(x: F32, step: F32, offset: F32, levels: F32) -> U8:
 def reciprocal(step: F32) -> F32:
     """1 / step as float32, and 0 where step is 0 or too small to have a reciprocal."""
     tiny = np.abs(step) < np.float32(1e-38)
-    return np.divide(np.float32(1), step, out=np.zeros_like(step), where=~tiny)
+    safe: F32 = np.where(tiny, np.float32(np.inf), step)
+    return np.float32(1) / safe
 
 
 def is_uniform(levels: F32) -> bool:

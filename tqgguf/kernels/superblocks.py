@@ -13,6 +13,7 @@ from tqgguf.kernels.scales import (
     Sums,
     affine,
     as_groups,
+    pick,
     requantize,
     signed_peak,
     solve,
@@ -20,6 +21,8 @@ from tqgguf.kernels.scales import (
     to_half,
 )
 from tqgguf.kernels.search import reciprocal, snap
+
+_NEIGHBOURS = np.array([0, -1, 1], np.float32)[:, None, None]
 
 
 def affine_block(
@@ -30,9 +33,11 @@ def affine_block(
     levels: int,
     top: int,
     ranges: Ranges,
+    rounds: int = 1,
 ) -> tuple[F16, F16, F32, F32]:
     """Fit w = d * sc * q - dmin * m, q in 0..levels, sc and m in 0..top, groups of `size`.
 
+    rounds: how often the scales are fitted again to the codes under the last ones.
     x: (block, n) -> d and dmin: (n,) float16, sc and m: (block // size, n) float32 integers.
     """
     groups = len(x) // size
@@ -41,10 +46,12 @@ def affine_block(
     sums = flat.reshape(groups)
     d, dmin = (to_half(v.max(axis=0) / np.float32(top)) for v in solve(sums))
     sc, m = _integers(sums, d, dmin, top)
-    step, depth = ((a.astype(np.float32) * b).reshape(-1) for a, b in ((d, sc), (dmin, m)))
-    sums = requantize(x, w, flat, step, depth, levels=levels).reshape(groups)
-    d, dmin = _refit(sums, sc, m, d, dmin)
-    return d, dmin, *_integers(sums, d, dmin, top)
+    for _ in range(rounds):
+        step, depth = ((a.astype(np.float32) * b).reshape(-1) for a, b in ((d, sc), (dmin, m)))
+        sums = requantize(x, w, flat, step, depth, levels=levels).reshape(groups)
+        d, dmin = _refit(sums, sc, m, d, dmin)
+        sc, m = _integers(sums, d, dmin, top)
+    return d, dmin, sc, m
 
 
 def symmetric_block(
@@ -79,18 +86,14 @@ def _integers(sums: Sums, d: F16, dmin: F16, top: int) -> tuple[F32, F32]:
     """
     scale, bottom = d.astype(np.float32), dmin.astype(np.float32)
     middle = np.rint(solve(sums)[0] * reciprocal(scale))
-    inverse, mean = reciprocal(bottom), reciprocal(sums.total)
-    best = np.full_like(middle, np.inf)
-    sc, m = middle, middle
-    for shift in (0, -1, 1):
-        trial = np.clip(middle + np.float32(shift), 0, top)
-        step = trial * scale
-        trial_m = np.clip(np.rint((step * sums.q - sums.x) * mean * inverse), 0, top)
-        error = _error(sums, step, trial_m * bottom)
-        better = error < best
-        best = np.minimum(error, best)
-        sc, m = np.where(better, trial, sc), np.where(better, trial_m, m)
-    return sc, m
+    tried = np.empty((len(_NEIGHBOURS), 2, *middle.shape), np.float32)
+    sc, m = tried[:, 0], tried[:, 1]
+    np.clip(middle + _NEIGHBOURS, 0, top, out=sc)
+    step = sc * scale
+    np.rint((step * sums.q - sums.x) * (reciprocal(sums.total) * reciprocal(bottom)), out=m)
+    np.clip(m, 0, top, out=m)
+    best_sc, best_m = pick(tried, -_error(sums, step, m * bottom))
+    return best_sc, best_m
 
 
 def _error(sums: Sums, step: F32, depth: F32) -> F32:

@@ -1,0 +1,129 @@
+"""Our encoders against ggml's: error and speed of every block type on the same Gaussian rows.
+
+ggml's ggml_quantize_chunk is called in this process (the xllamacpp wheel exports it) with an
+imatrix of ones, the setting in which it minimises its best error; ours uses plain least squares.
+Both run on one thread, alternating; the best of the rounds counts, in CPU seconds of the thread,
+so that other processes disturb less. `threads` is the wall time of one thread over that of two.
+
+    make bench-kernels
+    PYTHONPATH=.:tests python scripts/bench_kernels.py Q4_K IQ4_XS --rows 512 --json
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+import ggml
+import numpy as np
+
+from tqgguf.formats import FORMATS, dequantize, quantize
+from tqgguf.kernels.dtypes import F32, U8
+from tqgguf.kernels.metrics import rate_distortion_gap_db, relative_mse
+
+N_IN = 4096
+
+
+@dataclass(frozen=True)
+class Row:
+    """Relative MSE, its distance from the rate-distortion limit, millions of weights a second."""
+
+    type: str
+    bpw: float
+    mse: float
+    mse_ggml: float
+    mse_ggml_default: float | None
+    gap_db: float
+    speed: float
+    speed_ggml: float
+    ratio: float
+    threads: float
+
+
+def main() -> None:
+    """Parse the arguments, measure and print."""
+    parser = argparse.ArgumentParser(description="Our encoders against ggml's")
+    parser.add_argument("types", nargs="*", help="types to measure (default: all block types)")
+    parser.add_argument("--rows", type=int, default=2048, help=f"rows of {N_IN} weights")
+    parser.add_argument("--rounds", type=int, default=3, help="alternations; the best counts")
+    parser.add_argument("--json", action="store_true", help="one JSON document")
+    args = parser.parse_args()
+    names = args.types or [name for name, fmt in FORMATS.items() if fmt.block_size > 1]
+    names.sort(key=lambda name: -FORMATS[name].bits_per_weight)
+    x = np.random.default_rng(0).standard_normal((args.rows, N_IN), dtype=np.float32)
+    if not args.json:
+        print(HEADER)
+    rows = []
+    for name in names:
+        rows.append(measure(x, name, args.rounds))
+        if not args.json:
+            print(line(rows[-1]), flush=True)
+    if args.json:
+        print(json.dumps({"rows": [asdict(row) for row in rows]}, indent=2))
+
+
+def measure(x: F32, name: str, rounds: int) -> Row:
+    """Encode x by both, alternating."""
+    ones = np.ones(N_IN, np.float32)
+    ggml.quantize(x[:1], name, ones)  # builds its tables
+    mine, others = [], []
+    for _ in range(rounds):
+        mine.append(timed(lambda: quantize(x, name, threads=1)))
+        others.append(timed(lambda: ggml.quantize(x, name, ones)))
+    seconds, data = min(mine, key=lambda run: run[0])
+    seconds_ggml, data_ggml = min(others, key=lambda run: run[0])
+    mse, bpw = relative_mse(x, dequantize(data, name, N_IN)), FORMATS[name].bits_per_weight
+    default = None
+    if name not in ggml.NEEDS_IMPORTANCE:
+        default = relative_mse(x, ggml.dequantize(ggml.quantize(x, name), name))
+    return Row(
+        name,
+        bpw,
+        mse,
+        relative_mse(x, ggml.dequantize(data_ggml, name)),
+        default,
+        rate_distortion_gap_db(mse, bpw),
+        x.size / seconds / 1e6,
+        x.size / seconds_ggml / 1e6,
+        seconds_ggml / seconds,
+        thread_gain(x, name, rounds),
+    )
+
+
+def timed(encode: Callable[[], U8]) -> tuple[float, U8]:
+    """CPU seconds of this thread, and the result."""
+    began = time.thread_time()
+    data = encode()
+    return time.thread_time() - began, data
+
+
+def thread_gain(x: F32, name: str, rounds: int) -> float:
+    """Wall time on one thread over that on two, the best of each."""
+    best = {1: float("inf"), 2: float("inf")}
+    for _ in range(rounds):
+        for threads in best:
+            began = time.perf_counter()
+            quantize(x, name, threads=threads)
+            best[threads] = min(best[threads], time.perf_counter() - began)
+    return best[1] / best[2]
+
+
+HEADER = (
+    "| type | bpw | MSE | ggml, ones | ggml | gap dB | Mw/s | ggml | ratio | 2 threads |\n"
+    "|---|---|---|---|---|---|---|---|---|---|"
+)
+
+
+def line(row: Row) -> str:
+    """One row of a Markdown table."""
+    default = "-" if row.mse_ggml_default is None else f"{row.mse_ggml_default:.4g}"
+    return (
+        f"| {row.type} | {row.bpw:.4g} | {row.mse:.4g} | {row.mse_ggml:.4g} | {default} "
+        f"| {row.gap_db:.2f} | {row.speed:.1f} | {row.speed_ggml:.1f} | {row.ratio:.1f}x "
+        f"| {row.threads:.2f}x |"
+    )
+
+
+if __name__ == "__main__":
+    main()
