@@ -1,31 +1,40 @@
 """The story: read -> fold -> quantize -> write, one tile at a time, one Report per tensor."""
 
+import hashlib
+import platform
 import time
-from collections import deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, fields
+from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from gguf import GGML_QUANT_VERSION
 
-from tqgguf.errors import TqggufError, WeightError
+from tqgguf import __version__
+from tqgguf.errors import PlanError, TqggufError, WeightError
 from tqgguf.formats import FORMATS, dequantize
 from tqgguf.formats import quantize as encode
 from tqgguf.kernels.dtypes import F32, U8
+from tqgguf.kernels.memory import default_memory
 from tqgguf.kernels.threads import default_threads, single_threaded_blas
-from tqgguf.models import Model, Tensor
-from tqgguf.models.layout import TensorInfo, lay_out
+from tqgguf.models import Model, Tensor, model_files
+from tqgguf.models.layout import Layout, Split, TensorInfo, lay_out_shards
 from tqgguf.models.metadata import Value
 from tqgguf.models.metadata import encode as value
-from tqgguf.models.output import OutputFile, check_output, open_output
+from tqgguf.models.output import Output, Slot, is_finished, open_output, shard_paths
 from tqgguf.models.rotation import PREFIX, Rotation
 from tqgguf.models.tiles import Tile, tiles
 from tqgguf.plan import PLAIN, Plan, PlannedTensor
+from tqgguf.workers import in_order
 
 TILE = 1 << 22  # weights: 16 MiB as float32, a few copies of which each worker holds
 SAMPLE = 1 << 18  # weights per tensor whose error is measured; their number makes it good to 1 %
+BYTES_PER_WEIGHT = 28  # of a tile in work: its copies, codes and control (scripts/peak_memory.py)
+FIXED_BYTES = 200 << 20  # Python, NumPy and what does not grow with tiles
 
 
 @dataclass(frozen=True)
@@ -48,9 +57,10 @@ class Report:
 
 
 @dataclass
-class _Errors:
-    """Sums over the sampled weights of one tile."""
+class _Part:
+    """What came of one tile: sums over its sampled weights, and what it took."""
 
+    n_bytes: int = 0
     error: float = 0.0
     energy: float = 0.0
     control_error: float = 0.0
@@ -64,21 +74,70 @@ def quantize(
     path: Path,
     *,
     threads: int | None = None,
+    max_memory: int | None = None,
+    split: Split = Split(),  # noqa: B008  frozen
+    resume: bool = False,
     force: bool = False,
     advance: Callable[[int], object] = lambda _: None,
 ) -> Iterator[Report]:
     """Quantize a model into the file `path`, as planned; the bytes do not depend on `threads`.
 
     Yields a Report as each tensor is done; the file has its name once the iterator is exhausted.
-    advance is called with the number of bytes of each part written. Raises OutputError, and
-    WeightError naming the tensor; then nothing is left behind.
+    max_memory: bytes that this process may use, which limits the threads (None: see
+    `default_memory`). resume: go on with what an interrupted run left; an output that is finished
+    already is left alone and yields nothing. advance is called with the number of bytes of each
+    part written. Raises OutputError, PlanError where the memory is too small, and WeightError
+    naming the tensor; then nothing is left behind.
     """
-    check_output(path, inputs=[model.path], force=force)
     rotation = plan.rotation.with_vectors_of(model)
     infos = [TensorInfo(t.name, t.shape, t.type) for t in plan.tensors]
-    layout = lay_out(output_metadata(model, plan, rotation), infos)
-    with open_output(path, layout) as file, single_threaded_blas():
-        yield from _run(model, plan, rotation, file, threads or default_threads(), advance)
+    layouts = lay_out_shards(output_metadata(model, plan, rotation), infos, split)
+    inputs = model_files(model.path)
+    if resume and is_finished(path, layouts, split=bool(split), inputs=inputs):
+        return
+    workers = _affordable(plan, rotation, threads or default_threads(), max_memory)
+    run = identity(model, plan, layouts)
+    with (
+        open_output(
+            path, layouts, run=run, inputs=inputs, split=bool(split), resume=resume, force=force
+        ) as output,
+        single_threaded_blas(),
+        ThreadPoolExecutor(workers) as pool,
+    ):
+        yield from _run(model, plan, rotation, output, pool, 2 * workers, advance)
+
+
+def output_files(model: Model, plan: Plan, path: Path, split: Split) -> list[Path]:
+    """The files that `quantize` writes: `path` itself, or its shards in order."""
+    if not split:
+        return [path]
+    infos = [TensorInfo(t.name, t.shape, t.type) for t in plan.tensors]
+    return shard_paths(path, len(lay_out_shards(model.metadata, infos, split)))
+
+
+def identity(model: Model, plan: Plan, layouts: Sequence[Layout]) -> dict[str, str]:
+    """What must be the same for a run to continue another: a text for each aspect."""
+    header = hashlib.blake2b(digest_size=8)
+    for layout in layouts:
+        header.update(layout.header)
+    header.update(repr(plan.tensors).encode())
+    return {
+        "tqgguf": f"version {__version__}",
+        "the machine": f"{platform.machine()} with NumPy {np.__version__}",
+        **{f"input {p.name}": _state(p) for p in model_files(model.path)},
+        "--type": plan.recipe.name,
+        "--rotate": plan.rotation.mode,
+        "--seed": str(plan.rotation.seed),
+        "the number of files": str(len(layouts)),
+        "the plan": header.hexdigest(),
+    }
+
+
+def _state(path: Path) -> str:
+    stat = path.stat()
+    seconds, nanoseconds = divmod(stat.st_mtime_ns, 10**9)
+    modified = datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S")
+    return f"{stat.st_size:,} bytes of {modified}.{nanoseconds:09d}"
 
 
 def output_metadata(model: Model, plan: Plan, rotation: Rotation) -> dict[str, Value]:
@@ -94,53 +153,75 @@ def output_metadata(model: Model, plan: Plan, rotation: Rotation) -> dict[str, V
     }
 
 
+def _affordable(plan: Plan, rotation: Rotation, threads: int, max_memory: int | None) -> int:
+    """How many tiles may be in work at once; tiles themselves are fixed, or bytes would change."""
+    allowed = default_memory() if max_memory is None else max_memory
+    largest = max((t.weights for p in plan.tensors for t in _tiles(p, rotation)[:1]), default=0)
+    count = (allowed - FIXED_BYTES) // max(1, largest * BYTES_PER_WEIGHT)
+    if count < 1 and max_memory is not None:
+        need = FIXED_BYTES + largest * BYTES_PER_WEIGHT
+        raise PlanError(
+            f"--max-memory {allowed >> 20:,} MiB is too little for this model: one thread needs "
+            f"{-(-need >> 20):,} MiB"
+        )
+    return max(1, min(threads, count))
+
+
 def _run(
     model: Model,
     plan: Plan,
     rotation: Rotation,
-    file: OutputFile,
-    threads: int,
+    output: Output,
+    pool: Executor,
+    ahead: int,
     advance: Callable[[int], object],
 ) -> Iterator[Report]:
     """Keep the workers fed with tiles in file order and report each tensor when it is complete."""
-    waiting: deque[tuple[PlannedTensor, list[Future[_Errors]]]] = deque()
-    with ThreadPoolExecutor(threads) as pool:
-        try:
-            for planned in plan.tensors:
-                work = _Work(model.tensors[planned.source], planned, rotation, file)
-                waiting.append((planned, [pool.submit(work, tile) for tile in work.tiles()]))
-                while sum(len(futures) for _, futures in waiting) > 2 * threads:
-                    yield _collect(*waiting.popleft(), advance)
-            while waiting:
-                yield _collect(*waiting.popleft(), advance)
-        except BaseException:
-            pool.shutdown(wait=True, cancel_futures=True)
-            raise
+    done: dict[str, Report] = {}
+
+    def jobs() -> Iterator[tuple[PlannedTensor, list[Callable[[], _Part]]]]:
+        for p in plan.tensors:
+            note = output.recorded(p.name)
+            if note is not None:
+                done[p.name] = _report_of(note)
+                advance(p.n_bytes)
+            work = _Work(model.tensors[p.source], p, rotation, output.slot(p.name))
+            yield p, [] if note is not None else [partial(work, t) for t in _tiles(p, rotation)]
+
+    groups = in_order(jobs(), pool, ahead=ahead, on_result=lambda part: advance(part.n_bytes))
+    for p, parts in groups:
+        if p.name not in done:
+            done[p.name] = _report(p, parts)
+            output.record(p.name, asdict(done[p.name]))
+        yield done.pop(p.name)
 
 
-def _collect(
-    planned: PlannedTensor, futures: list[Future[_Errors]], advance: Callable[[int], object]
-) -> Report:
-    total = _Errors()
-    for future in futures:
-        part = future.result()
-        advance(planned.n_bytes // len(futures))
-        total.error += part.error
-        total.energy += part.energy
-        total.control_error += part.control_error
-        total.control_energy += part.control_energy
-        total.seconds += part.seconds
-    control = total.control_error / total.control_energy if total.control_energy else None
+def _tiles(planned: PlannedTensor, rotation: Rotation) -> list[Tile]:
+    rows, columns = rotation.granule(planned.name)
+    block = FORMATS[planned.type].block_size if planned.type in FORMATS else 1
+    return tiles(planned.shape, granule=(rows, int(np.lcm(columns, block))), weights=TILE)
+
+
+def _report(planned: PlannedTensor, parts: Sequence[_Part]) -> Report:
+    energy = sum(part.energy for part in parts)
+    control_energy = sum(part.control_energy for part in parts)
+    control_error = sum(part.control_error for part in parts)
     return Report(
         planned.name,
         planned.type,
         planned.shape,
         planned.n_bytes,
-        total.error / total.energy if total.energy else 0.0,
-        control,
-        total.seconds,
+        sum(part.error for part in parts) / energy if energy else 0.0,
+        control_error / control_energy if control_energy else None,
+        sum(part.seconds for part in parts),
         planned.reason,
     )
+
+
+def _report_of(note: dict[str, Any]) -> Report:
+    """A report as the journal kept it."""
+    values = {field.name: note[field.name] for field in fields(Report)}
+    return Report(**{**values, "shape": tuple(note["shape"])})
 
 
 @dataclass(frozen=True)
@@ -150,36 +231,32 @@ class _Work:
     source: Tensor
     planned: PlannedTensor
     rotation: Rotation
-    file: OutputFile
+    slot: Slot
 
-    def tiles(self) -> list[Tile]:
-        rows, columns = self.rotation.granule(self.planned.name)
-        block = FORMATS[self.planned.type].block_size if self.planned.type in FORMATS else 1
-        return tiles(self.planned.shape, granule=(rows, np.lcm(columns, block)), weights=TILE)
-
-    def __call__(self, tile: Tile) -> _Errors:
+    def __call__(self, tile: Tile) -> _Part:
         began = time.perf_counter()
         if self._is_copy():
-            self._copy(tile)
-            return _Errors(seconds=time.perf_counter() - began)
-        try:
-            errors = self._encode(tile)
-        except TqggufError as error:
-            raise type(error)(f"{self.planned.name}: {error}") from None
-        errors.seconds = time.perf_counter() - began
-        return errors
+            part = self._copy(tile)
+        else:
+            try:
+                part = self._encode(tile)
+            except TqggufError as error:
+                raise type(error)(f"{self.planned.name}: {error}") from None
+        part.seconds = time.perf_counter() - began
+        return part
 
     def _is_copy(self) -> bool:
         p = self.planned
         return p.type == p.source_type and p.type not in PLAIN and not p.sides
 
-    def _copy(self, tile: Tile) -> None:
+    def _copy(self, tile: Tile) -> _Part:
         if self.source.raw is None:
             raise AssertionError(f"{self.source.name} has no stored bytes to copy")
         data = self.source.raw().reshape(self.source.n_rows, -1)[slice(*tile.rows)]
         self._write(tile, data)
+        return _Part(data.nbytes)
 
-    def _encode(self, tile: Tile) -> _Errors:
+    def _encode(self, tile: Tile) -> _Part:
         p = self.planned
         source = self.source.read_tile(tile.rows, tile.columns)
         if not np.isfinite(source).all():
@@ -191,21 +268,20 @@ class _Work:
         return self._measure(source, x, data)
 
     def _write(self, tile: Tile, data: U8) -> None:
-        info = TensorInfo(self.planned.name, self.planned.shape, self.planned.type)
-        begin = tile.columns[0] * info.row_bytes // info.shape[-1]
-        self.file.write(info.name, data, row=tile.rows[0], row_bytes=info.row_bytes, begin=begin)
+        begin = tile.columns[0] * self.slot.row_bytes // self.planned.shape[-1]
+        self.slot.write(data, row=tile.rows[0], begin=begin)
 
-    def _measure(self, source: F32, x: F32, data: U8) -> _Errors:
+    def _measure(self, source: F32, x: F32, data: U8) -> _Part:
         """Errors on evenly spaced rows, as many as the tensor's sample needs."""
         p = self.planned
         every = max(1, p.size // SAMPLE)
-        errors = _Errors()
-        errors.error, errors.energy = _error(x[::every], data[::every], p.type)
+        part = _Part(data.nbytes)
+        part.error, part.energy = _error(x[::every], data[::every], p.type)
         if p.sides and p.type not in PLAIN:
             sample = np.ascontiguousarray(source[::every])
             control = encode(sample, p.type, threads=1)
-            errors.control_error, errors.control_energy = _error(sample, control, p.type)
-        return errors
+            part.control_error, part.control_energy = _error(sample, control, p.type)
+        return part
 
 
 def _error(x: F32, data: U8, type: str) -> tuple[float, float]:

@@ -4,12 +4,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from tqgguf.errors import FileFormatError, PlanError
-from tqgguf.models.gguf import read_gguf
+from tqgguf.models.gguf import read_gguf, shard_files
 from tqgguf.models.huggingface import read_huggingface
 from tqgguf.models.metadata import Value
 from tqgguf.models.model import Model, Tensor
 
-__all__ = ["Model", "Tensor", "open_model"]
+__all__ = ["Model", "Tensor", "model_files", "open_model"]
 
 
 def open_model(path: Path, *, vocabulary: Mapping[str, Value] | None = None) -> Model:
@@ -24,3 +24,13 @@ def open_model(path: Path, *, vocabulary: Mapping[str, Value] | None = None) -> 
     if vocabulary is not None:
         raise PlanError(f"{path}: a GGUF file has its own vocabulary; leave out --vocab-from")
     return read_gguf(path)
+
+
+def model_files(path: Path) -> list[Path]:
+    """The files that `open_model` reads weights and settings from, in a fixed order."""
+    if path.is_dir() or path.suffix == ".safetensors":
+        folder = path if path.is_dir() else path.parent
+        weights = sorted(folder.glob("*.safetensors")) if path.is_dir() else [path]
+        settings = (folder.glob(pattern) for pattern in ("*.json", "*.model"))
+        return [*weights, *sorted(p for files in settings for p in files)]
+    return shard_files(path)

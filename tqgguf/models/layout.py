@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from math import prod
 
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+from gguf import GGUFValueType as Type
 
 from tqgguf.models.gguf import DEFAULT_ALIGNMENT, MAGIC, VERSIONS
 from tqgguf.models.metadata import Value, encode
@@ -36,18 +37,32 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class Layout:
-    """A file's header, where each tensor begins (bytes from the file's begin), and its size."""
+    """A file's header, its tensors, where each begins (bytes from the file's begin), its size."""
 
     header: bytes
+    tensors: Mapping[str, TensorInfo]
     offsets: Mapping[str, int]
     size: int
 
 
+@dataclass(frozen=True)
+class Split:
+    """How large a shard may be; None is no limit, and no limit at all is one plain file.
+
+    max_size counts bytes of aligned tensor data, as llama-gguf-split does. A tensor larger than
+    that has a shard of its own.
+    """
+
+    max_size: int | None = None
+    max_tensors: int | None = None
+
+    def __bool__(self) -> bool:
+        return self.max_size is not None or self.max_tensors is not None
+
+
 def lay_out(metadata: Mapping[str, Value], tensors: Sequence[TensorInfo]) -> Layout:
     """Compute the layout of a GGUF v3 file; general.alignment in the metadata is honoured."""
-    alignment = DEFAULT_ALIGNMENT
-    if "general.alignment" in metadata:
-        alignment = metadata["general.alignment"].decode()
+    alignment = _alignment(metadata)
     parts = [MAGIC, struct.pack("<IQQ", VERSIONS[-1], len(tensors), len(metadata))]
     for key, value in metadata.items():
         parts += [encode(key).raw, struct.pack("<I", value.type), value.raw]
@@ -59,8 +74,55 @@ def lay_out(metadata: Mapping[str, Value], tensors: Sequence[TensorInfo]) -> Lay
     header = b"".join(parts)
     header += bytes(_aligned(len(header), alignment) - len(header))
     return Layout(
-        header, {name: len(header) + o for name, o in offsets.items()}, len(header) + offset
+        header,
+        {t.name: t for t in tensors},
+        {name: len(header) + o for name, o in offsets.items()},
+        len(header) + offset,
     )
+
+
+def lay_out_shards(
+    metadata: Mapping[str, Value], tensors: Sequence[TensorInfo], split: Split
+) -> list[Layout]:
+    """Compute the layouts of an output that may be split.
+
+    The first shard carries all metadata, the others what a loader needs to know that they belong
+    to it: split.no, split.count and split.tensors.count, as llama-gguf-split writes them.
+    """
+    if not split:
+        return [lay_out(metadata, tensors)]
+    shards = _shards(tensors, split, _alignment(metadata))
+    common = {
+        "split.count": encode(len(shards), Type.UINT16),
+        "split.tensors.count": encode(len(tensors), Type.INT32),
+    }
+    needed = {k: v for k, v in metadata.items() if k == "general.alignment"}
+    return [
+        lay_out(
+            {**(needed if i else metadata), "split.no": encode(i, Type.UINT16), **common}, shard
+        )
+        for i, shard in enumerate(shards)
+    ]
+
+
+def _shards(
+    tensors: Sequence[TensorInfo], split: Split, alignment: int
+) -> list[Sequence[TensorInfo]]:
+    """Cut the tensors, in their order, into shards."""
+    begins, size = [0], 0
+    for i, tensor in enumerate(tensors):
+        n_bytes = _aligned(tensor.n_bytes, alignment)
+        is_full = split.max_size is not None and size + n_bytes > split.max_size
+        if i > begins[-1] and (is_full or i - begins[-1] == split.max_tensors):
+            begins.append(i)
+            size = 0
+        size += n_bytes
+    return [tensors[a:b] for a, b in zip(begins, [*begins[1:], len(tensors)], strict=True)]
+
+
+def _alignment(metadata: Mapping[str, Value]) -> int:
+    value = metadata.get("general.alignment")
+    return DEFAULT_ALIGNMENT if value is None else int(value.decode())
 
 
 def _table_line(tensor: TensorInfo, offset: int) -> bytes:

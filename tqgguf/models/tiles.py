@@ -11,6 +11,11 @@ class Tile:
     rows: tuple[int, int]
     columns: tuple[int, int]
 
+    @property
+    def weights(self) -> int:
+        """Weights in the tile."""
+        return (self.rows[1] - self.rows[0]) * (self.columns[1] - self.columns[0])
+
 
 def tiles(shape: tuple[int, ...], *, granule: tuple[int, int], weights: int) -> list[Tile]:
     """Cut a tensor of this shape into tiles of about `weights` weights, at least one granule each.
