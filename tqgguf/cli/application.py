@@ -19,8 +19,8 @@ class _Commands(TyperGroup):
         except TqggufError as error:
             warn(f"error: {error}")
             raise typer.Exit(1) from error
-        except KeyboardInterrupt:
-            warn("interrupted")
+        except KeyboardInterrupt as interrupt:
+            warn(str(interrupt) or "interrupted")
             raise typer.Exit(130) from None
 
 

@@ -1,12 +1,14 @@
 """Where the command line prints: results to stdout, progress and errors to stderr."""
 
 import json
+import sys
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
+_SECONDS_BETWEEN_LINES = 30  # of progress where stderr is no terminal
 _WIDTH_IN_FILES = 160  # where there is no terminal to fit into
 
 out = Console(highlight=False)
@@ -40,6 +42,57 @@ def say_table(columns: list[str], rows: list[list[str]], *, title: str | None = 
     out.print(table)
 
 
-def progress(total: int, name: str, *, unit: str = "B", quiet: bool = False) -> "tqdm[Any]":
-    """A progress bar with an ETA on stderr; none where stderr is no terminal."""
-    return tqdm(total=total, unit=unit, unit_scale=True, desc=name, disable=True if quiet else None)
+class Progress:
+    """How far a long job is, with an ETA, on stderr.
+
+    A bar on a terminal; elsewhere (a log file, a pipe) a plain line now and then, so that a log of
+    hours stays readable. quiet: nothing at all.
+    """
+
+    def __init__(self, total: int, name: str, *, unit: str = "B", quiet: bool = False) -> None:
+        self._quiet, self._plain = quiet, not quiet and not err.is_terminal
+        self._bar: tqdm[Any] = tqdm(
+            total=total,
+            unit=unit,
+            unit_scale=True,
+            desc=name,
+            disable=quiet,
+            mininterval=_SECONDS_BETWEEN_LINES if self._plain else 0.1,
+            file=_Lines() if self._plain else None,
+            leave=not self._plain,
+            delay=_SECONDS_BETWEEN_LINES if self._plain else 0,
+        )
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+    def update(self, count: int) -> None:
+        """Count `count` more units as done."""
+        self._bar.update(count)
+
+    def note(self, text: str) -> None:
+        """Print a line above the bar."""
+        if self._plain:
+            warn(text)
+        elif not self._quiet:
+            self._bar.write(text, file=sys.stderr)
+
+
+class _Lines:
+    """Turns a bar that redraws itself into lines: what tqdm draws in front of its bar's end."""
+
+    def write(self, text: str) -> None:
+        line = text.strip("\r\n ")
+        if line:
+            warn(line)
+
+    def flush(self) -> None:
+        """Lines are printed as they are written."""
+
+
+def progress(total: int, name: str, *, unit: str = "B", quiet: bool = False) -> Progress:
+    """The progress of a job of `total` units."""
+    return Progress(total, name, unit=unit, quiet=quiet)

@@ -7,7 +7,12 @@ from typing import Annotated
 import typer
 
 from tqgguf.errors import PlanError
+from tqgguf.models.layout import Split
 from tqgguf.plan import Options
+
+_SIZE = re.compile(r"(?P<number>\d+(\.\d+)?)\s*(?P<unit>|[KMGT]I?)B?", re.IGNORECASE)
+_UNITS = {"": 1, **{u: 1000**i for i, u in enumerate("KMGT", 1)}}
+_UNITS |= {f"{u}I": 1024**i for i, u in enumerate("KMGT", 1)}
 
 Model = Annotated[
     Path,
@@ -37,6 +42,20 @@ Requantize = Annotated[
     bool, typer.Option("--allow-requantize", help="Accept weights that are quantized already.")
 ]
 Threads = Annotated[int | None, typer.Option(min=1, help="Worker threads; one per core if unset.")]
+MaxMemory = Annotated[
+    str | None,
+    typer.Option(metavar="SIZE", help="Memory to use, 4G say; a quarter of the machine's, <= 4G."),
+]
+SplitMaxSize = Annotated[
+    str | None, typer.Option(metavar="SIZE", help="Split the output into files of at most SIZE.")
+]
+SplitMaxTensors = Annotated[
+    int | None, typer.Option(min=1, help="Split the output into files of at most N tensors.")
+]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with what an interrupted run left.")]
+Verbose = Annotated[
+    bool, typer.Option("--verbose", "-v", help="One line per tensor, and the slowest ones.")
+]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite the output.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
@@ -75,6 +94,22 @@ def block_order(text: str) -> int | None:
     if not text.isdecimal() or int(text) < 1:
         raise typer.BadParameter(f"{text!r} is neither a positive number nor auto")
     return int(text)
+
+
+def split_options(max_size: str | None, max_tensors: int | None) -> Split:
+    """Turn the options of split output into the library's."""
+    return Split(byte_size(max_size, "--split-max-size"), max_tensors)
+
+
+def byte_size(text: str | None, option: str) -> int | None:
+    """Bytes of a size such as 4G, 3.9GB, 500M (powers of 1000, as llama.cpp's tools) or 4GiB."""
+    if text is None:
+        return None
+    match = _SIZE.fullmatch(text.strip())
+    size = float(match["number"]) * _UNITS[match["unit"].upper()] if match else 0
+    if not match or not 1 <= size < 2**63:
+        raise typer.BadParameter(f"{option} {text!r} is no size such as 4G, 500M or 4GiB")
+    return int(size)
 
 
 def _tensor_type(text: str) -> tuple[str, str]:

@@ -2,7 +2,8 @@
 
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,9 +14,10 @@ from tqgguf.cli.application import app
 from tqgguf.cli.console import progress, say, say_json, say_table, warn
 from tqgguf.models import Model, open_model
 from tqgguf.models.gguf import SHARD_NAME
-from tqgguf.pipeline import Report, quantize
+from tqgguf.pipeline import Report, output_files, quantize
 from tqgguf.plan import Plan, PlannedTensor, make_plan
 
+_SLOWEST = 5  # tensors that --verbose names in the end
 _TYPE_SUFFIX = re.compile(r"[-._](f32|f16|bf16|fp16|fp32)$", re.IGNORECASE)
 
 
@@ -35,10 +37,15 @@ def quantize_command(
     strict: o.Strict = False,
     allow_requantize: o.Requantize = False,
     threads: o.Threads = None,
+    max_memory: o.MaxMemory = None,
+    split_max_size: o.SplitMaxSize = None,
+    split_max_tensors: o.SplitMaxTensors = None,
+    resume: o.Resume = False,
     force: o.Force = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only plan; write nothing.")] = False,
     json: o.Json = False,
     quiet: o.Quiet = False,
+    verbose: o.Verbose = False,
 ) -> None:
     """Rotate and quantize a model into a GGUF file that stock llama.cpp runs.
 
@@ -61,7 +68,20 @@ def quantize_command(
     if dry_run:
         _say_plan(plan, path, json=json)
         return
-    _run(opened, plan, path, threads=threads, force=force, json=json, quiet=quiet)
+    split = o.split_options(split_max_size, split_max_tensors)
+    job = partial(
+        quantize,
+        opened,
+        plan,
+        path,
+        threads=threads,
+        max_memory=o.byte_size(max_memory, "--max-memory"),
+        split=split,
+        resume=resume,
+        force=force,
+    )
+    files = output_files(opened, plan, path, split)
+    _run(job, opened, plan, files, json=json, quiet=quiet, verbose=verbose)
 
 
 @app.command("plan")
@@ -106,27 +126,40 @@ def default_output(model: Path, recipe: str) -> Path:
 
 
 def _run(
+    job: Callable[..., Iterator[Report]],
     model: Model,
     plan: Plan,
-    path: Path,
+    files: list[Path],
     *,
-    threads: int | None,
-    force: bool,
     json: bool,
     quiet: bool,
+    verbose: bool,
 ) -> None:
     if not quiet:
         _warn_of_fallbacks(plan.fallbacks)
     began = time.perf_counter()
-    with progress(plan.n_bytes, path.name, quiet=quiet) as bar:
-        reports = list(
-            quantize(model, plan, path, threads=threads, force=force, advance=bar.update)
-        )
+    reports = []
+    with progress(plan.n_bytes, files[0].name, quiet=quiet) as bar:
+        for report in job(advance=bar.update):
+            reports.append(report)
+            if verbose:
+                bar.note(f"[{len(reports)}/{len(plan.tensors)}] {_line(report)}")
     seconds = time.perf_counter() - began
     if json:
-        say_json(_document(plan, path, reports) | {"seconds": seconds})
+        say_json(_document(plan, files, _bytes(files), reports) | {"seconds": seconds})
+    elif not reports and not quiet:
+        warn(f"{files[0]}: finished already; --force makes it again")
     elif not quiet:
-        _say_summary(model, plan, path, reports, seconds)
+        _say_summary(model, plan, files, reports, seconds, slowest=_SLOWEST if verbose else 0)
+
+
+def _line(report: Report) -> str:
+    """What the log says of one tensor."""
+    shape, size = " x ".join(map(str, report.shape)), _size(report.n_bytes)
+    error = f", error {report.rel_mse:.5f}" if report.rel_mse else ""
+    if report.rel_mse_unrotated is not None:
+        error += f" (unrotated {report.rel_mse_unrotated:.5f})"
+    return f"{report.name}: {shape}, {report.type}, {size}{error}, {report.seconds:.2f} s"
 
 
 def _warn_of_fallbacks(fallbacks: Sequence[PlannedTensor]) -> None:
@@ -141,7 +174,7 @@ def _warn_of_fallbacks(fallbacks: Sequence[PlannedTensor]) -> None:
 
 def _say_plan(plan: Plan, path: Path, *, json: bool) -> None:
     if json:
-        say_json(_document(plan, path, []))
+        say_json(_document(plan, [path], plan.n_bytes, []))
         return
     rows = [
         [
@@ -169,15 +202,20 @@ def _steps(steps: tuple[str, ...]) -> str:
 
 
 def _say_summary(
-    model: Model, plan: Plan, path: Path, reports: list[Report], seconds: float
+    model: Model, plan: Plan, files: list[Path], reports: list[Report], seconds: float, slowest: int
 ) -> None:
+    path = files[0]
     before = sum(t.raw().nbytes if t.raw else 2 * t.size for t in model.tensors.values())
     rows = [
-        ["size", f"{_size(before)} -> {_size(path.stat().st_size)}"],
+        ["size", f"{_size(before)} -> {_size(_bytes(files))}"],
         ["bits per weight", f"{plan.bpw:.2f}"],
         ["rotation", plan.rotation.mode],
         ["mean relative error", _mean_error(reports)],
         ["time", f"{seconds:.1f} s"],
+    ]
+    rows += [
+        ["slow", f"{r.name} ({r.type}): {r.seconds:.2f} s of a thread's time"]
+        for r in sorted(reports, key=lambda r: -r.seconds)[:slowest]
     ]
     say_table([str(path.name), plan.recipe.name], rows)
     for note in plan.notes:
@@ -199,13 +237,18 @@ def _mean_error(reports: list[Report]) -> str:
     return f"{ours:.5f} (unrotated control {control:.5f}: {verdict})"
 
 
-def _document(plan: Plan, path: Path, reports: list[Report]) -> dict[str, Any]:
+def _bytes(files: list[Path]) -> int:
+    return sum(file.stat().st_size for file in files)
+
+
+def _document(plan: Plan, files: list[Path], n_bytes: int, reports: list[Report]) -> dict[str, Any]:
     """The JSON of quantize and plan; its keys are a contract."""
     measured = {r.name: r for r in reports}
     return {
-        "output": str(path),
+        "output": str(files[0]),
+        "files": [str(file) for file in files],
         "recipe": plan.recipe.name,
-        "bytes": path.stat().st_size if reports else plan.n_bytes,
+        "bytes": n_bytes,
         "bpw": plan.bpw,
         "rotation": {
             "mode": plan.rotation.mode,
@@ -231,6 +274,7 @@ def _tensor(t: PlannedTensor, report: Report | None) -> dict[str, Any]:
         "reason": t.reason,
         "rel_mse": report.rel_mse if report else None,
         "rel_mse_unrotated": report.rel_mse_unrotated if report else None,
+        "seconds": report.seconds if report else None,
     }
 
 

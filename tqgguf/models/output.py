@@ -272,22 +272,31 @@ def open_output(
     """
     count = len(layouts) if split else None
     check_output(path, inputs=inputs, force=force or (resume and _has_journal(path)), count=count)
-    output: Output | None = None
+    size = sum(layout.size for layout in layouts)
     try:
         with open_journal(journal_path(partial_path(path))) as journal:
             output = Output(_all_shards(path, layouts, split=split), journal)
-            _settle(output, path, run, resume=resume, force=force)
-            yield output
-            output.finish(_files(path, count))
+            with _accidents(output, path, size):
+                _settle(output, path, run, resume=resume, force=force)
+                yield output
+                output.finish(_files(path, count))
     except OSError as error:
-        reason = _reason(error, sum(layout.size for layout in layouts))
-        raise OutputError(f"{path}: {reason}{_set_aside(output)}") from error
+        raise OutputError(f"{path}: {_reason(error, size)}") from error
+
+
+@contextmanager
+def _accidents(output: Output, path: Path, size: int) -> Iterator[None]:
+    """Keep what can be resumed after an accident, and remove what cannot."""
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(f"{path}: {_reason(error, size)}{_set_aside(output)}") from error
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"{path}: interrupted{_set_aside(output)}") from None
     except ToolError as error:
         raise ToolError(f"{error}{_set_aside(output)}") from None
     except TqggufError:
-        if output is not None and output.is_mine:
+        if output.is_mine:
             output.discard()
         raise
     except BaseException:
@@ -296,7 +305,7 @@ def open_output(
 
 
 def _settle(
-    output: "Output", path: Path, run: Mapping[str, str], *, resume: bool, force: bool
+    output: Output, path: Path, run: Mapping[str, str], *, resume: bool, force: bool
 ) -> None:
     """Decide what becomes of an earlier, unfinished run: OutputError where the user has to."""
     kept = len(output.journal.records)
@@ -321,9 +330,9 @@ def _has_journal(path: Path) -> bool:
     return journal_path(partial_path(path)).exists()
 
 
-def _set_aside(output: Output | None) -> str:
+def _set_aside(output: Output) -> str:
     """Keep what can be resumed, and say so."""
-    if output is None or not output.is_mine:
+    if not output.is_mine:
         return ""
     try:
         kept = output.set_aside()
