@@ -69,7 +69,7 @@ class Progress:
     def __exit__(self, *_: object) -> None:
         self._bar.close()
 
-    def update(self, count: int) -> None:
+    def update(self, count: int = 1) -> None:
         """Count `count` more units as done."""
         self._bar.update(count)
 
