@@ -42,7 +42,7 @@ def quantize_rows(
         out[start : start + len(part)] = _encode_chunk(fmt, part, local)
 
     run_all(encode, list(range(0, len(rows), size)), threads=threads)
-    return out.view(np.uint8).reshape(n_rows, -1)
+    return out.view(np.uint8).reshape(n_rows, per_row * fmt.type_size)
 
 
 def dequantize_rows(fmt: Format, data: U8, n_in: int) -> F32:

@@ -1,0 +1,108 @@
+"""Weights that are easy to get wrong; every block type, and no warning anywhere."""
+
+import ggml
+import numpy as np
+import pytest
+
+import tqgguf
+from tqgguf.errors import WeightError
+from tqgguf.formats import FORMATS
+
+BLOCKS = [name for name, fmt in FORMATS.items() if fmt.block_size > 1]
+SCALAR = [name for name in BLOCKS if FORMATS[name].levels is not None]
+
+
+def round_trip(x, name, importance=None):
+    return tqgguf.dequantize(tqgguf.quantize(x, name, importance), name, x.shape[1])
+
+
+def relative_error(x, y):
+    return float(((x - y) ** 2).sum() / (x**2).sum())
+
+
+@pytest.mark.parametrize("name", SCALAR)
+@pytest.mark.parametrize("place", [0, 17, 255])
+@pytest.mark.parametrize("value", [1.0, -0.03])
+def test_one_nonzero_weight(name, place, value):
+    x = np.zeros((1, 256), np.float32)
+    x[0, place] = value
+    y = round_trip(x, name)
+    # MXFP4's scales are powers of two, so its nearest value may lie a sixth off
+    assert y[0, place] == pytest.approx(value, rel=0.17 if name == "MXFP4" else 0.01)
+    y[0, place] = 0
+    assert np.abs(y).max() <= abs(value) * 0.01  # IQ4's level nearest 0 is 1 of 127
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+@pytest.mark.parametrize("size", [1e-45, 1e-40, 1e-30, 1e-12])
+def test_weights_too_small_for_float16_scales_become_small(name, size):
+    x = np.random.default_rng(0).choice([-1, 1, 0.5], (2, 512)).astype(np.float32)
+    x *= np.float32(size)
+    y = round_trip(x, name)
+    assert np.isfinite(y).all()
+    assert np.abs(y).max() <= 2 * size + 1e-37
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+@pytest.mark.parametrize("value", [1.0, -0.02, 300.0])
+def test_constants(name, value):
+    x = np.full((2, 256), value, np.float32)
+    reference = relative_error(x, ggml.dequantize(ggml.quantize(x, name, np.ones(256)), name))
+    # half a step of the coarsest scale of a group, 7 bits in Q6_K, squared
+    assert relative_error(x, round_trip(x, name)) <= reference + (0.5 / 64) ** 2
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_a_row_of_one_block(name):
+    x = np.random.default_rng(1).standard_normal((3, FORMATS[name].block_size), dtype=np.float32)
+    alone = tqgguf.quantize(x[1:2], name)
+    np.testing.assert_array_equal(tqgguf.quantize(x, name)[1:2], alone)
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_no_rows(name):
+    data = tqgguf.quantize(np.zeros((0, 256), np.float32), name)
+    assert data.shape == (0, 256 // FORMATS[name].block_size * FORMATS[name].type_size)
+
+
+@pytest.mark.parametrize("name", ["Q4_0", "Q8_0", "Q4_K", "Q6_K", "Q3_K", "IQ4_XS"])
+def test_the_largest_scale_float16_holds_works_and_the_next_does_not(name):
+    x = np.random.default_rng(2).uniform(-1, 1, (1, 256)).astype(np.float32)
+    x[0, ::8] = -1
+    fmt = FORMATS[name]
+    blocks = tqgguf.quantize(x, name).view(fmt.layout)
+    scales = [
+        blocks[field].astype(np.float32) for field in ("d", "dmin") if field in fmt.layout.names
+    ]
+    largest = np.float32(65504) / np.abs(scales).max()
+    assert relative_error(x, round_trip(x * (largest * np.float32(0.98)), name) / largest) < 0.03
+    with pytest.raises(WeightError, match=rf"^{name}: a block needs a scale of .* 65504"):
+        tqgguf.quantize(x * (largest * np.float32(1.05)), name)
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_importance_of_zero_gives_a_column_up(name):
+    rng = np.random.default_rng(3)
+    x = rng.standard_normal((4, 512), dtype=np.float32)
+    importance = np.ones(512, np.float32)
+    importance[::7] = 0
+    y = round_trip(x, name, importance)
+    kept = importance > 0
+    assert np.isfinite(y).all()
+    assert relative_error(x[:, kept], y[:, kept]) <= relative_error(x, round_trip(x, name)) * 1.02
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_importance_of_zero_everywhere_is_no_importance(name):
+    x = np.random.default_rng(4).standard_normal((2, 512), dtype=np.float32)
+    zeros = tqgguf.quantize(x, name, np.zeros(512, np.float32))
+    np.testing.assert_array_equal(zeros, tqgguf.quantize(x, name, np.ones(512, np.float32)))
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_only_ratios_of_importance_matter(name):
+    rng = np.random.default_rng(5)
+    x = rng.standard_normal((2, 512), dtype=np.float32)
+    importance = rng.exponential(1, 512).astype(np.float32)
+    once = tqgguf.quantize(x, name, importance)
+    np.testing.assert_array_equal(once, tqgguf.quantize(x, name, importance * np.float32(2**20)))
