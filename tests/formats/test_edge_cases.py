@@ -43,7 +43,7 @@ def test_weights_too_small_for_float16_scales_become_small(name, size):
     assert np.abs(y).max() <= 2 * size + 1e-37
 
 
-@pytest.mark.parametrize("name", BLOCKS)
+@pytest.mark.parametrize("name", SCALAR)
 @pytest.mark.parametrize("value", [1.0, -0.02, 300.0])
 def test_constants(name, value):
     x = np.full((2, 256), value, np.float32)
