@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help bench-kernels demo test test-oracle check lint types layers fmt clean
+.PHONY: help bench-kernels demo tables test test-oracle check lint types layers fmt clean
 SHELL := /bin/bash
 
 VENV   ?= .venv
@@ -34,6 +34,9 @@ types: $(VENV)/.installed  ## mypy, strict
 
 layers: $(VENV)/.installed ## imports only go down
 	$(BIN)/lint-imports
+
+tables: $(VENV)/.installed ## write the generated tables of README and docs
+	$(BIN)/python scripts/write_tables.py
 
 fmt: $(VENV)/.installed    ## fix what can be fixed
 	$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
