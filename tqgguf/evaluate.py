@@ -151,7 +151,9 @@ def _refined(row: Row, original: Original, path: Path, settings: Settings) -> Ro
 
 
 def _cached_base(path: Path, text: Path, settings: Settings) -> tuple[Path, float]:
-    base = llamacpp.user_cache() / "logits" / f"{_key(path, text, settings)}.kld"
+    used = (settings.context, settings.chunks, settings.gpu_layers)
+    key = content_key([path, text], used, llamacpp.version())
+    base = llamacpp.user_cache() / "logits" / f"{key}.kld"
     note = base.with_suffix(".ppl")
     if not (base.is_file() and note.is_file()):
         base.parent.mkdir(parents=True, exist_ok=True)
@@ -164,15 +166,13 @@ def _cached_base(path: Path, text: Path, settings: Settings) -> tuple[Path, floa
     return base, float(note.read_text())
 
 
-def _key(path: Path, text: Path, settings: Settings) -> str:
-    """The hash of everything the predictions depend on."""
-    digest = hashlib.sha256()
-    for file in (*shard_files(path), text):
-        with file.open("rb") as stream:
-            digest.update(hashlib.file_digest(stream, "sha256").digest())
-    version = llamacpp.run("llama-perplexity", "--version")
-    used = (settings.context, settings.chunks, settings.gpu_layers)
-    digest.update(repr((used, version.stdout, version.stderr)).encode())
+def content_key(files: Sequence[Path], *more: object) -> str:
+    """A name for the contents of files (all shards of split ones) and whatever else matters."""
+    digest = hashlib.sha256(repr(more).encode())
+    for file in files:
+        for shard in shard_files(file):
+            with shard.open("rb") as stream:
+                digest.update(hashlib.file_digest(stream, "sha256").digest())
     return digest.hexdigest()[:32]
 
 

@@ -60,7 +60,7 @@ def test_medians_ranges_and_ratios():
     a, b = summarize(Sample(name, 9, 16, None, tg) for name, tg in speeds)
     assert (a.model, a.tg, a.tg_ratio, a.tg_range) == ("a", 20.0, 1.0, (10.0, 90.0))
     assert (b.model, b.tg, b.tg_ratio, b.tg_range) == ("b", 30.0, 1.5, (10.0, 40.0))
-    assert a.bpw == 4.5
+    assert (a.tensor_bytes, a.weights) == (9, 16)
     assert (a.pp, a.pp_ratio, a.pp_range) == (None, None, None)
 
 

@@ -1,10 +1,11 @@
-"""The picture of `tqgguf eval --plot`: what quality costs in size and in speed."""
+"""Pictures of `tqgguf eval` and `tqgguf bench`: quality, size and speed against each other."""
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tqgguf.cli.plots import ROTATED, new_figure, save
+from tqgguf.benchmark import Row as SpeedRow
+from tqgguf.cli.plots import PLAIN, ROTATED, new_figure, save
 from tqgguf.evaluate import Row
 
 if TYPE_CHECKING:
@@ -37,3 +38,21 @@ def _scatter(axes: "Axes", rows: Sequence[Row], x: Sequence[float], label: str) 
     axes.margins(0.2)
     axes.set_xlabel(label)
     axes.grid(visible=True, which="both", linewidth=0.3)
+
+
+def draw_speeds(rows: Sequence[SpeedRow], path: Path) -> None:
+    """Draw decode speed (prompt speed where only that was measured) with its range."""
+    figure = new_figure(width=9, height=1 + 0.4 * len(rows))
+    axes = figure.subplots()
+    decode = all(row.tg is not None for row in rows)
+    for place, row in enumerate(rows):
+        speed, extent = (row.tg, row.tg_range) if decode else (row.pp, row.pp_range)
+        axes.barh(place, speed or 0.0, color=ROTATED if "TQ-" in row.model else PLAIN)
+        axes.plot(extent or (), [place] * len(extent or ()), color="black", marker="|")
+    names = [f"{Path(row.model).stem} ({row.bpw:.2f} bits)" for row in rows]
+    axes.set_yticks(range(len(rows)), names)
+    axes.invert_yaxis()
+    what = "decode" if decode else "prompt"
+    axes.set_xlabel(f"{what} speed, tokens per second: median, slowest and fastest round")
+    axes.grid(visible=True, axis="x", linewidth=0.3)
+    save(figure, path)

@@ -3,7 +3,7 @@
 from tqgguf.llamacpp.bench import Sample, Speed, Workload, measure, rounds, summarize
 from tqgguf.llamacpp.perplexity import Divergence, Settings, divergence, write_base
 from tqgguf.llamacpp.programs import generate, imatrix, quantize, tokenize
-from tqgguf.llamacpp.tools import Output, built_tools, find, run, user_cache
+from tqgguf.llamacpp.tools import Output, built_tools, find, run, user_cache, version
 
 __all__ = [
     "Divergence",
@@ -24,5 +24,6 @@ __all__ = [
     "summarize",
     "tokenize",
     "user_cache",
+    "version",
     "write_base",
 ]

@@ -52,7 +52,8 @@ class Speed:
     """Medians over rounds, in tokens per second; the ratios are to the first model's."""
 
     model: str
-    bpw: float
+    tensor_bytes: int
+    weights: int
     pp: float | None
     tg: float | None
     pp_ratio: float | None
@@ -108,7 +109,8 @@ def _speed(
 ) -> Speed:
     return Speed(
         model=first.model,
-        bpw=8 * first.tensor_bytes / first.weights,
+        tensor_bytes=first.tensor_bytes,
+        weights=first.weights,
         pp=_median(pp),
         tg=_median(tg),
         pp_ratio=_ratio(_median(pp), pp_base),

@@ -78,6 +78,12 @@ def run(name: str, *arguments: str | Path | int) -> Output:
     return output
 
 
+def version(name: str = "llama-perplexity") -> tuple[str, str]:
+    """What identifies the build: the text that --version prints to either stream."""
+    output = run(name, "--version")
+    return output.stdout, output.stderr
+
+
 def cause(output: Output) -> str:
     """The first error a program printed, as ": text", or nothing.
 

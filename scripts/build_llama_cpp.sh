@@ -1,0 +1,96 @@
+#!/usr/bin/env bash
+# Build llama.cpp's programs from the source inside the PyPI sdist llama-cpp-python, once, into the
+# user's cache; prints where they are. Needs a C++ compiler, Python 3 and pip's package index.
+#
+#   scripts/build_llama_cpp.sh           build unless already built
+#   CMAKE_ARGS=-DGGML_CUDA=ON scripts/build_llama_cpp.sh     ... with more of CMake's options
+set -euo pipefail
+
+readonly version=0.3.36 # the same as VERSION in tqgguf/llamacpp/tools.py
+readonly checksum=832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e
+readonly programs=(llama-bench llama-quantize llama-perplexity llama-imatrix llama-gguf-split
+  llama-completion llama-tokenize)
+readonly home="${XDG_CACHE_HOME:-$HOME/.cache}/tqgguf/llama.cpp-$version"
+readonly python="${PYTHON:-python3}"
+
+say() { printf '%s\n' "$*" >&2; }
+fail() {
+  say "build_llama_cpp.sh: $*"
+  exit 1
+}
+
+complete() {
+  local program
+  for program in "${programs[@]}"; do
+    [[ -x $home/bin/$program ]] || return 1
+  done
+}
+
+need() {
+  command -v "$1" >/dev/null || fail "$1 not found; $2"
+}
+
+# A compiler flag, if the compiler knows it.
+flag() {
+  if "${CXX:-c++}" -Werror "$1" -x c++ -c /dev/null -o /dev/null 2>/dev/null; then printf '%s ' "$1"; fi
+}
+
+fetch() {
+  say "fetching the source of llama-cpp-python $version"
+  "$python" -m venv "$work/venv"
+  local pip=("$work/venv/bin/python" -m pip --quiet --disable-pip-version-check)
+  command -v cmake >/dev/null || "${pip[@]}" install cmake
+  command -v ninja >/dev/null || "${pip[@]}" install ninja
+  PATH=$PATH:$work/venv/bin
+  "${pip[@]}" download --no-deps --no-binary llama-cpp-python -d "$work" "llama-cpp-python==$version"
+  local sdist=$work/llama_cpp_python-$version.tar.gz
+  "$python" - "$sdist" "$checksum" <<'PYTHON' || fail "$sdist: not the file this script was written for"
+import hashlib, sys
+raise SystemExit(hashlib.sha256(open(sys.argv[1], "rb").read()).hexdigest() != sys.argv[2])
+PYTHON
+  tar -xzf "$sdist" -C "$work" "llama_cpp_python-$version/vendor/llama.cpp"
+}
+
+build() {
+  local source=$work/llama_cpp_python-$version/vendor/llama.cpp flags more=()
+  # Some virtual CPUs advertise AMX and fault on its tiles, so the programs do not use it.
+  flags="$(flag -mno-amx-tile)$(flag -mno-amx-int8)$(flag -mno-amx-bf16)"
+  read -ra more <<<"${CMAKE_ARGS:-}"
+  cmake -S "$source" -B "$work/build" -G Ninja -DCMAKE_BUILD_TYPE=Release -DBUILD_SHARED_LIBS=OFF \
+    -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_SERVER=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_CURL=OFF \
+    -DLLAMA_OPENSSL=OFF -DGGML_NATIVE=ON -DCMAKE_C_FLAGS="$flags" -DCMAKE_CXX_FLAGS="$flags" \
+    "${more[@]}" >"$work/log" 2>&1 || broken
+  say "building ${programs[*]}: about ten minutes on two cores"
+  cmake --build "$work/build" --target "${programs[@]}" >>"$work/log" 2>&1 || broken
+}
+
+broken() {
+  tail -n 20 "$work/log" >&2
+  fail "llama.cpp's build failed (above)"
+}
+
+# Complete or absent: the folder gets its name when everything is in it.
+install_programs() {
+  local program
+  mkdir -p "$work/home/bin"
+  for program in "${programs[@]}"; do cp "$work/build/bin/$program" "$work/home/bin/"; done
+  if ! complete; then
+    rm -rf "$home"
+    mv "$work/home" "$home"
+  fi
+}
+
+if complete; then
+  say "already built"
+else
+  need "$python" "it makes the build's environment"
+  need "${CXX:-c++}" "install a C++ compiler (g++ or clang++)"
+  mkdir -p "$(dirname "$home")"
+  work=$(mktemp -d "$home.XXXXXX")
+  trap 'rm -rf "$work"' EXIT
+  trap 'exit 130' INT TERM HUP
+  fetch
+  build
+  install_programs
+fi
+printf '%s\n' "$home/bin"
