@@ -51,15 +51,24 @@ PYTHON
   tar -xzf "$sdist" -C "$work" "llama_cpp_python-$version/vendor/llama.cpp"
 }
 
+# llama.cpp logs from a thread of its own that dies with the program, often before the last lines
+# are out: llama-perplexity loses its results. A program that lingers a moment loses nothing.
+linger() {
+  printf '%s\n' '#include <unistd.h>' \
+    '__attribute__((destructor)) static void linger(void) { usleep(100000); }' >"$work/linger.c"
+  "${CC:-cc}" -c "$work/linger.c" -o "$work/linger.o" || fail "${CC:-cc} does not compile C"
+}
+
 build() {
   local source=$work/llama_cpp_python-$version/vendor/llama.cpp flags more=()
   # Some virtual CPUs advertise AMX and fault on its tiles, so the programs do not use it.
   flags="$(flag -mno-amx-tile)$(flag -mno-amx-int8)$(flag -mno-amx-bf16)"
+  linger
   read -ra more <<<"${CMAKE_ARGS:-}"
   cmake -S "$source" -B "$work/build" -G Ninja -DCMAKE_BUILD_TYPE=Release -DBUILD_SHARED_LIBS=OFF \
     -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_SERVER=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_CURL=OFF \
     -DLLAMA_OPENSSL=OFF -DGGML_NATIVE=ON -DCMAKE_C_FLAGS="$flags" -DCMAKE_CXX_FLAGS="$flags" \
-    "${more[@]}" >"$work/log" 2>&1 || broken
+    -DCMAKE_EXE_LINKER_FLAGS="$work/linger.o" "${more[@]}" >"$work/log" 2>&1 || broken
   say "building ${programs[*]}: about ten minutes on two cores"
   cmake --build "$work/build" --target "${programs[@]}" >>"$work/log" 2>&1 || broken
 }
@@ -84,6 +93,7 @@ if complete; then
   say "already built"
 else
   need "$python" "it makes the build's environment"
+  need "${CC:-cc}" "install a C compiler (gcc or clang)"
   need "${CXX:-c++}" "install a C++ compiler (g++ or clang++)"
   mkdir -p "$(dirname "$home")"
   work=$(mktemp -d "$home.XXXXXX")

@@ -2,6 +2,9 @@ from pathlib import Path
 
 import pytest
 
+from tqgguf.errors import ToolError
+from tqgguf.llamacpp import find
+
 DATA = Path(__file__).parent / "data"
 
 
@@ -15,3 +18,32 @@ def novels() -> Path:
 def stories() -> Path:
     """A model with rows of 64 and 172 weights, F32: no block type fits its ffn_down."""
     return DATA / "stories260K-f32.gguf"
+
+
+@pytest.fixture(scope="session")
+def text() -> Path:
+    """Novels that the embedded model was not trained on."""
+    return DATA / "novels-eval.txt"
+
+
+def missing_programs() -> str:
+    """Why the tests marked `tools` cannot run, or nothing."""
+    try:
+        for name in ("llama-bench", "llama-perplexity", "llama-quantize"):
+            find(name)
+    except ToolError as error:
+        return str(error)
+    return ""
+
+
+def pytest_collection_modifyitems(config, items):
+    if missing_programs():
+        left_out = [item for item in items if item.get_closest_marker("tools")]
+        items[:] = [item for item in items if item not in left_out]
+        config.hook.pytest_deselected(items=left_out)
+
+
+def pytest_terminal_summary(terminalreporter):
+    why = missing_programs()
+    said = f"tests marked `tools` left out: {why}" if why else "tests marked `tools` were collected"
+    terminalreporter.write_line(said)

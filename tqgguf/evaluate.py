@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tqgguf import llamacpp
 from tqgguf.errors import FileFormatError
-from tqgguf.llamacpp import Settings, Speed
+from tqgguf.llamacpp import Divergence, NoResultError, Settings, Speed
 from tqgguf.llamacpp.logits import distance
 from tqgguf.models import Model, open_model
 from tqgguf.models.gguf import shard_files
@@ -21,6 +21,7 @@ from tqgguf.models.gguf import shard_files
 NOISE = 1e-3  # at or below this maximum, 16-bit codes blur llama-perplexity's own divergence
 KEPT_BYTES = 8 << 30  # predictions kept for later runs; the least recently used go first
 LONGEST_CONTEXT = 512
+QUALITY = ("ppl", "kld_mean", "kld_p999", "kld_max", "same_top")
 
 
 @dataclass(frozen=True)
@@ -85,19 +86,10 @@ def prepare(path: Path, text: Path, settings: Settings) -> Original:
 
 def measure(original: Original, path: Path, settings: Settings) -> Row:
     """Measure one file on the text that the original was prepared with."""
-    model = open_gguf(path)
-    found = llamacpp.divergence(path, original.base, settings)
-    row = Row(
-        model=str(path),
-        bytes=disk_bytes(path),
-        bpw=8 * tensor_bytes(model) / original.weights,
-        ppl=found.ppl,
-        kld_mean=found.kld_mean,
-        kld_p999=found.kld_p999,
-        kld_max=found.kld_max,
-        same_top=found.same_top,
-    )
-    return row if row.kld_max > NOISE else _refined(row, original, path, settings)
+    bits = 8 * tensor_bytes(open_gguf(path))
+    found = _divergence(original, path, settings)
+    quality = {field: getattr(found, field) for field in QUALITY}
+    return Row(str(path), disk_bytes(path), bits / original.weights, **quality)
 
 
 def with_speed(row: Row, speed: Speed) -> Row:
@@ -142,12 +134,22 @@ def disk_bytes(path: Path) -> int:
     return sum(shard.stat().st_size for shard in shard_files(path))
 
 
-def _refined(row: Row, original: Original, path: Path, settings: Settings) -> Row:
-    """Measure a model that is too near its original for llama-perplexity's arithmetic."""
+def _divergence(original: Original, path: Path, settings: Settings) -> Divergence:
+    """llama-perplexity's statistics, or ours where they are lost or drowned in its rounding."""
+    try:
+        found = llamacpp.divergence(path, original.base, settings)
+    except NoResultError as error:
+        if error.explained:
+            raise
+        return _own_divergence(original, path, settings)
+    return found if found.kld_max > NOISE else _own_divergence(original, path, settings)
+
+
+def _own_divergence(original: Original, path: Path, settings: Settings) -> Divergence:
+    """Let the model predict the text as the original did, and compare the two files."""
     with _scratch(original.base) as other:
-        llamacpp.write_base(path, original.text, other, settings)
-        found = distance(original.base, other)
-    return replace(row, **vars(found))
+        ppl = llamacpp.write_base(path, original.text, other, settings)
+        return Divergence(ppl, original.ppl, **vars(distance(original.base, other)))
 
 
 def _cached_base(path: Path, text: Path, settings: Settings) -> tuple[Path, float]:

@@ -4,17 +4,18 @@ import numpy as np
 import pytest
 
 from tqgguf.errors import ToolError
-from tqgguf.llamacpp.logits import distance, open_logits
+from tqgguf.llamacpp.logits import distance, open_logits, perplexity
 
 CONTEXT, CHUNKS = 64, 3
 POSITIONS = CHUNKS * (CONTEXT - 1 - CONTEXT // 2)
 
 
-def write(path, logits):
+def write(path, logits, tokens=None):
     """A file as llama-perplexity writes it: logits clamped 16 below their maximum, 16-bit codes."""
     vocabulary = logits.shape[1]
     body = struct.pack("<8s3i", b"_logits_", CONTEXT, vocabulary, CHUNKS)
-    body += np.zeros((CHUNKS, CONTEXT), "<i4").tobytes()
+    tokens = np.zeros((CHUNKS, CONTEXT)) if tokens is None else tokens
+    body += tokens.astype("<i4").tobytes()
     for row in logits:
         low = max(row.min(), row.max() - 16)
         scale = (row.max() - low) / 65535
@@ -43,6 +44,17 @@ def test_the_distance_is_the_divergence_of_the_unrounded_distributions(tmp_path,
     assert found.kld_max == pytest.approx(wanted.max(), rel=1e-2, abs=2e-7)
     assert found.kld_p999 == pytest.approx(np.quantile(wanted, 0.999), rel=1e-2, abs=2e-7)
     assert found.same_top == 100 * np.mean(p.argmax(axis=1) == q.argmax(axis=1))
+
+
+def test_the_perplexity_is_that_of_the_tokens(tmp_path):
+    random = np.random.default_rng(9)
+    logits = random.normal(size=(POSITIONS, 33))
+    tokens = random.integers(0, 33, (CHUNKS, CONTEXT))
+    path = write(tmp_path / "p", logits, tokens)
+    log_p = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    predicted = tokens[:, CONTEXT // 2 + 1 :].ravel()  # the second half of each chunk, less one
+    wanted = np.exp(-np.mean(log_p[np.arange(POSITIONS), predicted]))
+    assert perplexity(path) == pytest.approx(wanted, rel=1e-5)
 
 
 def test_a_file_against_itself_is_at_distance_0(tmp_path):

@@ -1,12 +1,19 @@
 """llama.cpp's command-line programs: found, run, and their output read."""
 
 from tqgguf.llamacpp.bench import Sample, Speed, Workload, measure, rounds, summarize
-from tqgguf.llamacpp.perplexity import Divergence, Settings, divergence, write_base
+from tqgguf.llamacpp.perplexity import (
+    Divergence,
+    NoResultError,
+    Settings,
+    divergence,
+    write_base,
+)
 from tqgguf.llamacpp.programs import generate, imatrix, quantize, tokenize
 from tqgguf.llamacpp.tools import Output, built_tools, find, run, user_cache, version
 
 __all__ = [
     "Divergence",
+    "NoResultError",
     "Output",
     "Sample",
     "Settings",

@@ -9,6 +9,7 @@ order: a model against itself shows a maximum near 6e-5. Where two models are ne
 must be coded and each distribution normalised again, which leaves the square of the error.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,20 +54,44 @@ def distance(base: Path, other: Path) -> Distance:
     )
 
 
+def perplexity(path: Path) -> float:
+    """The perplexity of the tokens in the file, none less likely than e^-16 of the likeliest."""
+    rows, tokens = open_logits(path), open_tokens(path)
+    context = tokens.shape[1]
+    wanted = tokens[:, context // 2 + 1 :].ravel()
+    parts = [
+        _log_probabilities(rows[i : i + ROWS_AT_ONCE])[np.arange(len(at)), at]
+        for i in _starts(len(rows))
+        if len(at := wanted[i : i + ROWS_AT_ONCE])
+    ]
+    return math.exp(-float(np.concatenate(parts).mean()))
+
+
+def open_tokens(path: Path) -> NDArray[np.int32]:
+    """The tokens the predictions are for: (chunks, context) int32."""
+    context, _, chunks = _header(path)
+    return np.fromfile(path, "<i4", chunks * context, offset=HEADER.itemsize).reshape(-1, context)
+
+
 def open_logits(path: Path) -> NDArray[np.void]:
     """Map a file's predictions: (positions,) records with `scale` and `codes` (vocabulary,)."""
-    header = np.fromfile(path, HEADER, 1)
-    if not header.size or header["magic"][0] != MAGIC:
-        raise ToolError(f"{path}: does not look like llama-perplexity's log-probabilities")
-    context, vocabulary, chunks = (int(header[name][0]) for name in FIELDS)
+    context, vocabulary, chunks = _header(path)
     fields = [("scale", "<f4"), ("minimum", "<f4"), ("codes", "<u2", (vocabulary,))]
     record = np.dtype([*fields, ("padding", "<u2", (vocabulary % 2,))])
     positions = chunks * (context - 1 - context // 2)
     begin = HEADER.itemsize + 4 * chunks * context
     size = path.stat().st_size
-    if size != begin + positions * record.itemsize:
+    if not positions or size != begin + positions * record.itemsize:
         raise ToolError(f"{path}: {size:,} bytes do not hold {positions:,} predictions")
     return np.memmap(path, record, "r", begin, (positions,))
+
+
+def _header(path: Path) -> tuple[int, int, int]:
+    header = np.fromfile(path, HEADER, 1)
+    if not header.size or header["magic"][0] != MAGIC:
+        raise ToolError(f"{path}: does not look like llama-perplexity's log-probabilities")
+    context, vocabulary, chunks = (int(header[name][0]) for name in FIELDS)
+    return context, vocabulary, chunks
 
 
 def _starts(count: int) -> Iterator[int]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from tqgguf.errors import ToolError
+from tqgguf.llamacpp.logits import perplexity
 from tqgguf.llamacpp.tools import Output, cause, run
 
 NUMBER = r"\s*([-+]?(?:\d+\.?\d*(?:e[-+]?\d+)?|nan|inf))"
@@ -25,12 +26,20 @@ STATISTICS = {
 }
 
 
-ATTEMPTS = 4
+ATTEMPTS = 2
 Result = TypeVar("Result")
 
 
 class NoResultError(ToolError):
-    """The program ended well and printed no result; it may have said why."""
+    """The program ended with status 0 and printed no result; it may have said why.
+
+    llama.cpp logs from a thread that dies with the program: on a busy machine the last lines may
+    be lost, results and errors alike. What it writes to files is complete.
+    """
+
+    def __init__(self, output: Output) -> None:
+        super().__init__(f"llama-perplexity: printed no result{cause(output)}")
+        self.explained = bool(cause(output))
 
 
 @dataclass(frozen=True)
@@ -68,7 +77,27 @@ def write_base(model: Path, text: Path, base: Path, settings: Settings) -> float
     vocabulary entry. Raises ToolError, with nothing promised about `base`.
     """
     wanted = ["-m", str(model), "-f", str(text), "--kl-divergence-base", str(base)]
-    return _measured(parse_estimate, [*wanted, *settings.arguments()])
+    output = run("llama-perplexity", *wanted, *settings.arguments())
+    try:
+        return parse_estimate(output)
+    except NoResultError as error:
+        if error.explained:
+            raise
+    return _from_file(base, text, settings)
+
+
+def _from_file(base: Path, text: Path, settings: Settings) -> float:
+    """The perplexity from the predictions, where llama-perplexity's last lines were lost.
+
+    Exact but for tokens less likely than e^-16 of the likeliest, which count as e^-16.
+    """
+    try:
+        return perplexity(base)
+    except (ToolError, OSError):
+        raise ToolError(
+            f"llama-perplexity: predicted nothing of {text}; "
+            f"is it at least {2 * settings.context} tokens long?"
+        ) from None
 
 
 def divergence(model: Path, base: Path, settings: Settings) -> Divergence:
@@ -93,8 +122,8 @@ def _measured(parse: Callable[[Output], Result], arguments: list[str]) -> Result
         output = run("llama-perplexity", *arguments)
         try:
             return parse(output)
-        except NoResultError:
-            if cause(output):
+        except NoResultError as error:
+            if error.explained:
                 raise
     return parse(run("llama-perplexity", *arguments))
 
@@ -102,7 +131,7 @@ def _measured(parse: Callable[[Output], Result], arguments: list[str]) -> Result
 def _number(pattern: str, output: Output) -> float:
     found = re.search(pattern, output.stdout) or re.search(pattern, output.stderr)
     if not found:
-        raise NoResultError(f"llama-perplexity: printed no result{cause(output)}")
+        raise NoResultError(output)
     value = float(found[1])
     if not math.isfinite(value):
         raise ToolError("llama-perplexity: the model computes NaN; its file is damaged")

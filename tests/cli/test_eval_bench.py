@@ -1,0 +1,126 @@
+"""Stories of `tqgguf eval` and `tqgguf bench`, told by the real programs."""
+
+import csv
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from tqgguf import llamacpp
+from tqgguf.cli import app
+
+RUNNER = CliRunner()
+ROOT = Path(__file__).parent.parent.parent
+
+
+def run(*args):
+    return RUNNER.invoke(app, [str(a) for a in args])
+
+
+def last_error(result):
+    assert result.exit_code == 1, result.output
+    return result.stderr.strip().splitlines()[-1]
+
+
+@pytest.fixture
+def nothing_installed(tmp_path, monkeypatch):
+    monkeypatch.setenv("LLAMA_CPP_BIN", str(tmp_path))
+
+
+@pytest.mark.usefixtures("nothing_installed")
+def test_missing_programs_say_how_to_get_them(novels, text, tmp_path):
+    where = f"not found in $LLAMA_CPP_BIN ({tmp_path}); build it with: make llama.cpp"
+    result = run("eval", novels, novels, "--text", text)
+    assert last_error(result) == f"error: llama-perplexity: {where}"
+    result = run("bench", novels, "--types", "tq-q4", "--baselines", "Q4_0")
+    assert last_error(result) == f"error: llama-bench: {where}"
+
+
+@pytest.mark.parametrize("command", ["eval", "bench"])
+def test_a_picture_is_refused_before_any_work(novels, text, tmp_path, command):
+    extra = [novels, "--text", text] if command == "eval" else []
+    result = run(command, novels, *extra, "--plot", tmp_path / "front.txt")
+    assert "front.txt" in last_error(result)
+
+
+def test_missing_files_are_named(novels, text, tmp_path):
+    result = run("eval", tmp_path / "no.gguf", novels, "--text", text)
+    assert last_error(result) == f"error: {tmp_path}/no.gguf: no such file or folder"
+
+
+def test_nothing_to_measure_is_a_usage_error(novels):
+    assert run("bench", novels, "-p", 0, "-n", 0).exit_code == 2
+
+
+@pytest.mark.usefixtures("nothing_installed")
+def test_the_script_finds_python_and_passes_the_error_on(novels):
+    script = ROOT / "scripts" / "bench_e2e.sh"
+    done = subprocess.run(
+        [script, novels],
+        env=os.environ | {"PYTHON": sys.executable},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert done.stderr.strip().endswith("build it with: make llama.cpp")
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.tools
+def test_eval_prints_a_table_a_document_and_a_picture(novels, text, tmp_path):
+    quant = tmp_path / "novels-5m-TQ-Q2.gguf"
+    assert run("quantize", novels, "--type", "tq-q2", "-o", quant).exit_code == 0
+    common = [novels, quant, "--text", text, "--ctx", 64, "--chunks", 2, "--threads", 1]
+    plot = tmp_path / "front.svg"
+    result = run("eval", *common, "--bench", "--rounds", 1, "--json", "--plot", plot)
+    assert result.exit_code == 0, result.output
+    document = json.loads(result.stdout)
+    (row,) = document["rows"]
+    keys = {"model", "bytes", "bpw", "ppl", "kld_mean", "kld_p999", "kld_max", "same_top"}
+    assert keys <= row.keys()
+    assert row["model"] == str(quant)
+    assert row["bytes"] == quant.stat().st_size
+    assert row["pareto"]
+    assert 0 < row["kld_mean"] < row["kld_max"]
+    assert row["tg"] > 0
+    assert document["original"]["ppl"] < row["ppl"]
+    assert "<svg" in plot.read_text()
+    shown = run("eval", *common, "--markdown")
+    assert "| novels-5m-f16.gguf (original) | 10,547,200 | 16.010 |" in shown.stdout
+    assert f"| {quant.name} | {row['bytes']:,} |" in shown.stdout
+    again = run("eval", *common, "--plot", plot)
+    assert "exists already; overwrite it with --force" in last_error(again)
+
+
+@pytest.mark.tools
+def test_eval_of_a_damaged_file_quotes_llama_cpp_or_our_reader(novels, text, tmp_path):
+    cut = tmp_path / "cut.gguf"
+    cut.write_bytes(novels.read_bytes()[:5_000_000])
+    common = ["--text", text, "--ctx", 64, "--chunks", 2, "--threads", 1]
+    result = run("eval", novels, cut, *common)
+    assert f"{cut}: " in last_error(result)
+
+
+@pytest.mark.tools
+def test_bench_prints_a_table_csv_and_a_document(novels, tmp_path, monkeypatch):
+    monkeypatch.setenv("LLAMA_CPP_BIN", str(llamacpp.find("llama-bench").parent))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    common = ["bench", novels, "--rounds", 1, "-p", 8, "-n", 4, "--threads", 1]
+    plot = tmp_path / "speed.png"
+    result = run(*common, "--baselines", "F16,Q2_K", "--types", "tq-q4", "--json", "--plot", plot)
+    assert result.exit_code == 0, result.output
+    rows = json.loads(result.stdout)["rows"]
+    names = ["novels-5m-f16.gguf", "novels-5m-Q2_K.gguf", "novels-5m-TQ-Q4.gguf"]
+    assert [Path(row["model"]).name for row in rows] == names
+    assert all({"model", "bytes", "bpw", "pp", "tg", "tg_ratio"} <= row.keys() for row in rows)
+    assert plot.read_bytes().startswith(b"\x89PNG")
+    table = run(*common)
+    assert "ratio: to novels-5m-f16.gguf" in table.stdout
+    values = list(csv.DictReader(io.StringIO(run(*common, "--csv").stdout)))
+    assert values[0]["model"] == str(novels)
+    assert float(values[0]["tg"]) > 0
