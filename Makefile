@@ -1,11 +1,14 @@
 .DEFAULT_GOAL := help
-.PHONY: help bench-kernels demo tables test test-oracle check lint types layers fmt clean
+.PHONY: help bench llama.cpp bench-kernels demo tables test test-oracle check lint types layers fmt clean
 SHELL := /bin/bash
 
 VENV   ?= .venv
 PYTHON ?= python3
 BIN    := $(VENV)/bin
 MODEL  ?= tests/data/novels-5m-f16.gguf
+CACHE  := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/tqgguf
+RANDOM_MODEL := $(CACHE)/bench/random-0.5b-f16.gguf
+FILES  := --baselines Q4_0,Q4_K_M,Q3_K_M,Q2_K --types tq-q4,tq-q3,tq-q2
 
 help:          ## list the targets
 	@awk -F ':.*## ' '/^[a-z][a-z.-]*:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -21,6 +24,17 @@ demo: $(VENV)/.installed   ## quantize the embedded model, report its error, gen
 test: $(VENV)/.installed   ## the whole suite (no network once installed)
 	$(BIN)/python -m pytest -q -n auto
 
+bench: $(VENV)/.installed llama.cpp $(RANDOM_MODEL)   ## speed and quality, ours beside llama-quantize's, in llama.cpp
+	PYTHON=$(BIN)/python scripts/bench_e2e.sh $(RANDOM_MODEL) $(FILES)
+	$(BIN)/tqgguf eval $(MODEL) $(FILES) --text tests/data/novels-eval.txt
+
+llama.cpp:     ## build llama.cpp's programs from PyPI's llama-cpp-python, once, into the user's cache
+	scripts/build_llama_cpp.sh
+
+$(RANDOM_MODEL): $(VENV)/.installed scripts/make_synthetic_model.py
+	@mkdir -p $(@D)
+	$(BIN)/python scripts/make_synthetic_model.py $@.partial && mv $@.partial $@
+
 bench-kernels: $(VENV)/.installed   ## our encoders against ggml's: error and speed of every type
 	PYTHONPATH=.:tests $(BIN)/python scripts/bench_kernels.py
 
@@ -28,6 +42,7 @@ check: lint types layers test   ## everything a change must pass; never edits
 
 lint: $(VENV)/.installed   ## style, docstrings, shell
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	$(BIN)/shellcheck scripts/*.sh .ci/run
 
 types: $(VENV)/.installed  ## mypy, strict
 	$(BIN)/mypy

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from tqgguf.errors import ToolError
-from tqgguf.llamacpp import find
+from tqgguf.llamacpp import find, user_cache
 
 DATA = Path(__file__).parent / "data"
 
@@ -24,6 +24,14 @@ def stories() -> Path:
 def text() -> Path:
     """Novels that the embedded model was not trained on."""
     return DATA / "novels-eval.txt"
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch) -> Path:
+    """An empty user cache, with llama.cpp's programs from where they are."""
+    monkeypatch.setenv("LLAMA_CPP_BIN", str(find("llama-perplexity").parent))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return user_cache()
 
 
 def missing_programs() -> str:

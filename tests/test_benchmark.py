@@ -29,16 +29,14 @@ def test_an_untied_head_counts_as_a_cost(novels, stories, tmp_path):
 
 
 @pytest.mark.tools
-def test_files_are_made_and_measured(novels, tmp_path, monkeypatch):
-    monkeypatch.setenv("LLAMA_CPP_BIN", str(llamacpp.find("llama-bench").parent))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+def test_files_are_made_and_measured(novels, cache):
     assert benchmark.baseline(novels, "f16") == novels
     theirs = benchmark.baseline(novels, "q4_0")
     made = theirs.stat().st_mtime_ns
     assert benchmark.baseline(novels, "Q4_0").stat().st_mtime_ns == made
     own = benchmark.ours(novels, "tq-q2")
     assert (theirs.name, own.name) == ("novels-5m-Q4_0.gguf", "novels-5m-TQ-Q2.gguf")
-    assert not list(tmp_path.rglob("*.partial"))
+    assert not list(cache.rglob("*.partial"))
     work = Workload(prompt=8, generate=4, threads=1)
     rows = summarize(llamacpp.rounds([theirs, own], work, count=2))
     assert [row.model for row in rows] == [str(theirs), str(own)]

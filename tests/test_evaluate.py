@@ -74,14 +74,6 @@ def test_the_least_recently_used_predictions_go_first(tmp_path):
     assert {p.name for p in tmp_path.iterdir()} == {"new.kld", "new.ppl", "old.kld", "old.ppl"}
 
 
-@pytest.fixture
-def cache(tmp_path, monkeypatch):
-    """A cache of its own for predictions, with the programs from where they are."""
-    monkeypatch.setenv("LLAMA_CPP_BIN", str(llamacpp.find("llama-perplexity").parent))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return tmp_path / "cache" / "tqgguf" / "logits"
-
-
 @pytest.mark.tools
 @pytest.mark.usefixtures("cache")
 def test_a_fold_changes_no_prediction(novels, text, tmp_path):
@@ -130,24 +122,24 @@ def test_lost_statistics_are_computed_from_the_files(novels, text, cache, tmp_pa
     found = evaluate.evaluate(novels, [quant], text, SHORT)[0]
     assert found.ppl == pytest.approx(wanted.ppl, rel=1e-3)
     assert found.kld_mean == pytest.approx(wanted.kld_mean, rel=2e-3)
-    assert len(list(cache.glob("*.kld"))) == 2
+    assert len(list((cache / "logits").glob("*.kld"))) == 2
 
 
 @pytest.mark.tools
 def test_predictions_are_computed_once(novels, text, cache):
     first = evaluate.prepare(novels, text, SHORT)
-    (stored,) = cache.glob("*.kld")
+    (stored,) = (cache / "logits").glob("*.kld")
     assert first.base == stored
     made = stored.stat().st_ino
     assert evaluate.prepare(novels, text, SHORT) == first
     assert stored.stat().st_ino == made
-    assert not list(cache.glob("*.partial"))
+    assert not list((cache / "logits").glob("*.partial"))
 
 
 @pytest.mark.tools
 def test_a_short_text_is_an_error_and_leaves_nothing(novels, cache, tmp_path):
     text = tmp_path / "short.txt"
     text.write_text("It was the best of times.\n")
-    with pytest.raises(ToolError, match="(need at|is it at) least 128 tokens"):
+    with pytest.raises(ToolError, match=r"(need at|is it at) least 128 tokens"):
         evaluate.prepare(novels, text, SHORT)
-    assert list(cache.iterdir()) == []
+    assert list((cache / "logits").iterdir()) == []

@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from tqgguf import llamacpp
 from tqgguf.cli import app
 
 RUNNER = CliRunner()
@@ -57,6 +56,11 @@ def test_nothing_to_measure_is_a_usage_error(novels):
     assert run("bench", novels, "-p", 0, "-n", 0).exit_code == 2
 
 
+@pytest.mark.tools
+def test_nothing_to_compare_is_a_usage_error(novels, text):
+    assert run("eval", novels, "--text", text).exit_code == 2
+
+
 @pytest.mark.usefixtures("nothing_installed")
 def test_the_script_finds_python_and_passes_the_error_on(novels):
     script = ROOT / "scripts" / "bench_e2e.sh"
@@ -72,6 +76,7 @@ def test_the_script_finds_python_and_passes_the_error_on(novels):
 
 
 @pytest.mark.tools
+@pytest.mark.usefixtures("cache")
 def test_eval_prints_a_table_a_document_and_a_picture(novels, text, tmp_path):
     quant = tmp_path / "novels-5m-TQ-Q2.gguf"
     assert run("quantize", novels, "--type", "tq-q2", "-o", quant).exit_code == 0
@@ -93,11 +98,15 @@ def test_eval_prints_a_table_a_document_and_a_picture(novels, text, tmp_path):
     shown = run("eval", *common, "--markdown")
     assert "| novels-5m-f16.gguf (original) | 10,547,200 | 16.010 |" in shown.stdout
     assert f"| {quant.name} | {row['bytes']:,} |" in shown.stdout
+    more = run("eval", *common, "--baselines", "q2_k", "--types", "q2_k", "--json")
+    names = [Path(row["model"]).name for row in json.loads(more.stdout)["rows"]]
+    assert names == [quant.name, "novels-5m-Q2_K.gguf", "novels-5m-TQ-Q2_K.gguf"]
     again = run("eval", *common, "--plot", plot)
     assert "exists already; overwrite it with --force" in last_error(again)
 
 
 @pytest.mark.tools
+@pytest.mark.usefixtures("cache")
 def test_eval_of_a_damaged_file_quotes_llama_cpp_or_our_reader(novels, text, tmp_path):
     cut = tmp_path / "cut.gguf"
     cut.write_bytes(novels.read_bytes()[:5_000_000])
@@ -107,9 +116,8 @@ def test_eval_of_a_damaged_file_quotes_llama_cpp_or_our_reader(novels, text, tmp
 
 
 @pytest.mark.tools
-def test_bench_prints_a_table_csv_and_a_document(novels, tmp_path, monkeypatch):
-    monkeypatch.setenv("LLAMA_CPP_BIN", str(llamacpp.find("llama-bench").parent))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+@pytest.mark.usefixtures("cache")
+def test_bench_prints_a_table_csv_and_a_document(novels, tmp_path):
     common = ["bench", novels, "--rounds", 1, "-p", 8, "-n", 4, "--threads", 1]
     plot = tmp_path / "speed.png"
     result = run(*common, "--baselines", "F16,Q2_K", "--types", "tq-q4", "--json", "--plot", plot)

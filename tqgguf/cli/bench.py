@@ -11,10 +11,10 @@ import typer
 
 from tqgguf import benchmark, llamacpp
 from tqgguf.benchmark import Row
+from tqgguf.cli import measuring as m
 from tqgguf.cli import options as o
 from tqgguf.cli.application import app
-from tqgguf.cli.console import progress, say, say_json
-from tqgguf.cli.evaluate import GpuLayers, Markdown, Plot, Rounds
+from tqgguf.cli.console import say, say_json
 from tqgguf.cli.front import draw_speeds
 from tqgguf.cli.plots import check_plot
 from tqgguf.cli.tables import Output, factor
@@ -24,21 +24,17 @@ from tqgguf.llamacpp import Workload
 @app.command("bench")
 def bench_command(
     models: Annotated[list[Path], typer.Argument(metavar="MODEL...", help="GGUF files.")],
-    baselines: Annotated[
-        str, typer.Option(metavar="TYPES", help="Also llama-quantize's of the first: Q4_0,Q4_K_M")
-    ] = "",
-    types: Annotated[
-        str, typer.Option(metavar="TYPES", help="Also ours of the first: tq-q4,tq-q3")
-    ] = "",
-    rounds: Rounds = 5,
+    baselines: m.Baselines = "",
+    types: m.Types = "",
+    rounds: m.Rounds = 5,
     prompt: Annotated[int, typer.Option("--n-prompt", "-p", min=0, help="Prompt tokens.")] = 128,
     generate: Annotated[int, typer.Option("--n-gen", "-n", min=0, help="Decoded tokens.")] = 64,
     threads: o.Threads = None,
-    gpu_layers: GpuLayers = None,
+    gpu_layers: m.GpuLayers = None,
     json: o.Json = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
-    markdown: Markdown = False,
-    plot: Plot = None,
+    markdown: m.Markdown = False,
+    plot: m.Plot = None,
     force: o.Force = False,
     quiet: o.Quiet = False,
 ) -> None:
@@ -50,8 +46,10 @@ def bench_command(
     if not prompt + generate:
         raise typer.BadParameter("--n-prompt 0 and --n-gen 0 leave nothing to measure")
     llamacpp.find("llama-bench")  # before any file is made
-    files = _files(models, _split(baselines), _split(types), threads, quiet=quiet)
-    rows = _run(files, Workload(prompt, generate, threads, gpu_layers), rounds, quiet=quiet)
+    made = m.make_files(models[0], baselines, types, threads=threads, quiet=quiet)
+    files = list(dict.fromkeys([*models, *made]))
+    workload = Workload(prompt, generate, threads, gpu_layers)
+    rows = benchmark.summarize(m.run_rounds(files, workload, rounds=rounds, quiet=quiet))
     if plot:
         draw_speeds(rows, plot)
     if json:
@@ -60,37 +58,6 @@ def bench_command(
         say(_csv(rows))
     else:
         _say_rows(rows, Output(markdown))
-
-
-def _split(types: str) -> list[str]:
-    return [name.strip() for name in types.split(",") if name.strip()]
-
-
-def _files(
-    models: Sequence[Path],
-    baselines: Sequence[str],
-    types: Sequence[str],
-    threads: int | None,
-    *,
-    quiet: bool,
-) -> list[Path]:
-    """The files given, then the asked-for ones of the first, each once."""
-    files = list(models)
-    with progress(len(baselines) + len(types), "files", unit="file", quiet=quiet) as bar:
-        for make, names in ((benchmark.baseline, baselines), (benchmark.ours, types)):
-            for name in names:
-                files.append(make(models[0], name, threads=threads))
-                bar.update()
-    return list(dict.fromkeys(files))
-
-
-def _run(files: Sequence[Path], work: Workload, rounds: int, *, quiet: bool) -> list[Row]:
-    samples = []
-    with progress(rounds * len(files), "speed", unit="run", quiet=quiet) as bar:
-        for sample in llamacpp.rounds(files, work, count=rounds):
-            samples.append(sample)
-            bar.update()
-    return benchmark.summarize(samples)
 
 
 def _csv(rows: Sequence[Row]) -> str:

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from tqgguf import evaluate, llamacpp
+from tqgguf.cli import measuring as m
 from tqgguf.cli import options as o
 from tqgguf.cli.application import app
 from tqgguf.cli.console import progress, say_json
@@ -17,30 +18,27 @@ from tqgguf.cli.tables import Output
 from tqgguf.evaluate import Original, Row
 from tqgguf.llamacpp import Settings, Speed, Workload
 
-Markdown = Annotated[bool, typer.Option("--markdown", help="Print a Markdown table.")]
-Plot = Annotated[Path | None, typer.Option(help="Also draw the result: a .png or .svg file.")]
-GpuLayers = Annotated[
-    int | None, typer.Option("--gpu-layers", min=0, help="Layers on the GPU; llama.cpp's choice.")
-]
-Rounds = Annotated[int, typer.Option(min=1, help="Rounds of the benchmark; medians count.")]
-
 
 @app.command("eval")
 def eval_command(
     original: Annotated[Path, typer.Argument(help="The model before quantization, a .gguf file.")],
-    models: Annotated[list[Path], typer.Argument(metavar="QUANT...", help="Quantized files.")],
     text: Annotated[Path, typer.Option(help="Held-out text to predict.")],
+    models: Annotated[
+        list[Path] | None, typer.Argument(metavar="QUANT...", help="Quantized files.")
+    ] = None,
+    baselines: m.Baselines = "",
+    types: m.Types = "",
     context: Annotated[
         int | None, typer.Option("--ctx", min=8, help="Tokens a chunk; 512 or the model's.")
     ] = None,
     chunks: Annotated[int | None, typer.Option(min=1, help="Read only so many chunks.")] = None,
     bench: Annotated[bool, typer.Option("--bench", help="Measure the speed too.")] = False,
-    rounds: Rounds = 3,
+    rounds: m.Rounds = 3,
     threads: o.Threads = None,
-    gpu_layers: GpuLayers = None,
+    gpu_layers: m.GpuLayers = None,
     json: o.Json = False,
-    markdown: Markdown = False,
-    plot: Plot = None,
+    markdown: m.Markdown = False,
+    plot: m.Plot = None,
     force: o.Force = False,
     quiet: o.Quiet = False,
 ) -> None:
@@ -51,9 +49,13 @@ def eval_command(
     Example: tqgguf eval model-f16.gguf model-TQ-Q4.gguf model-TQ-Q3.gguf --text book.txt
     """
     check_plot(plot, force=force)
-    length = context or evaluate.default_context(original)
-    settings = Settings(length, chunks, threads, gpu_layers)
-    base, rows = _measure(original, models, text, settings, quiet=quiet)
+    llamacpp.find("llama-perplexity")  # before any file is made
+    settings = Settings(context or evaluate.default_context(original), chunks, threads, gpu_layers)
+    made = m.make_files(original, baselines, types, threads=threads, quiet=quiet)
+    files = list(dict.fromkeys([*(models or []), *made]))
+    if not files:
+        raise typer.BadParameter("no file to compare: give some, or --baselines, or --types")
+    base, rows = _measure(original, files, text, settings, quiet=quiet)
     if bench:
         workload = Workload(threads=threads, gpu_layers=gpu_layers)
         base, rows = _with_speed(base, rows, workload, rounds=rounds, quiet=quiet)
@@ -83,11 +85,7 @@ def _with_speed(
     base: Original, rows: Sequence[Row], workload: Workload, *, rounds: int, quiet: bool
 ) -> tuple[Original, list[Row]]:
     paths = [Path(base.model), *(Path(row.model) for row in rows)]
-    with progress(rounds * len(paths), "speed", unit="run", quiet=quiet) as bar:
-        samples = []
-        for sample in llamacpp.rounds(paths, workload, count=rounds):
-            samples.append(sample)
-            bar.update()
+    samples = m.run_rounds(paths, workload, rounds=rounds, quiet=quiet)
     speeds = {speed.model: speed for speed in llamacpp.summarize(samples)}
     measured = [evaluate.with_speed(row, speeds[row.model]) for row in rows]
     own: Speed = speeds[base.model]
