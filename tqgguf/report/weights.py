@@ -1,18 +1,20 @@
 """What rotation does to the weights of a model: errors with it and without, matrix by matrix.
 
 Errors are relative to the energy of the matrix in the basis that is quantized, since a fold also
-multiplies a norm's gain into the matrices that read it. Large matrices are measured on a sample of
-tiles, which grows until the standard error of every relative error is small enough.
+multiplies a norm's gain into the matrices that read it. Of large matrices all weights are read, but
+only a sample is quantized, which grows until the standard error of every error is small enough.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import lcm, nan
 from statistics import median
+from typing import TypeVar
 
 import numpy as np
 
-from tqgguf.errors import PlanError, TqggufError, UnsupportedModelError
+from tqgguf.errors import PlanError, TqggufError, UnsupportedModelError, WeightError
 from tqgguf.formats import FORMATS, find_format
 from tqgguf.kernels import metrics
 from tqgguf.kernels.dtypes import F32, F64, I64
@@ -29,7 +31,9 @@ ACCURACY = 0.01  # relative standard error that the default sample stays below
 LIMIT, BINS = 20.0, 400  # the histograms' range in standard deviations, and their bins
 WORTHWHILE = 0.01  # a total gain within 1 % of 1 is called no difference
 _TILE = 1 << 16  # weights, unless the rotation mixes more
-_FIRST = 1 << 19  # weights measured before the standard error is looked at
+_FIRST = 1 << 19  # weights quantized before the standard error is looked at
+_FEWEST = 6  # tiles, however large
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -69,7 +73,7 @@ class MatrixReport:
     name: str
     shape: tuple[int, ...]
     rotation: str
-    sampled: int
+    sampled: int  # weights read
     kurtosis: float
     kurtosis_rotated: float
     types: Mapping[str, TypeErrors]
@@ -164,8 +168,9 @@ def measure(
 ) -> Iterator[MatrixReport]:
     """Measure every matrix that `rotation` or a recipe would treat, in file order.
 
-    sample_rows: rows read of each matrix; None for enough to reach ACCURACY. Raises PlanError at
-    the first step for an unknown type, a quantized model, or rows that fit no type.
+    sample_rows: rows read of each matrix; None reads all and quantizes enough to reach ACCURACY.
+    Raises PlanError at the first step for an unknown type, a quantized model, or rows that fit no
+    type.
     """
     names = [find_format(name).name for name in types]
     matrices = _matrices(model, rotation)
@@ -245,13 +250,12 @@ def _check(model: Model, matrices: Mapping[str, Tensor], types: Sequence[str]) -
 
 @dataclass(frozen=True)
 class _Sums:
-    """Sums over one tile, or stacked over several; axis `basis`: as it is, rotated.
+    """Sums over one tile; axis `basis`: as it is, rotated.
 
-    powers: (basis, 5) of x^0..x^4, errors: (basis, types) squared, histograms: (basis, BINS).
+    powers: (basis, 5) of x^0..x^4, histograms: (basis, BINS).
     """
 
     powers: F64
-    errors: F64
     histograms: I64
 
 
@@ -267,33 +271,38 @@ class _Matrix:
     threads: int | None
 
     def measure(self, unfit: Sequence[str]) -> MatrixReport:
-        """Measure tiles in random order until the errors are known well enough."""
+        """Sums over all tiles, errors on as many as they need."""
         cut = self._tiles()
-        order = np.random.default_rng(0).permutation(len(cut))
-        scales = self._scales(cut[order[0]])
-        done: list[_Sums] = []
-        count = self._first_count(cut)
-        while len(done) < count:
-            done += self._run([cut[i] for i in order[len(done) : count]], scales)
-            if self.sample_rows is None and _uncertainty(done, len(cut)).max(initial=0) > ACCURACY:
-                count = min(2 * count, len(cut))
-        return self._report(done, len(cut), unfit)
+        chosen = cut if self.sample_rows is None else self._some(cut)
+        scales = self._scales(chosen[0])
+        sums = self._all(lambda tile: self._sums(tile, scales), chosen)
+        powers = np.stack([s.powers for s in sums])
+        if self.sample_rows is None:
+            errors, uncertainty = self._drawn_errors(cut, powers[..., 2])
+        else:
+            parts = np.stack(self._all(self._errors, chosen))
+            errors = parts.sum(axis=0)
+            uncertainty = _uncertainty(parts, powers[..., 2], population=len(cut))
+        return self._report(sums, errors, uncertainty, unfit)
 
     def _tiles(self) -> list[Tile]:
         rows, columns = self.rotation.granule(self.name)
         columns = lcm(columns, *(FORMATS[t].block_size for t in self.types))
         return tiles(self.tensor.shape, granule=(rows, columns), weights=_TILE)
 
-    def _first_count(self, cut: Sequence[Tile]) -> int:
-        """How many tiles to begin with, or all that are wanted."""
-        wanted = _FIRST if self.sample_rows is None else self.sample_rows * self.tensor.n_in
-        (top, bottom), (left, right) = cut[0].rows, cut[0].columns
-        least = 3 if self.sample_rows is None else 1
-        return min(len(cut), max(least, -(-wanted // ((bottom - top) * (right - left)))))
+    def _some(self, cut: Sequence[Tile]) -> list[Tile]:
+        """Random tiles of at least `sample_rows` rows' weights."""
+        order = np.random.default_rng(0).permutation(len(cut))
+        wanted = -(-(self.sample_rows or 0) * self.tensor.n_in // _weights(cut[0]))
+        return [cut[i] for i in order[: max(1, wanted)]]
 
     def _bases(self, tile: Tile) -> tuple[F32, F32]:
         """The weights of a tile as they are and rotated."""
         x = np.ascontiguousarray(self.tensor.read_tile(tile.rows, tile.columns))
+        bad = x.size - int(np.count_nonzero(np.isfinite(x)))
+        if bad:
+            top, bottom = tile.rows
+            raise WeightError(f"{bad} weights in rows {top} to {bottom - 1} are NaN or infinite")
         first = (tile.rows[0], tile.columns[0])
         return x, self.rotation.apply(self.name, x, shape=self.tensor.shape, first=first)
 
@@ -302,33 +311,60 @@ class _Matrix:
         plain, rotated = (float(x.std(dtype=np.float64)) or 1.0 for x in self._bases(tile))
         return plain, rotated
 
-    def _run(self, batch: Sequence[Tile], scales: tuple[float, float]) -> list[_Sums]:
-        results: dict[int, _Sums] = {}
+    def _all(self, work: Callable[[Tile], Result], chosen: Sequence[Tile]) -> list[Result]:
+        """work(tile) for every tile, on threads, in order."""
+        results: dict[int, Result] = {}
 
-        def work(i: int) -> None:
-            results[i] = self._sums(batch[i], scales)
+        def run(i: int) -> None:
+            results[i] = work(chosen[i])
 
-        run_all(work, list(range(len(batch))), threads=self.threads)
-        return [results[i] for i in range(len(batch))]
+        run_all(run, list(range(len(chosen))), threads=self.threads)
+        return [results[i] for i in range(len(chosen))]
 
     def _sums(self, tile: Tile, scales: tuple[float, float]) -> _Sums:
         bases = self._bases(tile)
-        return _Sums(
-            np.stack([metrics.power_sums(x) for x in bases]),
-            np.array([[_squared_error(x, t) for t in self.types] for x in bases]),
-            np.stack(
-                [
-                    metrics.histogram(x / np.float32(scale), limit=LIMIT, bins=BINS)
-                    for x, scale in zip(bases, scales, strict=True)
-                ]
-            ),
+        counts = [
+            metrics.histogram(x / np.float32(scale), limit=LIMIT, bins=BINS)
+            for x, scale in zip(bases, scales, strict=True)
+        ]
+        return _Sums(np.stack([metrics.power_sums(x) for x in bases]), np.stack(counts))
+
+    def _errors(self, tile: Tile) -> F64:
+        """Squared errors of a tile, (basis, types)."""
+        return np.array(
+            [[_squared_error(x, t) for t in self.types] for x in self._bases(tile)], np.float64
         )
 
-    def _report(self, done: Sequence[_Sums], population: int, unfit: Sequence[str]) -> MatrixReport:
-        powers = np.sum([s.powers for s in done], axis=0)
-        errors = np.sum([s.errors for s in done], axis=0)
-        uncertainty = _uncertainty(done, population)
-        histogram, rotated = np.sum([s.histograms for s in done], axis=0)
+    def _drawn_errors(self, cut: Sequence[Tile], energies: F64) -> tuple[F64, F64]:
+        """Squared errors of the whole matrix, (basis, types), and their standard errors (types,).
+
+        Tiles are drawn in proportion to their energy, so that a strip of outlier channels counts
+        for what it is worth; a tile's error over its probability estimates the total (Hansen and
+        Hurwitz 1943). Drawing goes on until the estimates agree to ACCURACY.
+        """
+        rng = np.random.default_rng(0)
+        chance = _chances(energies)
+        known: dict[int, F64] = {}
+        drawn: list[int] = []
+        count = max(_FEWEST, -(-_FIRST // _weights(cut[0])))
+        while count < len(cut):
+            drawn += rng.choice(len(cut), count - len(drawn), p=chance).tolist()
+            new = sorted(set(drawn) - set(known))
+            known |= dict(zip(new, self._all(self._errors, [cut[i] for i in new]), strict=True))
+            estimates = np.stack([known[i] / chance[i] for i in drawn])
+            uncertainty = _spread(estimates)
+            if uncertainty.max(initial=0) <= ACCURACY:
+                return estimates.mean(axis=0), uncertainty
+            count *= 2
+        rest = [i for i in range(len(cut)) if i not in known]
+        known |= dict(zip(rest, self._all(self._errors, [cut[i] for i in rest]), strict=True))
+        return np.sum(list(known.values()), axis=0), np.zeros(len(self.types))
+
+    def _report(
+        self, sums: Sequence[_Sums], errors: F64, uncertainty: F64, unfit: Sequence[str]
+    ) -> MatrixReport:
+        powers = np.sum([s.powers for s in sums], axis=0)
+        histogram, rotated = np.sum([s.histograms for s in sums], axis=0)
         return MatrixReport(
             name=self.name,
             shape=self.tensor.shape,
@@ -368,10 +404,33 @@ def _type_errors(name: str, powers: F64, errors: F64, standard_error: float) -> 
     )
 
 
-def _uncertainty(done: Sequence[_Sums], population: int) -> F64:
-    """The relative standard error of each type's relative error, the worse basis: (types,)."""
-    errors = np.stack([s.errors for s in done])  # (tiles, basis, types)
-    energies = np.stack([s.powers[:, 2] for s in done])
+def _weights(tile: Tile) -> int:
+    return (tile.rows[1] - tile.rows[0]) * (tile.columns[1] - tile.columns[0])
+
+
+def _chances(energies: F64) -> F64:
+    """Probabilities in proportion to a tile's share of the energy: (tiles, basis) -> (tiles,)."""
+    shares = energies / np.maximum(energies.sum(axis=0), np.finfo(np.float64).tiny)
+    floor = 0.1 / len(energies)  # no tile is out of reach, and none counts for too much
+    chances = shares.mean(axis=1) + floor
+    return np.asarray(chances / chances.sum())
+
+
+def _spread(estimates: F64) -> F64:
+    """The relative standard error of a mean of estimates, the worse basis.
+
+    estimates: (draws, basis, types) -> (types,).
+    """
+    mean = np.maximum(estimates.mean(axis=0), np.finfo(np.float64).tiny)
+    relative = estimates.std(axis=0, ddof=1) / math.sqrt(len(estimates)) / mean
+    return np.asarray(relative.max(axis=0))
+
+
+def _uncertainty(errors: F64, energies: F64, *, population: int) -> F64:
+    """The relative standard error of each type's relative error, the worse basis: (types,).
+
+    errors: (tiles, basis, types), energies: (tiles, basis), of tiles chosen with equal chances.
+    """
     return np.array(
         [
             max(
