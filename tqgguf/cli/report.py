@@ -295,7 +295,7 @@ def _say_footnotes(found: Sequence[weights.MatrixReport], out: Output) -> None:
     sampled, size = sum(r.sampled for r in found), sum(r.size for r in found)
     worst = max((e.standard_error for r in found for e in r.types.values()), default=0.0)
     out.line(
-        f"Measured on {sampled:,} of {size:,} weights; the standard error of a relative MSE is "
+        f"Read {sampled:,} of {size:,} weights; the standard error of a relative MSE is "
         f"at most {worst:.1%}. Sorted by error times size; kurtosis 3 is Gaussian."
     )
     if any("gain" in r.rotation for r in found):
