@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
+
 from tests.llama import logprobs
 from tests.models.huggingface.bpe import train_byte_level
 from tests.tiny_models import DATA
-from typer.testing import CliRunner
-
 from tqgguf.cli import app
 
 pytestmark = pytest.mark.oracle
@@ -137,6 +137,20 @@ CASES = {
             "tie_word_embeddings": True,
         },
     ),
+    "gemma3-other-pattern": Case(
+        "Gemma3TextConfig",
+        {
+            "head_dim": 32,
+            "query_pre_attn_scalar": 32,
+            "sliding_window": 8,
+            "layer_types": ["full_attention", "sliding_attention", "full_attention"],
+            "rope_parameters": {
+                "full_attention": {"rope_type": "linear", "rope_theta": 1e6, "factor": 8.0},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+            },
+            "tie_word_embeddings": True,
+        },
+    ),
 }
 
 
@@ -162,7 +176,7 @@ def write_folder(folder: Path, case: Case) -> np.ndarray:
     config = getattr(transformers, case.config)(**{**case.sizes, **case.values})
     model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
     for name, parameter in model.named_parameters():
-        scramble(name, parameter)
+        scramble(name, parameter, centre=0 if "Gemma" in case.config else 1)
     model.to(getattr(torch, case.dtype)).save_pretrained(folder, max_shard_size=case.shard)
     write_tokenizer(folder, byte_level=case.byte_level)
     model = transformers.AutoModelForCausalLM.from_pretrained(
@@ -173,8 +187,8 @@ def write_folder(folder: Path, case: Case) -> np.ndarray:
         return torch.log_softmax(logits.double(), -1).numpy()
 
 
-def scramble(name: str, parameter: Any) -> None:
-    """Random values in place: gains far from 1, biases far from 0.
+def scramble(name: str, parameter: Any, *, centre: float) -> None:
+    """Random values in place: gains around `centre` but far from it, biases far from 0.
 
     The logits stay moderate, since llama.cpp looks GELU up in a table of float16.
     """
@@ -182,7 +196,7 @@ def scramble(name: str, parameter: Any) -> None:
 
     noise = torch.randn_like(parameter)
     if "norm" in name or ".ln_" in name:
-        noise = noise / 2 + 1
+        noise = noise / 2 + centre
     elif not name.endswith("bias"):
         noise = noise / parameter.shape[-1] ** 0.5
     if "embed" in name or "lm_head" in name or "wte" in name:

@@ -1,14 +1,18 @@
-"""Byte-level BPE tokenizers trained in a moment, with the pre-tokenizers of released models."""
+"""Byte-level BPE tokenizers: trained in a moment as released models split text, and GPT-2's own."""
 
+import json
+import lzma
 from functools import cache
 
-from tests.tiny_models import DATA
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 
+from tests.tiny_models import DATA
+
 WORDS = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|NUMBERS"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?LETTERS+|NUMBERS"
+    r"| ?[^\s\p{L}MARKS\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+PLAIN_WORDS = WORDS.replace("LETTERS", r"\p{L}").replace("MARKS", "")
 UPPER, LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
 CASED = (
     rf"[^\r\n\p{{L}}\p{{N}}]?{UPPER}*{LOWER}+SUFFIX|[^\r\n\p{{L}}\p{{N}}]?{UPPER}+{LOWER}*SUFFIX"
@@ -16,9 +20,12 @@ CASED = (
 )
 # As they stand in the tokenizer.json of the model after which llama.cpp named them.
 REGEXES = {
-    "qwen2": WORDS.replace("NUMBERS", r"\p{N}"),
-    "llama-bpe": WORDS.replace("NUMBERS", r"\p{N}{1,3}"),
-    "smaug-bpe": WORDS.replace("NUMBERS", r"\p{N}{1,3}"),
+    "qwen2": PLAIN_WORDS.replace("NUMBERS", r"\p{N}"),
+    "qwen35": WORDS.replace("LETTERS", r"[\p{L}\p{M}]")
+    .replace("MARKS", r"\p{M}")
+    .replace("NUMBERS", r"\p{N}"),
+    "llama-bpe": PLAIN_WORDS.replace("NUMBERS", r"\p{N}{1,3}"),
+    "smaug-bpe": PLAIN_WORDS.replace("NUMBERS", r"\p{N}{1,3}"),
     "tekken": CASED.replace("SUFFIX", "").replace("NUMBERS", r"\p{N}"),
     "gpt-4o": CASED.replace("SUFFIX", "(?i:'s|'t|'re|'ve|'m|'ll|'d)?").replace(
         "NUMBERS", r"\p{N}{1,3}"
@@ -26,20 +33,8 @@ REGEXES = {
 }
 IGNORE_MERGES = ("llama-bpe", "tekken")
 NAMES = (*REGEXES, "gpt-2", "smollm")
-
-TEXTS = [
-    "The quick brown fox jumps over the lazy dog. She'd said: \"I'LL be there, won't you?\"",
-    "def f(x):\n    return {'a': x[0]**2, \"b\": not x}  # 12345 + 0x1F\n\n\tif a<=b && c!=d;\n",
-    "Grüße aus Köln, où est la bibliothèque? Čeština, türkçe İstanbul; naïve café.",
-    "Привет, как дела? Это проверка 2024 года. Нещо на Български.",
-    "我想在apple工作1314151天～ 日本語のテキストとカタカナ、漢字。 한국어 문장입니다.",
-    "مرحبا بالعالم، كيف حالك؟ שלום עולם. नमस्ते दुनिया, กรุงเทพมหานคร",
-    "🚀 (normal) 😶‍🌫️ (multiple emojis concatenated) ✅ 🦙🦙 👩‍👩‍👧‍👦🏳️‍🌈",
-    "3 33 333 3333 33333 333333 3333333 33333333 3.3 3..3 3...3 1,234,567.89 ½ ²³ Ⅷ",
-    " leading, trailing   and    runs \t\t of  \n \n\n  \n\n\n white\r\n\r\nspace  ",
-    "''''''```````\"\"\"\"......!!!!!!?????? ------======= <|x|> a'lL 'D We'Ve e=mc^2 €5 £3 #tag @me",
-    "camelCaseWordsAndHTTPServers snake_case_name kebab-case ALLCAPS McDonald iPhone15Pro",
-]
+TEXTS: list[str] = json.loads((DATA / "texts.json").read_text("utf-8"))
+MARKS = TEXTS[-1]  # Devanagari and Thai, whose vowel signs are combining marks
 
 
 @cache
@@ -47,7 +42,7 @@ def train_byte_level(name: str, size: int) -> Tokenizer:
     """A tokenizer of exactly `size` tokens whose text is split as by the model of this name."""
     tokenizer = Tokenizer(models.BPE(ignore_merges=name in IGNORE_MERGES))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(_steps(name))
-    if name == "qwen2":
+    if name.startswith("qwen"):
         tokenizer.normalizer = normalizers.NFC()
     trainer = trainers.BpeTrainer(
         vocab_size=size,
@@ -66,3 +61,20 @@ def _steps(name: str) -> list[pre_tokenizers.PreTokenizer]:
     if name in REGEXES:
         return [pre_tokenizers.Split(Regex(REGEXES[name]), "isolated"), byte_level]
     return [pre_tokenizers.Digits(individual_digits=True)] * (name == "smollm") + [byte_level]
+
+
+def gpt2() -> Tokenizer:
+    """The tokenizer of the released GPT-2: bytes, 50,000 merges in order, <|endoftext|>."""
+    text = lzma.decompress((DATA / "gpt2-merges.txt.xz").read_bytes()).decode()
+    merges = [tuple(line.split(" ")) for line in text.split("\n")]
+    tokens = [*_bytes_in_gpt2_order(), *("".join(pair) for pair in merges), "<|endoftext|>"]
+    tokenizer = Tokenizer(models.BPE({token: i for i, token in enumerate(tokens)}, merges))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.add_special_tokens(["<|endoftext|>"])
+    return tokenizer
+
+
+def _bytes_in_gpt2_order() -> list[str]:
+    """Printable bytes as themselves, then the others as the characters from U+0100 on."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    return [chr(b) for b in printable] + [chr(256 + i) for i in range(256 - len(printable))]

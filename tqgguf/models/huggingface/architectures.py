@@ -79,7 +79,7 @@ class Key:
     """One GGUF key: where config.json has it, or how it follows from the rest."""
 
     name: str  # without the architecture's prefix
-    value: Callable[[Config], int | float | None]  # None: leave the key out
+    value: Callable[[Config], int | float | list[bool] | None]  # None: leave the key out
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,8 @@ class Architecture:
     """One row: how a Hugging Face class becomes a GGUF graph.
 
     assumes: config key -> the values that llama.cpp's graph computes; where the key is absent it
-    has transformers' default, None unless defaults says otherwise.
+    has transformers' default, None unless defaults says otherwise. check: what else it cannot
+    compute, in words, or None.
     """
 
     name: str
@@ -95,6 +96,7 @@ class Architecture:
     keys: tuple[Key, ...]
     assumes: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     defaults: Mapping[str, Any] = field(default_factory=dict)
+    check: Callable[[Config], str | None] | None = None
     rotary_pairs: bool = False  # ggml rotates neighbouring rows of q and k
     norm_shift: float = 0.0
     transposed: re.Pattern[str] | None = None
@@ -169,6 +171,40 @@ _GEMMA = Architecture(
     always_tied=True,
     space_prefix=False,
 )
+
+
+def _sliding_layers(period: int) -> Callable[[Config], list[bool] | None]:
+    """Which layers see a window only, where it is not all but every `period`-th."""
+
+    def layers(config: Config) -> list[bool] | None:
+        types = config.get("layer_types")
+        every = config.get("sliding_window_pattern", "_sliding_window_pattern")
+        if isinstance(types, list):
+            sliding = [t == "sliding_attention" for t in types]
+        else:
+            sliding = _all_but_every(every if isinstance(every, int) and every else period, config)
+        return None if sliding == _all_but_every(period, config) else sliding
+
+    return layers
+
+
+def _all_but_every(period: int, config: Config) -> list[bool]:
+    return [i % period < period - 1 for i in range(config.n_layer)]
+
+
+def _gemma_scale(large: int) -> Callable[[Config], str | None]:
+    """llama.cpp scales scores by the head's width, and by n_embd / n_head in the largest model."""
+
+    def check(config: Config) -> str | None:
+        computed = config.n_embd // config.n_head if config.n_layer == large else config.head_dim
+        asked = config.get("query_pre_attn_scalar")
+        if asked in (None, computed):
+            return None
+        return f"query_pre_attn_scalar is {asked}, but llama.cpp's graph computes {computed}"
+
+    return check
+
+
 _GEMMA2 = Architecture(
     "gemma2",
     {**_GEMMA.tensors, **_POST_NORMS},
@@ -177,8 +213,10 @@ _GEMMA2 = Architecture(
         _number("attn_logit_softcapping", "attn_logit_softcapping"),
         _number("final_logit_softcapping", "final_logit_softcapping"),
         _count("attention.sliding_window", "sliding_window"),
+        Key("attention.sliding_window_pattern", _sliding_layers(2)),
     ),
     assumes={**_GEMMA.assumes, "use_bidirectional_attention": _NO},
+    check=_gemma_scale(46),
     norm_shift=1.0,
     always_tied=True,
     space_prefix=False,
@@ -199,7 +237,9 @@ _GEMMA3 = Architecture(
         *_GEMMA.keys,
         _optional("final_logit_softcapping", "final_logit_softcapping"),
         Key("attention.sliding_window", _gemma3_window),
+        Key("attention.sliding_window_pattern", _sliding_layers(6)),
     ),
+    check=_gemma_scale(62),
     assumes={
         **_GEMMA.assumes,
         "attn_logit_softcapping": (None,),
@@ -332,3 +372,6 @@ def check_assumptions(config: Config, architecture: Architecture) -> None:
                 f"{config.path}: {key} is {config.get(key)!r}, but llama.cpp's "
                 f"{architecture.name} graph computes {' or '.join(map(repr, allowed))}"
             )
+    problem = architecture.check(config) if architecture.check else None
+    if problem:
+        raise UnsupportedModelError(f"{config.path}: {problem}")

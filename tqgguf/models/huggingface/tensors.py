@@ -23,7 +23,6 @@ _UNUSED = re.compile(
 _WRAPPERS = re.compile(r"^(model\.language_model\.|language_model\.model\.)")
 _EXPERT = re.compile(r"^(?P<head>.*\.experts)\.(?P<number>\d+)\.(?P<tail>.+)$")
 _FUSED_EXPERTS = re.compile(r"^(?P<head>.*\.experts)\.gate_up_proj(\.weight)?$")
-_BLOCK = re.compile(r"^blk\.(\d+)\.")
 _ALWAYS_F32 = ("ffn_gate_inp.weight", "position_embd.weight")  # llama.cpp loads these as F32 only
 
 
@@ -50,7 +49,8 @@ def convert_tensors(
         tensors[gguf_name] = _stored_type(replace(tensor, name=gguf_name))
     _settle_head(tensors, config, architecture)
     _check_shapes(tensors, config, architecture)
-    return dict(sorted(tensors.items(), key=lambda item: _place(item[0])))
+    order = _graph_order(config, architecture)
+    return {name: tensors[name] for name in order if name in tensors}
 
 
 def _model_arch(name: str) -> MODEL_ARCH:
@@ -240,9 +240,10 @@ def _expected_shapes(
             yield pattern.format(layer), (shape, required)
 
 
-def _place(name: str) -> tuple[int, int]:
-    """Embeddings, blocks in order, then the head."""
-    block = _BLOCK.match(name)
-    if block:
-        return 1, int(block[1])
-    return (0, 0) if name.startswith(("token_embd", "position_embd", "rope_")) else (2, 0)
+def _graph_order(config: Config, architecture: Architecture) -> list[str]:
+    """All names the model may have: embeddings, blocks in order, then the head."""
+    outside = [name for name in architecture.tensors if "{}" not in name]
+    inside = [name for name in architecture.tensors if "{}" in name]
+    first = [name for name in outside if "embd" in name]
+    blocks = [name.format(layer) for layer in range(config.n_layer) for name in inside]
+    return [*first, *blocks, *(name for name in outside if name not in first)]

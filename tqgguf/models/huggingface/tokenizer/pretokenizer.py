@@ -17,11 +17,12 @@ _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _TAIL = r"\s*[\r\n]+|\s+(?!\S)|\s+"
 
 
-def _words(numbers: str) -> str:
-    """The regex of the Llama 3 and Qwen families, which differ in how they split numbers."""
+def _words(numbers: str, *, marks: str = "") -> str:
+    """The regex of the Llama 3 and Qwen families, which differ in numbers and combining marks."""
+    letters = rf"[\p{{L}}{marks}]" if marks else r"\p{L}"
     return (
-        rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|{numbers}"
-        rf"| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|{_TAIL}"
+        rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?{letters}+|{numbers}"
+        rf"| ?[^\s\p{{L}}{marks}\p{{N}}]+[\r\n]*|{_TAIL}"
     )
 
 
@@ -44,6 +45,7 @@ _BY_STEPS: Mapping[tuple[tuple[str, ...], bool], str] = {
     ((_GPT2,), False): "gpt-2",
     ((_DIGITS, _GPT2), False): "smollm",
     ((_words(r"\p{N}"), _BYTES), False): "qwen2",
+    ((_words(r"\p{N}", marks=r"\p{M}"), _BYTES), False): "qwen35",
     ((_words(r"\p{N}{1,3}"), _BYTES), True): "llama-bpe",
     ((_words(r"\p{N}{1,3}"), _BYTES), False): "smaug-bpe",
     ((_cased_words("", r"\p{N}"), _BYTES), True): "tekken",

@@ -26,10 +26,14 @@ def read_sentencepiece(folder: Path, size: int, space_prefix: bool | None) -> Vo
     """
     path = folder / "tokenizer.model"
     pieces = _load(path)
+    if len(pieces) > size:
+        raise FileFormatError(
+            f"{path}: {len(pieces)} tokens, but config.json says vocab_size {size}"
+        )
     vocabulary = Vocabulary.empty(path, size, "llama", "default")
     vocabulary.scores = [_UNUSED_SCORE] * size
     vocabulary.add_bos = True
-    for i in range(min(len(pieces), size)):
+    for i in range(len(pieces)):
         vocabulary.put(i, pieces.id_to_piece(i), _type(pieces, i), pieces.get_score(i))
     vocabulary.put_added(
         {i: row for i, row in added_tokens(folder).items() if i >= len(pieces) or row[1]}

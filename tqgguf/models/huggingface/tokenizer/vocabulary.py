@@ -50,8 +50,13 @@ class Vocabulary:
             self.scores[number] = score
 
     def put_added(self, added: Mapping[int, tuple[str, bool]]) -> None:
-        """Set tokens that were added after training: id -> (text, whether it is special)."""
+        """Set tokens that were added after training: id -> (text, whether it is special).
+
+        One for which the embedding has no row is left out: the model cannot read it.
+        """
         for number, (text, special) in added.items():
+            if number >= len(self.tokens):
+                continue
             if special or _looks_special(text):
                 self.put(number, text, TokenType.CONTROL, -1000.0)
             else:
