@@ -38,6 +38,9 @@ $(RANDOM_MODEL): $(VENV)/.installed scripts/make_synthetic_model.py
 bench-kernels: $(VENV)/.installed   ## our encoders against ggml's: error and speed of every type
 	PYTHONPATH=.:tests $(BIN)/python scripts/bench_kernels.py
 
+test-oracle: $(VENV)/.oracle  ## converted models against torch and transformers
+	$(BIN)/python -m pytest -q -m oracle tests/oracle
+
 check: lint types layers test   ## everything a change must pass; never edits
 
 lint: $(VENV)/.installed   ## style, docstrings, shell
@@ -58,6 +61,10 @@ fmt: $(VENV)/.installed    ## fix what can be fixed
 
 clean:         ## remove everything that can be made again
 	rm -rf $(VENV) demo build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+$(VENV)/.oracle: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,oracle]'
+	touch $@
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
