@@ -20,6 +20,10 @@ Model = Annotated[
         metavar="MODEL", help="A .gguf file (or its first shard), a folder, or .safetensors."
     ),
 ]
+VocabFrom = Annotated[
+    Path | None,
+    typer.Option(metavar="GGUF", help="Take the tokenizer from this file, not from the folder."),
+]
 Output = Annotated[
     Path | None, typer.Option("--output", "-o", help="The file to write; beside MODEL if unset.")
 ]

@@ -36,6 +36,7 @@ def quantize_command(
     token_embedding_type: o.EmbeddingType = None,
     strict: o.Strict = False,
     allow_requantize: o.Requantize = False,
+    vocab_from: o.VocabFrom = None,
     threads: o.Threads = None,
     max_memory: o.MaxMemory = None,
     split_max_size: o.SplitMaxSize = None,
@@ -62,7 +63,7 @@ def quantize_command(
         strict=strict,
         allow_requantize=allow_requantize,
     )
-    opened = open_model(model)
+    opened = open_model(model, vocab_from=vocab_from)
     plan = make_plan(opened, chosen)
     path = output or default_output(model, plan.recipe.name)
     if dry_run:
@@ -96,6 +97,7 @@ def plan_command(
     token_embedding_type: o.EmbeddingType = None,
     strict: o.Strict = False,
     allow_requantize: o.Requantize = False,
+    vocab_from: o.VocabFrom = None,
     json: o.Json = False,
 ) -> None:
     """Show type, rotation and size of every tensor without touching a weight.
@@ -113,7 +115,7 @@ def plan_command(
         strict=strict,
         allow_requantize=allow_requantize,
     )
-    opened = open_model(model)
+    opened = open_model(model, vocab_from=vocab_from)
     plan = make_plan(opened, chosen)
     _say_plan(plan, default_output(model, plan.recipe.name), json=json)
 

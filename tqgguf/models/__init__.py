@@ -1,27 +1,25 @@
 """What a model is on disk."""
 
-from collections.abc import Mapping
 from pathlib import Path
 
 from tqgguf.errors import FileFormatError, PlanError
 from tqgguf.models.gguf import read_gguf, shard_files
 from tqgguf.models.huggingface import read_huggingface
-from tqgguf.models.metadata import Value
 from tqgguf.models.model import Model, Tensor
 
 __all__ = ["Model", "Tensor", "model_files", "open_model"]
 
 
-def open_model(path: Path, *, vocabulary: Mapping[str, Value] | None = None) -> Model:
+def open_model(path: Path, *, vocab_from: Path | None = None) -> Model:
     """Open a .gguf file (or the first of its shards), a Hugging Face folder or .safetensors.
 
-    vocabulary: metadata of a GGUF file whose tokenizer takes the place of a folder's own.
+    vocab_from: a GGUF file whose tokenizer takes the place of a folder's own.
     """
     if not path.exists():
         raise FileFormatError(f"{path}: no such file or folder")
     if path.is_dir() or path.suffix == ".safetensors":
-        return read_huggingface(path, vocabulary=vocabulary)
-    if vocabulary is not None:
+        return read_huggingface(path, vocabulary=read_gguf(vocab_from) if vocab_from else None)
+    if vocab_from:
         raise PlanError(f"{path}: a GGUF file has its own vocabulary; leave out --vocab-from")
     return read_gguf(path)
 

@@ -1,5 +1,6 @@
 """A real model: novels-5m from its Hugging Face folder and from its GGUF file."""
 
+import json
 import shutil
 from itertools import islice
 from pathlib import Path
@@ -86,3 +87,44 @@ def test_tokens_equal_sentencepiece_on_2000_lines(converted):
         lines = [" ".join(line.split()) for line in islice(text, 2000)]
     theirs = [[pieces.bos_id(), *pieces.encode(line)] for line in lines]
     assert tokenize_each(converted, lines) == theirs
+
+
+@pytest.mark.parametrize("rotate", ["none", "fused"])
+def test_every_command_takes_a_folder(rotate, tmp_path):
+    path = tmp_path / "q.gguf"
+    quantize(FOLDER, "-t", "q8_0", "--rotate", rotate, "-o", path)
+    assert document("plan", FOLDER, "-t", "q8_0", "--rotate", rotate)["bpw"] > 8
+    assert document("verify", path, FOLDER)
+    assert document("report", "mse", FOLDER, "--types", "Q4_0")["tensors"]
+    folder, gguf = (document("compare", original, path) for original in (FOLDER, GGUF))
+    assert folder["models"][0]["rel_mse"] == pytest.approx(gguf["models"][0]["rel_mse"], rel=1e-3)
+    assert document("inspect", FOLDER)["metadata"]["general.architecture"] == "llama"
+
+
+def document(*arguments: object) -> dict:
+    result = CliRunner().invoke(app, [*map(str, arguments), "--json"])
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+def test_the_vocabulary_can_come_from_a_gguf_file(tmp_path):
+    folder = tmp_path / "novels-5m"
+    shutil.copytree(FOLDER, folder)
+    (folder / "tokenizer.model").unlink()
+    quantize(folder, "-t", "f16", "--rotate", "none", "--vocab-from", GGUF)
+    text = "A tokenizer from elsewhere."
+    assert tokenize(tmp_path / "novels-5m-F16.gguf", text) == tokenize(GGUF, text)
+
+
+@pytest.mark.parametrize(
+    ("model", "source", "fact"),
+    [
+        (FOLDER, DATA / "stories260K-f32.gguf", "has 512 tokens, but"),
+        (FOLDER, FOLDER / "config.json", "not a GGUF file"),
+        (GGUF, GGUF, "has its own vocabulary; leave out --vocab-from"),
+    ],
+)
+def test_a_vocabulary_that_does_not_fit_is_one_line(model, source, fact):
+    result = CliRunner().invoke(app, ["plan", str(model), "--vocab-from", str(source)])
+    assert result.exit_code == 1
+    assert fact in result.output

@@ -1,6 +1,5 @@
 """Hugging Face folders and .safetensors files as models: names, layout and metadata of GGUF."""
 
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,12 +17,12 @@ from tqgguf.models.model import Model
 __all__ = ["read_huggingface"]
 
 
-def read_huggingface(path: Path, *, vocabulary: Mapping[str, Value] | None = None) -> Model:
+def read_huggingface(path: Path, *, vocabulary: Model | None = None) -> Model:
     """Open a Hugging Face folder, or one .safetensors file beside its config.json.
 
     Tensors come under their GGUF names, in ggml's order of rows, experts stacked; all of it done
-    when rows are read. vocabulary: metadata of a GGUF file whose tokenizer keys to use in place of
-    the folder's tokenizer. Raises FileFormatError or UnsupportedModelError.
+    when rows are read. vocabulary: a model whose tokenizer to use in place of the folder's.
+    Raises FileFormatError or UnsupportedModelError.
     """
     folder = path if path.is_dir() else path.parent
     config = Config.read(folder / "config.json")
@@ -41,14 +40,14 @@ def read_huggingface(path: Path, *, vocabulary: Mapping[str, Value] | None = Non
     return Model(path, {**general, **hyperparameters, **tokenizer}, tensors)
 
 
-def _borrowed(metadata: Mapping[str, Value], config: Config) -> dict[str, Value]:
+def _borrowed(vocabulary: Model, config: Config) -> dict[str, Value]:
     """The tokenizer keys of another model, which must have a token for every embedding row."""
-    keys = {k: v for k, v in metadata.items() if k.startswith("tokenizer.")}
+    keys = {k: v for k, v in vocabulary.metadata.items() if k.startswith("tokenizer.")}
     tokens = keys.get("tokenizer.ggml.tokens")
     count = len(tokens.decode()) if tokens else 0
     if count != config.count("vocab_size"):
         raise FileFormatError(
-            f"{config.path}: vocab_size is {config.count('vocab_size')}, but the borrowed "
-            f"vocabulary has {count} tokens"
+            f"{vocabulary.path}: has {count} tokens, but {config.path} says vocab_size "
+            f"{config.count('vocab_size')}"
         )
     return keys
