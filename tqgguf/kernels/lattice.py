@@ -27,8 +27,9 @@ _LISTED = 16  # points listed for a cell, all compared where importance bends di
 _COMPARED = {8: 8, 4: 6}  # so many, by k, where it does not
 
 # Where |x| / scale is cut into intervals, and the centres of the intervals. The IQ2 types know the
-# magnitudes 1, 25/8 and 43/8, the IQ3 types about the odd numbers to 15. All are dyadic, so that
-# distances to them are exact and the lists the same on every machine.
+# magnitudes 1, 25/8 and 43/8, the IQ3 types about the odd numbers to 15. Distances between them are
+# multiples of 1/256, hence exact, and the lists the same on every machine.
+_DYADIC = 256
 _EDGES_8 = np.array([15.5, 24.5, 37.0], np.float32) / 8
 _CENTRES = {
     8: np.array([7.5, 19.75, 30.0, 46.25], np.float32) / 8,
@@ -139,6 +140,21 @@ def gather(points: U16, lattice: LatticeGrid) -> F32:
     return lattice.points.take(points, axis=0).transpose(0, 2, 1)
 
 
+def point_sums(wv: F32, w: F32 | None, points: U16, lattice: LatticeGrid) -> tuple[F32, F32, F32]:
+    """Sums over groups of w v g and of w g^2, and the products w v g, for given points g.
+
+    wv, w: (groups, k, n), w or None for 1 -> two (groups, n), and (groups, k, n).
+    """
+    if w is None:
+        product = wv * gather(points, lattice)
+        return product.sum(axis=1), lattice.energy.take(points), product
+    rows = np.ascontiguousarray(gather(points, lattice))
+    product = wv * rows
+    rows *= rows
+    rows *= w
+    return product.sum(axis=1), rows.sum(axis=1), product
+
+
 def pack_bits(bits: Bool) -> U8:
     """Bits to bytes, the first lowest: (octets, 8, n) bool -> (octets, n) uint8."""
     packed = bits[:, 0].astype(np.uint8)
@@ -197,17 +213,10 @@ def _offer(best: tuple[U8, F32], rank: int, error: F32) -> None:
 
 def _distance(wv: F32, w: F32 | None, points: U16, lattice: LatticeGrid) -> tuple[F32, F32]:
     """Squared distance less |v|^2, (groups, n), and the products w v g, (groups, k, n)."""
-    rows = gather(points, lattice)
-    product = wv * rows
-    error: F32 = product.sum(axis=1)
-    error *= np.float32(-2)
-    if w is None:
-        error += lattice.energy.take(points)
-    else:
-        square = w * rows
-        square *= rows
-        error += square.sum(axis=1)
-    return error, product
+    cross, energy, product = point_sums(wv, w, points, lattice)
+    cross *= np.float32(-2)
+    cross += energy
+    return cross, product
 
 
 def _list_points(points: F32, centres: F32) -> U16:
@@ -215,14 +224,15 @@ def _list_points(points: F32, centres: F32) -> U16:
     k = points.shape[1]
     digits = np.indices((len(centres),) * k, dtype=np.uint8).reshape(k, -1).T
     half = (points**2).sum(axis=1) / 2
+    order = np.arange(len(points), dtype=np.int32)
     listed = np.empty((_LISTED, _CELLS), np.uint16)
     for start in range(0, _CELLS, 1024):
         part = slice(start, start + 1024)
-        score = centres[digits[part]] @ points.T - half
-        for rank in range(_LISTED):
-            winner = score.argmax(axis=1)
-            listed[rank, part] = winner
-            np.put_along_axis(score, winner[:, None], -np.inf, axis=1)
+        cost = (half - centres[digits[part]] @ points.T) * np.float32(_DYADIC)
+        key = cost.astype(np.int32) * np.int32(len(points)) + order  # of equals, the first
+        few = np.partition(key.reshape(len(key), -1, 256), _LISTED, axis=2)[:, :, :_LISTED]
+        nearest = np.sort(few.reshape(len(key), -1), axis=1)[:, :_LISTED]
+        listed[:, part] = nearest.T % np.int32(len(points))
     return listed
 
 
