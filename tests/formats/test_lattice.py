@@ -135,3 +135,13 @@ def test_tiny_weights_stay_tiny(name, size):
     x = normal_rows()[:1] * np.float32(size)
     decoded = tqgguf.dequantize(tqgguf.quantize(x, name), name, 4096)
     assert np.abs(decoded).max() <= 2 * np.abs(x).max() + 1e-7
+
+
+@pytest.mark.parametrize("name", LATTICES)
+def test_bytes_do_not_depend_on_the_memory_layout(name):
+    rng = np.random.default_rng(5)
+    x = rng.standard_normal((256, 2048), dtype=np.float32)
+    weight = rng.exponential(1, x.shape).astype(np.float32)
+    blocks = FORMATS[name].encode(x, weight)
+    turned = FORMATS[name].encode(np.asfortranarray(x), np.asfortranarray(weight))
+    np.testing.assert_array_equal(turned, blocks)

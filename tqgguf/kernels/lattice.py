@@ -96,9 +96,10 @@ def nearest(x: F32, scale: F32, w: F32 | None, lattice: LatticeGrid) -> LatticeC
     w: (size, n) weighs the squared error, or None. All float32.
     """
     n = x.shape[1]
+    x = np.ascontiguousarray(x)  # or the memory's layout would decide the order of sums
     v = np.abs(x).reshape(len(scale), -1, n) * reciprocal(scale)[:, None]
     v = v.reshape(-1, lattice.k, n)
-    w = None if w is None else w.reshape(v.shape)
+    w = None if w is None else np.ascontiguousarray(w).reshape(v.shape)
     cell = cells(v, 1.0)
     negative = x.reshape(-1, OCTET, n) < 0
     if not lattice.shared_signs:

@@ -9,7 +9,7 @@ and the steps cheap.
 
 import numpy as np
 
-from tqgguf.kernels.dtypes import F16, F32, U8, U16, U32
+from tqgguf.kernels.dtypes import F16, F32, U8, U32
 from tqgguf.kernels.lattice import OCTET, LatticeGrid, cells, point_sums
 from tqgguf.kernels.scales import to_half
 from tqgguf.kernels.search import reciprocal
@@ -35,6 +35,8 @@ def fit_scales(x: F32, w: F32 | None, lattice: LatticeGrid) -> tuple[F16, U8]:
     x, w: (size, n) float32, w or None -> d: (n,) float16, steps: (size / lattice.size, n) uint8.
     """
     n = x.shape[1]
+    x = np.ascontiguousarray(x)  # or the memory's layout would decide the order of sums
+    w = None if w is None else np.ascontiguousarray(w)
     runs = len(x) // lattice.size
     top = np.abs(x).max(axis=0)
     a = x * reciprocal(top)  # fourth powers of what is left neither overflow nor vanish
