@@ -27,7 +27,7 @@ _SCALES = ("_scale_inv", "_scale")  # of block-wise and of per-tensor or per-row
 class Stored:
     """One tensor as it lies in its file.
 
-    array: mapped, any shape: float32, float16, uint16 (bfloat16's bits) or an FP8 type of
+    array: mapped, of any shape: float32, float16, uint16 (bfloat16's bits) or an FP8 type of
     ml_dtypes; dtype: safetensors' name of it. scale: one float32, or one for each block of
     `block` rows and columns, to multiply FP8 weights with.
     """
@@ -40,19 +40,21 @@ class Stored:
 
     def tensor(self) -> Tensor:
         """The weights as a Tensor under their Hugging Face name."""
-        array = self.array if self.array.ndim > 1 else self.array.reshape(1, -1)
         read = _READ.get(self.dtype)
         if read is None:
             raise FileFormatError(
                 f"{self.name}: stored as {self.dtype}, expected one of {', '.join(_READ)}"
             )
+        if self.array.ndim > 2:
+            raise FileFormatError(f"{self.name}: has {self.array.ndim} axes, expected a matrix")
+        matrix = self.array if self.array.ndim == 2 else self.array.reshape(1, -1)
 
         def rows(start: int, stop: int) -> F32:
-            part = read(_rows(array, start, stop))
+            part = read(np.asarray(matrix[start:stop]))
             return part if self.scale is None else part * self.scale_rows(start, stop)
 
         gguf_type = self.dtype if self.dtype in ("F32", "F16", "BF16") else "F32"
-        return Tensor(self.name, self.array.shape, gguf_type, rows, self._raw())
+        return Tensor(self.name, self.array.shape or (1,), gguf_type, rows, self._raw())
 
     def scale_rows(self, start: int, stop: int) -> F32:
         """The scale of each weight in rows start..stop: broadcastable to (stop - start, n_in)."""
@@ -68,18 +70,6 @@ class Stored:
         if self.dtype not in ("F32", "F16", "BF16") or not self.array.flags.c_contiguous:
             return None
         return lambda: self.array.reshape(-1).view(np.uint8)
-
-
-def _rows(array: NDArray[Any], start: int, stop: int) -> NDArray[Any]:
-    """Rows start..stop of an array, counted over all its leading axes."""
-    if array.ndim == 2:
-        return np.asarray(array[start:stop])
-    per_item = array.shape[-2]
-    parts = [
-        _rows(array[i], max(start - i * per_item, 0), min(stop - i * per_item, per_item))
-        for i in range(start // per_item, -(-stop // per_item))
-    ]
-    return np.concatenate(parts) if len(parts) != 1 else parts[0]
 
 
 def _from_bf16(bits: NDArray[Any]) -> F32:

@@ -22,7 +22,7 @@ _UNUSED = re.compile(
 )
 _WRAPPERS = re.compile(r"^(model\.language_model\.|language_model\.model\.)")
 _EXPERT = re.compile(r"^(?P<head>.*\.experts)\.(?P<number>\d+)\.(?P<tail>.+)$")
-_FUSED_EXPERTS = re.compile(r"^(?P<head>.*\.experts)\.gate_up_proj(\.weight)?$")
+_FUSED_EXPERTS = re.compile(r"^(?P<head>.*\.experts)\.(?P<part>gate_up_proj|down_proj)(\.weight)?$")
 _ALWAYS_F32 = ("ffn_gate_inp.weight", "position_embd.weight")  # llama.cpp loads these as F32 only
 
 
@@ -63,18 +63,26 @@ def _used(weights: Mapping[str, Stored]) -> Iterator[Stored]:
         if _UNUSED.search(name):
             continue
         name = _WRAPPERS.sub("model.", name).removeprefix("language_model.")
-        yield from _split_gate_up(replace(stored, name=name))
+        yield from _unfused(replace(stored, name=name))
 
 
-def _split_gate_up(stored: Stored) -> Iterator[Stored]:
-    """Fused gate and up projections of all experts, (n_expert, 2 n_ff, n_in), as two views."""
+def _unfused(stored: Stored) -> Iterator[Stored]:
+    """Experts that transformers 5 keeps in one tensor, one by one as in released files.
+
+    gate_up_proj: (n_expert, 2 n_ff, n_in), gate first; down_proj: (n_expert, n_in, n_ff).
+    """
     match = _FUSED_EXPERTS.match(stored.name)
     if not match or stored.array.ndim != 3:
         yield stored
         return
     half = stored.array.shape[1] // 2
-    for part, where in (("gate_proj", slice(0, half)), ("up_proj", slice(half, None))):
-        yield replace(stored, name=f"{match['head']}.{part}.weight", array=stored.array[:, where])
+    parts = {"gate_proj": slice(0, half), "up_proj": slice(half, None)}
+    if match["part"] == "down_proj":
+        parts = {"down_proj": slice(None)}
+    for number, expert in enumerate(stored.array):
+        for part, rows in parts.items():
+            name = f"{match['head']}.{number}.{part}.weight"
+            yield replace(stored, name=name, array=expert[rows])
 
 
 def _stack_experts(stored: Iterator[Stored]) -> Iterator[tuple[str, Stored | list[Tensor]]]:
@@ -129,11 +137,11 @@ def stacked(experts: Sequence[Tensor]) -> Tensor:
 
 def _rows_of_stack(experts: Sequence[Tensor], start: int, stop: int) -> F32:
     per_expert = experts[0].n_rows
-    parts = [
-        experts[i].rows(max(start - i * per_expert, 0), min(stop - i * per_expert, per_expert))
-        for i in range(start // per_expert, -(-stop // per_expert))
-    ]
-    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+    parts = [experts[0].rows(0, 0)]
+    for i in range(start // per_expert, -(-stop // per_expert)):
+        first, last = start - i * per_expert, stop - i * per_expert
+        parts.append(experts[i].rows(max(first, 0), min(last, per_expert)))
+    return np.concatenate(parts) if len(parts) > 2 else parts[-1]
 
 
 def interleaved(tensor: Tensor, n_head: int) -> Tensor:
@@ -173,7 +181,6 @@ def shifted(tensor: Tensor, by: float) -> Tensor:
 
 def _gguf_name(names: TensorNameMap, name: str, architecture: Architecture) -> str:
     gguf_name: str | None = names.get_name(name, (".weight", ".bias"))
-    gguf_name = gguf_name or names.get_name(f"{name}.weight", (".weight",))  # fused experts
     if name == "lm_head.weight":
         gguf_name = "output.weight"
     if gguf_name is None or gguf_name.removesuffix(".bias") == name:
