@@ -61,11 +61,11 @@ def baseline(source: Path, type: str, *, threads: int | None = None) -> Path:
     return path
 
 
-def ours(source: Path, type: str, *, threads: int | None = None) -> Path:
+def ours(source: Path, type: str, *, rotate: str = "fused", threads: int | None = None) -> Path:
     """Our file of this recipe or type, in the user's cache; made anew, as the code may be new."""
     model = open_gguf(source)
-    plan = make_plan(model, Options(type=type))
-    folder = llamacpp.user_cache() / "bench" / content_key([source])
+    plan = make_plan(model, Options(type=type, rotate=rotate))
+    folder = llamacpp.user_cache() / "bench" / content_key([source], rotate)
     folder.mkdir(parents=True, exist_ok=True)
     name = plan.recipe.name if plan.recipe.name.startswith("TQ-") else f"TQ-{plan.recipe.name}"
     path = folder / f"{_stem(source)}-{name}.gguf"

@@ -4,14 +4,17 @@ import csv
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from processes import alive, wait_for
 from typer.testing import CliRunner
 
 from tqgguf.cli import app
+from tqgguf.llamacpp import find
 
 RUNNER = CliRunner()
 ROOT = Path(__file__).parent.parent.parent
@@ -132,3 +135,26 @@ def test_bench_prints_a_table_csv_and_a_document(novels, tmp_path):
     values = list(csv.DictReader(io.StringIO(run(*common, "--csv").stdout)))
     assert values[0]["model"] == str(novels)
     assert float(values[0]["tg"]) > 0
+
+
+@pytest.mark.tools
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_benchmark_leaves_no_llama_bench_running(novels, tmp_path, number):
+    """The script becomes the program, so a signal to it reaches the one that owns the child."""
+    note, program = tmp_path / "pid", tmp_path / "llama-bench"
+    real = find("llama-bench")
+    program.write_text(f'#!/bin/sh\necho $$ > {note}.new\nmv {note}.new {note}\nexec {real} "$@"\n')
+    program.chmod(0o755)
+    script = [ROOT / "scripts" / "bench_e2e.sh", novels, "-n", "1000000", "--threads", "1"]
+    settings = {"PYTHON": sys.executable, "LLAMA_CPP_BIN": str(tmp_path)}
+    parent = subprocess.Popen(script, env=os.environ | settings, stderr=subprocess.PIPE, text=True)
+    wait_for(note.exists)
+    child = int(note.read_text())
+    assert alive(child)
+    parent.send_signal(number)
+    said = parent.communicate(timeout=20)[1]
+    assert (parent.returncode, said.strip()) == {
+        signal.SIGINT: (130, "interrupted"),
+        signal.SIGTERM: (-signal.SIGTERM, ""),
+    }[number]
+    wait_for(lambda: not alive(child))

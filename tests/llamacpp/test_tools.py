@@ -1,11 +1,10 @@
-import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
+from processes import alive, wait_for
 
 from tqgguf.errors import ToolError
 from tqgguf.llamacpp.tools import VERSION, Output, built_tools, cause, find, run
@@ -109,21 +108,6 @@ try:
 except KeyboardInterrupt:
     sys.exit(130)
 """
-
-
-def alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
-
-
-def wait_for(condition) -> None:
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,88 @@
+"""Which type buys which quality at which speed, on this machine?
+
+Decode speed of every type comes from a large model (its weights do not matter), KL divergence from
+a trained one. Types that no other beats in bits, divergence and speed are marked: recipes are
+chosen among them (docs/decisions).
+
+    python scripts/measure_front.py random-0.5b-f16.gguf novels-5m-f16.gguf novels-eval.txt
+"""
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqgguf import benchmark, evaluate, llamacpp
+from tqgguf.evaluate import Row, mark_pareto
+from tqgguf.llamacpp import Settings, Speed, Workload
+
+TYPES = "Q4_0,Q4_K,IQ4_XS,IQ4_NL,Q3_K,IQ3_S,Q2_K,IQ2_S"
+
+
+@dataclass(frozen=True)
+class Point:
+    """One type: its row for the trained model as it is, and the KL divergence when rotated."""
+
+    type: str
+    row: Row
+    rotated: float
+
+
+def main() -> None:
+    """Parse the arguments, measure, print the table in Markdown."""
+    parser = argparse.ArgumentParser(description="KL divergence and decode speed of every type")
+    parser.add_argument("large", type=Path, help="model for the speed, F16")
+    parser.add_argument("trained", type=Path, help="model for the quality")
+    parser.add_argument("text", type=Path)
+    parser.add_argument("--types", default=TYPES)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--n-gen", type=int, default=32)
+    parser.add_argument("--threads", type=int)
+    args = parser.parse_args()
+    types = args.types.split(",")
+    work = Workload(prompt=0, generate=args.n_gen, threads=args.threads)
+    speeds = measure_speed(args.large, types, work, rounds=args.rounds)
+    points = measure_quality(args.trained, args.text, types, speeds, threads=args.threads)
+    print_table(points, speeds)
+
+
+def measure_speed(large: Path, types: list[str], work: Workload, *, rounds: int) -> list[Speed]:
+    """Interleaved rounds over one file per type."""
+    files = [benchmark.ours(large, t, rotate="none", threads=work.threads) for t in types]
+    return llamacpp.summarize(llamacpp.rounds(files, work, count=rounds))
+
+
+def measure_quality(
+    trained: Path, text: Path, types: list[str], speeds: list[Speed], *, threads: int | None
+) -> list[Point]:
+    """KL divergence of every type without and with rotation."""
+    settings = Settings(evaluate.default_context(trained), threads=threads)
+    original = evaluate.prepare(trained, text, settings)
+    points = []
+    for type, speed in zip(types, speeds, strict=True):
+        plain, rotated = (
+            evaluate.measure(
+                original, benchmark.ours(trained, type, rotate=rotate, threads=threads), settings
+            )
+            for rotate in ("none", "fused")
+        )
+        points.append(Point(type, evaluate.with_speed(plain, speed), rotated.kld_mean))
+    rows = mark_pareto([point.row for point in points])
+    return [Point(p.type, row, p.rotated) for p, row in zip(points, rows, strict=True)]
+
+
+def print_table(points: list[Point], speeds: list[Speed]) -> None:
+    """One line per type, fewest bits first; speed with its range over rounds."""
+    print("| type | bits per weight | KLD | KLD rotated | decode tok/s | range | best |")
+    print("|---|---:|---:|---:|---:|---:|:-:|")
+    lines = sorted(zip(points, speeds, strict=True), key=lambda pair: pair[0].row.bytes)
+    for point, speed in lines:
+        bits = 8 * speed.tensor_bytes / speed.weights
+        low, high = speed.tg_range or (0.0, 0.0)
+        print(
+            f"| {point.type} | {bits:.4g} | {point.row.kld_mean:.5f} | {point.rotated:.5f} "
+            f"| {point.row.tg:.1f} | {low:.1f}-{high:.1f} | {'*' * point.row.pareto} |"
+        )
+
+
+if __name__ == "__main__":
+    main()
