@@ -10,6 +10,7 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from tqgguf.kernels.dtypes import F32, Blocks
 from tqgguf.kernels.lattice import LatticeGrid
 from tqgguf.kernels.lattice import nearest as nearest_points
+from tqgguf.kernels.scales import as_groups, from_groups
 from tqgguf.kernels.search import nearest
 
 Codes = Any  # what `codes` hands to `pack`: (block_size, n) uint8, or LatticeCodes
@@ -93,9 +94,9 @@ class Format:
             return nearest_points(x, self.scales(blocks), importance, self.lattice)
         if self.grid is None or self.levels is None:
             return np.empty((0, len(blocks)), np.uint8)
-        step, offset = self.grid(blocks)
-        groups = x.reshape(len(step), -1, len(blocks))
-        return nearest(groups, step[:, None], offset[:, None], self.levels).reshape(x.shape)
+        step, offset = (value.reshape(-1) for value in self.grid(blocks))
+        codes = nearest(as_groups(x, self.group_size), step, offset, self.levels)
+        return from_groups(codes, len(blocks))
 
     def encode(self, x: F32, importance: F32 | None = None) -> Blocks:
         """Fit, round and pack: (block_size, n) float32 -> (n,) blocks.

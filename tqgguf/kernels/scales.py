@@ -14,10 +14,11 @@ from typing import NamedTuple
 import numpy as np
 
 from tqgguf.errors import WeightError
-from tqgguf.kernels.dtypes import F16, F32, I32
+from tqgguf.kernels.dtypes import F16, F32, I32, U8
 from tqgguf.kernels.search import reciprocal, snap
 
 _HALF_LIMIT = 65520.0  # from here on float16 rounds to infinity
+_INSIDE = 0.49  # steps that an end of a range may move inwards before a code leaves 0..levels
 
 Ranges = tuple[tuple[float, float], ...]
 
@@ -45,6 +46,11 @@ def as_groups(x: F32, size: int) -> F32:
     x: (groups * size, n) -> (size, groups * n), column g * n + j holding group g of block j.
     """
     return x.reshape(-1, size, x.shape[1]).swapaxes(0, 1).reshape(size, -1)
+
+
+def from_groups(codes: U8, n: int) -> U8:
+    """Undo `as_groups`: (size, groups * n) uint8 -> (groups * size, n)."""
+    return codes.reshape(len(codes), -1, n).swapaxes(0, 1).reshape(-1, n)
 
 
 def dot(a: F32, b: F32, out: F32 | None = None) -> F32:
@@ -113,7 +119,9 @@ def affine(x: F32, w: F32 | None, *, levels: int, ranges: Ranges, signed: bool =
         stretch = levels / (levels - above - below)
         np.multiply(u, np.float32(stretch), out=q)
         q -= np.float32(above * stretch)
-        _round(q, levels)
+        np.rint(q, out=q)
+        if max(above, below) * stretch > _INSIDE:
+            np.clip(q, np.float32(0), np.float32(levels), out=q)
         _sum_codes(q, weighted, w, sums)
     covariance, variance = _spread(Sums(tried[:, 0], tried[:, 1], tried[:, 2], u_sum, total))
     q_sum, qq, qu = pick(tried, covariance * covariance * reciprocal(variance))
@@ -150,7 +158,8 @@ def requantize(x: F32, w: F32 | None, sums: Sums, step: F32, depth: F32, *, leve
     """Sums of the codes under given scales: x (size, n), step and depth (n,) -> (n,) each."""
     q = x + depth
     q *= reciprocal(step)
-    _round(q, levels)
+    np.rint(q, out=q)
+    np.clip(q, np.float32(0), np.float32(levels), out=q)
     new = np.empty((3, x.shape[1]), np.float32)
     _sum_codes(q, x if w is None else x * w, w, new)
     return Sums(new[0], new[1], new[2], sums.x, sums.total)
@@ -182,12 +191,6 @@ def _spread(sums: Sums) -> tuple[F32, F32]:
     """Covariance of codes and weights, and variance of the codes, times the total weight."""
     mean = sums.q * reciprocal(sums.total)
     return sums.qx - mean * sums.x, sums.qq - mean * sums.q
-
-
-def _round(q: F32, levels: int) -> None:
-    """Round to 0..levels in place."""
-    np.rint(q, out=q)
-    np.clip(q, np.float32(0), np.float32(levels), out=q)
 
 
 def _sum_codes(q: F32, weighted: F32, w: F32 | None, out: F32) -> None:

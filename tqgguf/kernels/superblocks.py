@@ -45,12 +45,13 @@ def affine_block(
     flat = affine(x, w, levels=levels, ranges=ranges)
     sums = flat.reshape(groups)
     d, dmin = (to_half(v.max(axis=0) / np.float32(top)) for v in solve(sums))
-    sc, m = _integers(sums, d, dmin, top)
+    # six bits are fine enough to leave the first choice to rounding, four are not
+    sc, m = _integers(sums, d, dmin, top, _NEIGHBOURS if top < 32 else _NEIGHBOURS[:1])
     for _ in range(rounds):
         step, depth = ((a.astype(np.float32) * b).reshape(-1) for a, b in ((d, sc), (dmin, m)))
         sums = requantize(x, w, flat, step, depth, levels=levels).reshape(groups)
         d, dmin = _refit(sums, sc, m, d, dmin)
-        sc, m = _integers(sums, d, dmin, top)
+        sc, m = _integers(sums, d, dmin, top, _NEIGHBOURS)
     return d, dmin, sc, m
 
 
@@ -79,16 +80,17 @@ def symmetric_block(
     return d, _round(qx * reciprocal(qq * d.astype(np.float32)), low, high)
 
 
-def _integers(sums: Sums, d: F16, dmin: F16, top: int) -> tuple[F32, F32]:
-    """The best sc and m of every group for its codes: sc within 1 of its optimum, m exactly.
+def _integers(sums: Sums, d: F16, dmin: F16, top: int, neighbours: F32) -> tuple[F32, F32]:
+    """The best sc and m of every group for its codes: sc among the neighbours, m exactly.
 
-    sums: (groups, n) -> two (groups, n) float32. The error is quadratic in both.
+    neighbours: (k, 1, 1) distances from the optimum, sums: (groups, n) -> two (groups, n) float32.
+    The error is quadratic in both.
     """
     scale, bottom = d.astype(np.float32), dmin.astype(np.float32)
     middle = np.rint(solve(sums)[0] * reciprocal(scale))
-    tried = np.empty((len(_NEIGHBOURS), 2, *middle.shape), np.float32)
+    tried = np.empty((len(neighbours), 2, *middle.shape), np.float32)
     sc, m = tried[:, 0], tried[:, 1]
-    np.clip(middle + _NEIGHBOURS, 0, top, out=sc)
+    np.clip(middle + neighbours, 0, top, out=sc)
     step = sc * scale
     np.rint((step * sums.q - sums.x) * (reciprocal(sums.total) * reciprocal(bottom)), out=m)
     np.clip(m, 0, top, out=m)
