@@ -46,7 +46,10 @@ def read_gguf(path: Path) -> Model:
 
     Raises FileFormatError where the header and the file do not agree.
     """
-    shards = [(_Shard(p)) for p in _shard_paths(path)]
+    paths = _shard_paths(path)
+    shards = [_Shard(p) for p in paths]
+    for i, shard in enumerate(shards):
+        shard.check_place(i, len(paths))
     tensors: dict[str, Tensor] = {}
     for shard in shards:
         for tensor in shard.tensors():
@@ -189,6 +192,17 @@ class _Shard:
         entries = [_tensor_line(cursor) for _ in range(n_tensors)]
         begin = -(-cursor.at // alignment) * alignment
         self.entries = [self._place(entry, begin, alignment) for entry in entries]
+
+    def check_place(self, index: int, count: int) -> None:
+        """Refuse a shard whose own numbers are not those of its name."""
+        for key, expected in (("split.no", index), ("split.count", count)):
+            value = self.metadata.get(key)
+            is_plain_file = count == 1 and key == "split.count" and value is not None
+            if value is not None and value.decode() != expected:
+                cure = "; open its first shard" if is_plain_file else ""
+                raise FileFormatError(
+                    f"{self.path}: {key} is {value.decode()}, but the name says {expected}{cure}"
+                )
 
     def tensors(self) -> Iterator[Tensor]:
         """The shard's tensors, lazily read."""
