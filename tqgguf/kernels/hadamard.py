@@ -11,6 +11,7 @@ A large order is never a dense matrix nor a butterfly of tiny steps: H_(ab) = H_
 """
 
 import math
+from collections.abc import Iterator
 from functools import cache
 from typing import Literal, TypeVar
 
@@ -26,6 +27,8 @@ _BASE: dict[Kind, F64] = {
     "sylvester": np.array([[1.0, 1.0], [1.0, -1.0]]) / math.sqrt(2),
     "regular": np.array([[1, 1, 1, -1], [1, 1, -1, 1], [1, -1, 1, 1], [-1, 1, 1, 1]]) / 2.0,
 }
+_GRID_BITS = 38  # of an exact product's weights below their largest; 38 + 14 < 53
+_PART = 1 << 17  # weights multiplied exactly at a time
 _FACTOR = {"sylvester": 128, "regular": 64}  # the largest matrix multiplied with densely
 
 
@@ -70,6 +73,63 @@ def apply(x: Float, *, order: int, kind: Kind = "sylvester", axis: int = -1) -> 
         remaining //= factor
         out = _multiply(out, matrix(factor, kind).astype(x.dtype, copy=False), remaining * inner)
     return out.reshape(x.shape)
+
+
+def apply_exact(x: F32, *, order: int, kind: Kind = "sylvester", axis: int = -1) -> F32:
+    """`apply` with a single rounding: the same bits on every machine, BLAS and part of a matrix.
+
+    The order of float32 sums depends on the BLAS kernel and on where a row lies in the product.
+    Here weights are brought to a grid of 2^-38 of their block's largest (2^13 times finer than
+    float32 stores the result), where sums of up to 2^14 terms are exact in float64 in any order.
+    """
+    axis %= x.ndim
+    if x.shape[axis] % order:
+        raise ValueError(f"an axis of {x.shape[axis]} cannot be cut into blocks of {order}")
+    inner = math.prod(x.shape[axis + 1 :])
+    blocks = x.reshape(-1, order, inner)
+    out = np.empty_like(blocks)
+    for part in _parts(*blocks.shape):
+        out[part] = _multiply_exactly(blocks[part], order, kind)
+    return out.reshape(x.shape)
+
+
+def _parts(count: int, order: int, inner: int) -> Iterator[tuple[slice, slice, slice]]:
+    """Cut (count, order, inner) into parts whose float64 copy stays in a core's cache."""
+    width = min(inner, max(1, _PART // order))
+    height = max(1, _PART // (order * width))
+    for i in range(0, count, height):
+        for j in range(0, inner, width):
+            yield slice(i, i + height), slice(None), slice(j, j + width)
+
+
+def _multiply_exactly(x: F32, order: int, kind: Kind) -> F64:
+    """Multiply onto the middle axis: (n, order, inner) float32 -> the same shape, float64."""
+    rounder = np.ldexp(1.5, np.frexp(_largest(x))[1] + (52 - _GRID_BITS))
+    out: F64 = x.astype(np.float64)
+    out += rounder
+    out -= rounder
+    remaining = order
+    for factor in _factors(order, kind):
+        remaining //= factor
+        out = _multiply(out, _plus_minus(factor, kind), remaining * x.shape[2])
+    out *= 1 / math.sqrt(order)
+    return out.reshape(x.shape)
+
+
+def _largest(x: F32) -> F32:
+    """The largest magnitude along the middle axis: (n, 2^k, m) -> (n, 1, m)."""
+    most: F32 = np.abs(x)
+    while most.shape[1] > 16:  # halving is faster than a maximum along a short axis
+        half = most.shape[1] // 2
+        most = np.maximum(most[:, :half], most[:, half:])
+    largest: F32 = most.max(axis=1, keepdims=True)
+    return largest
+
+
+@cache
+def _plus_minus(order: int, kind: Kind) -> F64:
+    """The matrix before it is normalised: entries +-1, exact."""
+    return np.sign(matrix(order, kind)).astype(np.float64)
 
 
 def signs(size: int, *, seed: int) -> I8:

@@ -4,6 +4,7 @@ gguf-py's GGUFReader is the oracle in the tests and not used here: it trusts eve
 header and builds one array object per metadata string (docs/decisions/0002).
 """
 
+import mmap
 import re
 import struct
 from collections.abc import Iterator, Mapping
@@ -303,6 +304,14 @@ def _decode_tile(
     tile = np.asarray(stored)[
         start:stop, first_column // block * size : last_column // block * size
     ]
+    decoded = _decode(tile, entry)
+    if last_column == entry.shape[-1]:
+        begin = entry.offset + start * stored.shape[1]
+        _release(data, begin, begin + len(tile) * stored.shape[1])
+    return decoded
+
+
+def _decode(tile: U8, entry: _Entry) -> F32:
     dtype = _PLAIN.get(entry.type)
     if dtype is not None:
         return tile.view(dtype).astype(np.float32)
@@ -313,6 +322,17 @@ def _decode_tile(
             f"{entry.name}: weights of type {entry.type.name} cannot be decoded"
         ) from None
     return decoded
+
+
+def _release(data: U8, begin: int, end: int) -> None:
+    """Give mapped pages that have been read back, or a pass over a model would hold all of it.
+
+    They stay in the system's cache: reading them again is cheap.
+    """
+    mapped: Any = getattr(data, "_mmap", None)
+    first, last = -(-begin // mmap.PAGESIZE) * mmap.PAGESIZE, end // mmap.PAGESIZE * mmap.PAGESIZE
+    if last > first and hasattr(mapped, "madvise"):
+        mapped.madvise(mmap.MADV_DONTNEED, first, last - first)
 
 
 _PLAIN: dict[GGMLQuantizationType, str] = {

@@ -132,7 +132,7 @@ class Rotation:
         verb, _, start = step.partition("@")
         if start:
             return _from(int(start) - begin, x, axis, order)
-        turn = hadamard.apply
+        turn = hadamard.apply_exact
         if verb != "residual" or self.kind == "regular":
             return turn(x, order=order, kind=self._kind(verb), axis=axis)
         signs = _signs(size, self.seed)

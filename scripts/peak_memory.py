@@ -1,0 +1,120 @@
+"""Quantize a synthetic model of any size and measure the peak of resident memory.
+
+The model is a Llama of F16 weights in a sparse file: random at the beginning of each tensor, holes
+(zeros) after that, so that 20 GB need little disk. Memory does not depend on the values.
+
+    python scripts/peak_memory.py --gigabytes 20 --max-memory 1GiB
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+from tqgguf.models.layout import TensorInfo, lay_out
+from tqgguf.models.metadata import Value, encode
+
+WIDTH, FFN, VOCABULARY, HEADS = 4096, 14336, 32000, 32
+RANDOM = 1 << 20  # weights at the beginning of each tensor that are not zero
+
+
+def tensors(gigabytes: float) -> list[TensorInfo]:
+    """The tensors of a Llama of 8B shape with as many layers as fill the size in F16."""
+    outside = [
+        TensorInfo("token_embd.weight", (VOCABULARY, WIDTH), "F16"),
+        TensorInfo("output_norm.weight", (WIDTH,), "F32"),
+        TensorInfo("output.weight", (VOCABULARY, WIDTH), "F16"),
+    ]
+    shapes: dict[str, tuple[int, ...]] = {
+        "attn_norm": (WIDTH,),
+        "attn_q": (WIDTH, WIDTH),
+        "attn_k": (WIDTH // 4, WIDTH),
+        "attn_v": (WIDTH // 4, WIDTH),
+        "attn_output": (WIDTH, WIDTH),
+        "ffn_norm": (WIDTH,),
+        "ffn_gate": (FFN, WIDTH),
+        "ffn_up": (FFN, WIDTH),
+        "ffn_down": (WIDTH, FFN),
+    }
+    layers: list[TensorInfo] = []
+    while sum(t.n_bytes for t in outside + layers) < gigabytes * 1e9:
+        number = len(layers) // len(shapes)
+        layers += [
+            TensorInfo(f"blk.{number}.{role}.weight", shape, "F16" if len(shape) > 1 else "F32")
+            for role, shape in shapes.items()
+        ]
+    return outside + layers
+
+
+def metadata(layers: int) -> dict[str, Value]:
+    """What the fold needs to know."""
+    keys = {
+        "general.architecture": "llama",
+        "llama.block_count": layers,
+        "llama.embedding_length": WIDTH,
+        "llama.feed_forward_length": FFN,
+        "llama.attention.head_count": HEADS,
+        "llama.attention.head_count_kv": HEADS // 4,
+    }
+    return {key: encode(value) for key, value in keys.items()}
+
+
+def write_model(path: Path, gigabytes: float) -> None:
+    """Write the sparse model."""
+    infos = tensors(gigabytes)
+    layout = lay_out(metadata(len(infos) // 9), infos)
+    rng = np.random.default_rng(0)
+    noise = rng.standard_normal(RANDOM).astype("<f2") / np.float16(50)
+    with path.open("wb") as file:
+        file.write(layout.header)
+        file.truncate(layout.size)
+        for info in infos:
+            file.seek(layout.offsets[info.name])
+            is_gain = info.type == "F32"
+            values = np.ones(WIDTH, "<f4") if is_gain else noise
+            file.write(values.tobytes()[: info.n_bytes])
+
+
+def measure(command: list[str]) -> tuple[float, int]:
+    """Run a command; its seconds and its peak resident set in bytes, mapped pages included.
+
+    Linux counts what this process had when it started the child, so this one must stay small.
+    """
+    began = time.perf_counter()
+    child = subprocess.Popen(command)
+    _, status, usage = os.wait4(child.pid, 0)
+    child.returncode = os.waitstatus_to_exitcode(status)
+    if child.returncode:
+        raise SystemExit(f"{' '.join(command)} failed: {child.returncode}")
+    return time.perf_counter() - began, usage.ru_maxrss * 1024
+
+
+def main() -> None:
+    """Write, quantize, measure, print one line."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--gigabytes", type=float, default=20)
+    parser.add_argument("--max-memory", default="1GiB")
+    parser.add_argument("--threads", default="2")
+    parser.add_argument("--type", default="tq-q4")
+    parser.add_argument("--folder", type=Path, default=None, help="where there is room")
+    asked = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=asked.folder) as folder:
+        source, output = Path(folder) / "m.gguf", Path(folder) / "q.gguf"
+        write_model(source, asked.gigabytes)
+        command = [sys.executable, "-m", "tqgguf", "quantize", str(source), "-o", str(output)]
+        command += ["--type", asked.type, "--threads", asked.threads, "--quiet"]
+        seconds, peak = measure([*command, "--max-memory", asked.max_memory])
+        print(
+            f"{source.stat().st_size / 1e9:.2f} GB F16 -> {output.stat().st_size / 1e9:.2f} GB "
+            f"{asked.type}, {asked.threads} threads, --max-memory {asked.max_memory}: "
+            f"peak resident memory {peak / 2**20:,.0f} MiB, {seconds:.0f} s"
+        )
+
+
+if __name__ == "__main__":
+    main()
