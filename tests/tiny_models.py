@@ -457,6 +457,8 @@ def _values(rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> np.n
         return gain
     if "rope" in name:
         return np.linspace(1, 4, shape[0], dtype=np.float32)
+    if "ffn_up" in name:
+        noise[..., 3::16, :] /= 20  # weak channels, which the balance of the FFN makes strong
     if name.startswith("token_embd"):
         noise[:, 3 :: shape[-1] // 2] *= 8  # outlier channels of the residual stream
     return noise / np.float32(shape[-1]) ** 0.5

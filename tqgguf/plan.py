@@ -12,7 +12,7 @@ from tqgguf.errors import PlanError
 from tqgguf.formats import FORMATS, find_format
 from tqgguf.models import Model, Tensor, folding
 from tqgguf.models.architectures import role
-from tqgguf.models.rotation import NO_ROTATION, Rotation, Sides, read_rotation
+from tqgguf.models.rotation import BALANCE, NO_ROTATION, Rotation, Sides, read_rotation
 from tqgguf.recipes import Recipe, fitting, recipe
 
 PLAIN = ("F32", "F16", "BF16", "F64")  # types that hold exact source weights
@@ -31,6 +31,7 @@ class Options:
     rotate: str = "fused"
     block: int | None = None
     seed: int = 0
+    balance: bool = True
     tensor_types: Sequence[tuple[str, str]] = ()  # (regular expression, type), the first match wins
     output_type: str | None = None
     token_embedding_type: str | None = None
@@ -123,9 +124,9 @@ def is_matrix(tensor: Tensor) -> bool:
 
 def _rotation(model: Model, options: Options) -> Rotation:
     if options.rotate == "fused":
-        return folding.fused(model, block=options.block, seed=options.seed)
+        return folding.fused(model, block=options.block, seed=options.seed, balance=options.balance)
     if options.rotate == "values":
-        return folding.values(model)
+        return folding.values(model, balance=options.balance)
     if options.rotate == "tensor":
         names = [t.name for t in model.tensors.values() if is_matrix(t)]
         return folding.per_tensor(model, names, block=options.block)
@@ -192,6 +193,8 @@ def _rotation_notes(rotation: Rotation, tensors: Sequence[PlannedTensor]) -> Ite
         count = f", {width // order} of them" if width > order else ""
         yield f"rotated along the residual stream of {width} in {kind} blocks of {order}{count}"
         yield f"rotated {within}" if rotation.value_block > 1 else "value heads are untouched"
+    if any(BALANCE in step for t in tensors for step in t.sides.columns):
+        yield "the FFN's channels are balanced between ffn_up and ffn_down"
 
 
 def _notes(plan: Plan) -> tuple[str, ...]:

@@ -35,6 +35,9 @@ Block = Annotated[
     str, typer.Option(help="Hadamard order: a power of two that divides the width, or auto.")
 ]
 Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of the rotation's signs.")]
+Balance = Annotated[
+    bool, typer.Option(help="Scale the FFN's channels alike where a rotation is folded in.")
+]
 TensorType = Annotated[
     list[str] | None,
     typer.Option(metavar="REGEX=TYPE", help="Type of matching tensors; may be repeated."),
@@ -71,6 +74,7 @@ def plan_options(
     rotate: str,
     block: str,
     seed: int,
+    balance: bool,
     tensor_type: list[str] | None,
     output_type: str | None,
     token_embedding_type: str | None,
@@ -83,6 +87,7 @@ def plan_options(
         rotate=rotate.lower(),
         block=block_order(block),
         seed=seed,
+        balance=balance,
         tensor_types=[_tensor_type(text) for text in tensor_type or []],
         output_type=output_type,
         token_embedding_type=token_embedding_type,

@@ -23,7 +23,7 @@ class Architecture:
     which nothing element-wise stands, or None; head_norm feeds the output head. untouched lists
     what lives beside the stream (q/k norms, rotary factors, and in rows that are refused the norms
     that forbid it). refusal says why the stream cannot be rotated, why_no_values why the value
-    heads cannot, note what is remarkable.
+    heads cannot, balanced whether the FFN is linear in ffn_up, note what is remarkable.
     """
 
     name: str
@@ -36,6 +36,7 @@ class Architecture:
     norm: Literal["rms", "layer"] = "rms"
     refusal: str = ""
     why_no_values: str = ""
+    balanced: bool = True
     note: str = ""
     graph: str = ""  # llama.cpp's file, where it is not named like the architecture
 
@@ -166,6 +167,7 @@ _RMS_ROWS = (
         norms={"attn_norm": _ATTENTION, "post_attention_norm": _ROUTED},
         writers=("attn_output", "ffn_down_exps"),
         untouched=("attn_sinks",),
+        balanced=False,  # swiglu_oai clamps what comes from ffn_up and adds 1
         note=f"{_MISNAMED}; biases on every projection, the experts' too",
         graph="openai-moe",
     ),

@@ -11,7 +11,7 @@ from tqgguf.errors import PlanError, UnsupportedModelError
 from tqgguf.kernels import hadamard
 from tqgguf.models.architectures import ARCHITECTURES, Architecture, layer_prefix, role
 from tqgguf.models.model import Model
-from tqgguf.models.rotation import Rotation, Sides
+from tqgguf.models.rotation import BALANCE, Rotation, Sides
 
 EMBEDDING, HEAD = "token_embd.weight", "output.weight"
 TENSOR_BLOCK = 128  # --rotate tensor, unless --block says otherwise
@@ -22,10 +22,13 @@ def tied_head(model: Model) -> bool:
     return HEAD not in model.tensors and EMBEDDING in model.tensors
 
 
-def fused(model: Model, *, block: int | None = None, seed: int = 0) -> Rotation:
+def fused(
+    model: Model, *, block: int | None = None, seed: int = 0, balance: bool = True
+) -> Rotation:
     """The rotation that leaves the network's function unchanged.
 
     block: the Hadamard order along the residual stream, the largest that divides it by default.
+    balance: scale the FFN's channels alike too, which no rotation reaches.
     Raises UnsupportedModelError with the reason and the alternative, PlanError for a bad block.
     """
     row = _row(model)
@@ -42,7 +45,9 @@ def fused(model: Model, *, block: int | None = None, seed: int = 0) -> Rotation:
     names = [*model.tensors, HEAD] if tied_head(model) else list(model.tensors)
     streams = {name: _on_stream(model, row, name) for name in names}
     heads = _value_heads(model, row)
-    sides = {name: _joined(streams[name], heads.sides(name)) for name in names}
+    sides = {name: streams[name] | heads.sides(name) for name in names}
+    if balance:
+        sides = {name: s | _balance(model, row, name) for name, s in sides.items()}
     return Rotation(
         mode="fused",
         kind=kind,
@@ -53,8 +58,10 @@ def fused(model: Model, *, block: int | None = None, seed: int = 0) -> Rotation:
     )
 
 
-def values(model: Model) -> Rotation:
+def values(model: Model, *, balance: bool = True) -> Rotation:
     """The rotation of the value heads alone (R2); the residual stream stays as it is.
+
+    balance: scale the FFN's channels alike too.
 
     Raises UnsupportedModelError where something stands between values and attention output.
     """
@@ -68,6 +75,8 @@ def values(model: Model) -> Rotation:
             f"{heads.reason or 'their size is odd'}; use --rotate none"
         )
     sides = {name: heads.sides(name) for name in model.tensors}
+    if balance:
+        sides = {name: s | _balance(model, row, name) for name, s in sides.items()}
     return Rotation(
         mode="values",
         value_block=heads.order,
@@ -169,9 +178,23 @@ def _value_heads(model: Model, row: Architecture) -> _ValueHeads:
     return _ValueHeads(model, hadamard.largest_order(size), n_heads, size, key_size, *row.values)
 
 
-def _joined(stream: Sides, heads: Sides) -> Sides:
-    """Both rotations of one tensor: they act on different axes, or the value heads' comes first."""
-    return Sides(heads.columns + stream.columns, heads.rows + stream.rows)
+def _balance(model: Model, row: Architecture, name: str) -> Sides:
+    """The balancing of a gated FFN's channels: up gains what down loses, for each expert."""
+    kind, part = role(name)
+    matrix, _, group = kind.removeprefix("ffn_").partition("_")  # "", "exps" or "shexp"
+    if not (row.balanced and kind.startswith("ffn_") and matrix in ("up", "down")):
+        return Sides()
+    ending = f"_{group}" if group else ""
+    prefix = layer_prefix(name)
+    names = [f"{prefix}ffn_{m}{ending}.weight" for m in ("gate", "up", "down")]
+    biased = group and f"{prefix}ffn_up{ending}.bias" in model.tensors
+    if biased or not all(n in model.tensors for n in names):
+        return Sides()
+    vector = f"{prefix}{BALANCE}{ending}"
+    if matrix == "down":
+        return Sides(columns=(f"ungain:{vector}",)) if part == "weight" else Sides()
+    gain = (f"gain:{vector}",)
+    return Sides(columns=gain) if part == "bias" else Sides(rows=gain)
 
 
 def _on_stream(model: Model, row: Architecture, name: str) -> Sides:

@@ -9,8 +9,10 @@ W <- M^T W. Every step is named by a short string, which is also its record in t
 * ``value@N``      the same from index N on, where q, k and v are stacked in one matrix
 * ``block``        blockdiag(H) along a matrix's own input: --rotate tensor
 * ``gain:NAME``    diag(v) with the vector NAME, such as a norm's gain folded into its readers
-* ``ungain:NAME``  diag(1/v): what is left of the norm's own gain (all ones) and, for LayerNorm, of
-                   its bias
+* ``ungain:NAME``  diag(1/v): what is left of the norm's own gain (all ones) and of its bias
+
+NAME is a tensor of the unrotated model, or `ffn_balance` in place of `ffn_up` and `ffn_down`: the
+factors that balance an FFN's channels (balance.py), gained by the one and lost by the other.
 
 Steps apply left to right. A 1-D tensor has columns only.
 """
@@ -26,6 +28,7 @@ import numpy as np
 from tqgguf.errors import FileFormatError, UnsupportedModelError
 from tqgguf.kernels import hadamard
 from tqgguf.kernels.dtypes import F32
+from tqgguf.models.balance import ffn_balance
 from tqgguf.models.metadata import Value, encode
 from tqgguf.models.model import Model, Tensor
 
@@ -33,7 +36,9 @@ Mode = Literal["fused", "values", "tensor", "none"]
 VERSION = 1
 PREFIX = "tqgguf."
 _VECTOR = "tqgguf.vector."
+_EXPONENTS = "tqgguf.exponents."
 _UNGAIN = "ungain:"
+BALANCE = "ffn_balance"
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,10 @@ class Sides:
 
     def __bool__(self) -> bool:
         return bool(self.columns or self.rows)
+
+    def __or__(self, other: "Sides") -> "Sides":
+        """Both one after the other; steps that meet on one axis must commute."""
+        return Sides(other.columns + self.columns, other.rows + self.rows)
 
 
 @dataclass(frozen=True)
@@ -75,7 +84,7 @@ class Rotation:
 
         Raises UnsupportedModelError where a gain is zero under a bias c: c/g would be infinite.
         """
-        vectors = {n: model.tensors[n].read() for n in self.vector_names()}
+        vectors = {n: _vector_of(model, n) for n in self.vector_names()}
         for name, sides in self.sides.items():
             divisors = [s.removeprefix(_UNGAIN) for s in sides.columns if s.startswith(_UNGAIN)]
             for divisor in divisors:
@@ -105,9 +114,9 @@ class Rotation:
         """
         sides = self.sides.get(name, Sides())
         for step in sides.columns:
-            x = self._along(x, step, -1, first[1], shape[-1], undo=False)
+            x = self._step(x, step, _Axis(-1, first, shape), undo=False)
         for step in sides.rows:
-            x = self._along(x, step, 0, first[0], shape[-2], undo=False)
+            x = self._step(x, step, _Axis(0, first, shape), undo=False)
         return x
 
     def undo(
@@ -116,29 +125,27 @@ class Rotation:
         """Undo `apply` on a tile: (rows, columns) float32 -> the same shape."""
         sides = self.sides.get(name, Sides())
         for step in reversed(sides.rows):
-            x = self._along(x, step, 0, first[0], shape[-2], undo=True)
+            x = self._step(x, step, _Axis(0, first, shape), undo=True)
         for step in reversed(sides.columns):
-            x = self._along(x, step, -1, first[1], shape[-1], undo=True)
+            x = self._step(x, step, _Axis(-1, first, shape), undo=True)
         return x
 
-    def _along(self, x: F32, step: str, axis: int, begin: int, size: int, *, undo: bool) -> F32:
+    def _step(self, x: F32, step: str, along: "_Axis", *, undo: bool) -> F32:
         verb, _, name = step.partition(":")
         if name:
-            vector = self._vector(name, size)
+            factor = along.facing(x, self._vector(name, along.size))
             if (verb == "gain") != undo:
-                return _scale(x, vector, axis, begin)
-            return _divide(x, vector, axis, begin, dead=x if undo else np.ones_like(x))
+                return x * factor
+            return _divide(x, factor, dead=x if undo else np.ones_like(x))
         order = self._order(step)
         verb, _, start = step.partition("@")
         if start:
-            return _from(int(start) - begin, x, axis, order)
-        turn = hadamard.apply_exact
+            return _from(int(start) - along.begin, x, along.axis, order)
+        turn = partial(hadamard.apply_exact, order=order, kind=self._kind(verb), axis=along.axis)
         if verb != "residual" or self.kind == "regular":
-            return turn(x, order=order, kind=self._kind(verb), axis=axis)
-        signs = _signs(size, self.seed)
-        if undo:
-            return _scale(turn(x, order=order, axis=axis), signs, axis, begin)
-        return turn(_scale(x, signs, axis, begin), order=order, axis=axis)
+            return turn(x)
+        signs = along.facing(x, _signs(along.size, self.seed))
+        return turn(x) * signs if undo else turn(x * signs)
 
     def _order(self, step: str) -> int:
         verb = step.partition("@")[0]
@@ -151,7 +158,7 @@ class Rotation:
 
     def _vector(self, name: str, size: int) -> F32:
         vector = self.vectors.get(name)
-        if vector is None or vector.shape != (size,):
+        if vector is None or vector.ndim != 1 or vector.size == 0 or vector.size % size:
             raise FileFormatError(f"rotation metadata: no vector {name!r} of {size} values")
         return vector
 
@@ -170,7 +177,7 @@ class Rotation:
             "rotation.rows": [" ".join(self.sides[n].rows) for n in names],
         }
         keys = {PREFIX + key: encode(value) for key, value in record.items()}
-        return keys | {_VECTOR + name: encode(v) for name, v in self.vectors.items()}
+        return keys | dict(_encode_vector(*item) for item in self.vectors.items())
 
 
 NO_ROTATION = Rotation()
@@ -199,9 +206,10 @@ def read_rotation(model: Model) -> Rotation:
     if not len(names) == len(columns) == len(rows):
         raise FileFormatError(f"{model.path}: the rotation metadata's arrays differ in length")
     vectors = {
-        key.removeprefix(_VECTOR): np.asarray(model.get(key), np.float32)
+        key.removeprefix(prefix): decode(np.asarray(model.get(key), np.float32))
+        for prefix, decode in ((_VECTOR, np.asarray), (_EXPONENTS, np.exp2))
         for key in model.metadata
-        if key.startswith(_VECTOR)
+        if key.startswith(prefix)
     }
     sides = (Sides(tuple(c.split()), tuple(r.split())) for c, r in zip(columns, rows, strict=True))
     get = partial(_required, model)
@@ -242,6 +250,21 @@ def _restored_rows(rotation: Rotation, tensor: Tensor, start: int, stop: int) ->
     return rows[start - first : stop - first]
 
 
+def _vector_of(model: Model, name: str) -> F32:
+    """A tensor of the model, or what is derived from two: the balance of an FFN's channels."""
+    if name in model.tensors:
+        return model.tensors[name].read()
+    up, down = (f"{name.replace(BALANCE, matrix)}.weight" for matrix in ("ffn_up", "ffn_down"))
+    return ffn_balance(model.tensors[up], model.tensors[down])
+
+
+def _encode_vector(name: str, vector: F32) -> tuple[str, Value]:
+    """Powers of two are kept as their exponents, a quarter of the size."""
+    if BALANCE in name:
+        return _EXPONENTS + name, encode(np.log2(vector).astype(np.int8))
+    return _VECTOR + name, encode(vector)
+
+
 def _required(model: Model, key: str) -> Any:
     value = model.get(f"tqgguf.rotation.{key}")
     if value is None:
@@ -261,29 +284,44 @@ def _from(start: int, x: F32, axis: int, order: int) -> F32:
     if begin == count:
         return x
     before, behind = np.split(x, [begin], axis=axis)
-    turned = hadamard.apply(behind, order=order, axis=axis)
+    turned = hadamard.apply_exact(behind, order=order, axis=axis)
     return np.concatenate([before, turned], axis=axis)
 
 
-def _scale(x: F32, vector: F32, axis: int, begin: int) -> F32:
-    """Multiply along an axis by a vector, which repeats for stacked matrices."""
-    return x * _facing(x, vector, axis, begin)
-
-
-def _divide(x: F32, vector: F32, axis: int, begin: int, *, dead: F32) -> F32:
-    """Divide along an axis by a vector, which repeats for stacked matrices; `dead` where it is 0.
+def _divide(x: F32, factor: F32, *, dead: F32) -> F32:
+    """Divide by a gain; `dead` where it is zero.
 
     A norm's gain of zero becomes one like all its gains. Its readers' columns were multiplied by
     it, so there is nothing to restore: they stay.
     """
-    factor = _facing(x, vector, axis, begin)
     zero = factor == 0
     return np.where(zero, dead, x / np.where(zero, np.float32(1), factor))
 
 
-def _facing(x: F32, vector: F32, axis: int, begin: int) -> F32:
-    """The part of a vector that a tile needs, shaped to multiply its rows or columns."""
-    count = x.shape[axis]
-    if count != len(vector):
-        vector = np.take(vector, np.arange(begin, begin + count), mode="wrap")
-    return vector if axis == -1 else vector[:, None]
+@dataclass(frozen=True)
+class _Axis:
+    """The axis a step acts on (0: rows, -1: columns), and where the tile lies in its tensor."""
+
+    axis: int
+    first: tuple[int, int]
+    shape: tuple[int, ...]
+
+    @property
+    def begin(self) -> int:
+        """Index of the tile's first row or column."""
+        return self.first[self.axis]
+
+    @property
+    def size(self) -> int:
+        """Rows or columns of the whole matrix, one of those that are stacked."""
+        return self.shape[-2] if self.axis == 0 else self.shape[-1]
+
+    def facing(self, x: F32, vector: F32) -> F32:
+        """What multiplies a tile, from a vector for one matrix or one for each that is stacked."""
+        at = np.arange(self.begin, self.begin + x.shape[self.axis])
+        if self.axis == 0:
+            return np.take(vector, at, mode="wrap")[:, None]
+        if vector.size == self.size:
+            return vector[at]
+        stacked = (self.first[0] + np.arange(len(x))) // self.shape[-2]
+        return vector.reshape(-1, self.size)[stacked[:, None], at]
