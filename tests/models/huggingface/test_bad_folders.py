@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from tests.models.huggingface.folders import LLAMA, llama_weights, write_folder, write_json
 from tqgguf.cli import app
+from tqgguf.models import open_model
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -283,3 +284,18 @@ def test_a_broken_model_card_is_no_obstacle(folder, tmp_path):
     output = tmp_path / "out.gguf"
     result = CliRunner().invoke(app, ["quantize", str(folder), "-t", "q8_0", "-o", str(output)])
     assert result.exit_code == 0, result.output
+
+
+def test_the_model_card_names_licence_languages_and_tags(folder):
+    (folder / "README.md").write_text(
+        "---\nlicense: apache-2.0\nlanguage:\n- en\n- de\ntags: [novels]\n"
+        "base_model: org/Base-7B\n---\n"
+    )
+    write_json(folder / "generation_config.json", {"temperature": 0.5, "top_k": 40})
+    model = open_model(folder)
+    assert model.get("general.license") == "apache-2.0"
+    assert model.get("general.languages") == ["en", "de"]
+    assert model.get("general.tags") == ["novels"]
+    assert model.get("general.base_model.0.organization") == "Org"
+    assert model.get("general.sampling.temp") == 0.5
+    assert model.get("general.sampling.top_k") == 40

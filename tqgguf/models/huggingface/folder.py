@@ -26,7 +26,10 @@ def load_optional(module: str) -> Any:
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file; FileFormatError if it is anything else."""
     try:
-        value = json.loads(path.read_bytes())
+        text = path.read_text("utf-8")
+        value = json.loads(text)
+        if "\\u" in text:  # JSON may spell half a character, which no UTF-8 file can hold
+            json.dumps(value, ensure_ascii=False).encode()
     except OSError as error:
         raise FileFormatError(f"{path}: {(error.strerror or str(error)).lower()}") from None
     except (ValueError, RecursionError) as error:

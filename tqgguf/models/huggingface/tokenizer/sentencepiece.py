@@ -25,7 +25,7 @@ def read_sentencepiece(folder: Path, size: int, space_prefix: bool | None) -> Vo
     model itself does. Raises FileFormatError if the file is not SentencePiece's.
     """
     path = folder / "tokenizer.model"
-    pieces = _load(path)
+    pieces, texts = _load(path)
     if len(pieces) > size:
         raise FileFormatError(
             f"{path}: {len(pieces)} tokens, but config.json says vocab_size {size}"
@@ -33,8 +33,8 @@ def read_sentencepiece(folder: Path, size: int, space_prefix: bool | None) -> Vo
     vocabulary = Vocabulary.empty(path, size, "llama", "default")
     vocabulary.scores = [_UNUSED_SCORE] * size
     vocabulary.add_bos = True
-    for i in range(len(pieces)):
-        vocabulary.put(i, pieces.id_to_piece(i), _type(pieces, i), pieces.get_score(i))
+    for i, text in enumerate(texts):
+        vocabulary.put(i, text, _type(pieces, i), pieces.get_score(i))
     vocabulary.put_added(
         {i: row for i, row in added_tokens(folder).items() if i >= len(pieces) or row[1]}
     )
@@ -44,11 +44,13 @@ def read_sentencepiece(folder: Path, size: int, space_prefix: bool | None) -> Vo
     return vocabulary
 
 
-def _load(path: Path) -> Any:
+def _load(path: Path) -> tuple[Any, list[str]]:
+    """The model and the texts of its pieces."""
     package = load_optional("sentencepiece")
     try:
-        return package.SentencePieceProcessor(model_file=str(path))
-    except (RuntimeError, OSError):
+        pieces = package.SentencePieceProcessor(model_file=str(path))
+        return pieces, [pieces.id_to_piece(i) for i in range(len(pieces))]
+    except (RuntimeError, OSError, UnicodeDecodeError):
         raise FileFormatError(f"{path}: not a SentencePiece model; {CURE}") from None
 
 

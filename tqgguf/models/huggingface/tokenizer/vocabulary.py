@@ -95,37 +95,28 @@ def _looks_special(text: str) -> bool:
 def added_tokens(folder: Path) -> dict[int, tuple[str, bool]]:
     """Tokens added after training, from every file that may list them: id -> (text, special)."""
     added: dict[int, tuple[str, bool]] = {}
-    for path, rows in _lists_of_added(folder):
-        for number, text, special in rows:
-            if not isinstance(number, int) or not isinstance(text, str):
-                raise FileFormatError(f"{path}: added token {number!r} is {str(text)[:40]!r}")
-            added[number] = (text, bool(special))
+    for path, number, row in _rows_of_added(folder):
+        match row:
+            case {"content": str(text)} if str(number).isdecimal():
+                added[int(number)] = (text, bool(row.get("special")))
+            case _:
+                raise FileFormatError(f"{path}: added token {describe(number)} is {describe(row)}")
     return added
 
 
-def _lists_of_added(folder: Path) -> Iterator[tuple[Path, list[tuple[Any, Any, Any]]]]:
+def _rows_of_added(folder: Path) -> Iterator[tuple[Path, Any, Any]]:
+    """File, id, and {"content": text, "special": whether} of every added token."""
     path = folder / "added_tokens.json"
-    if path.is_file():
-        yield path, [(number, text, False) for text, number in read_json(path).items()]
+    for text, number in (read_json(path) if path.is_file() else {}).items():
+        yield path, number, {"content": text}
     path = folder / "tokenizer.json"
-    if path.is_file():
-        yield (
-            path,
-            [
-                (row.get("id"), row.get("content"), row.get("special"))
-                for row in read_json(path).get("added_tokens") or []
-            ],
-        )
+    rows = read_json(path).get("added_tokens") if path.is_file() else None
+    for row in rows if isinstance(rows, list) else []:
+        yield path, row.get("id") if isinstance(row, dict) else None, row
     path = folder / "tokenizer_config.json"
-    if path.is_file():
-        table = read_json(path).get("added_tokens_decoder") or {}
-        yield (
-            path,
-            [
-                (int(number), row.get("content"), row.get("special"))
-                for number, row in table.items()
-            ],
-        )
+    table = read_json(path).get("added_tokens_decoder") if path.is_file() else None
+    for number, row in (table if isinstance(table, dict) else {}).items():
+        yield path, number, row
 
 
 def describe(value: Any) -> str:
