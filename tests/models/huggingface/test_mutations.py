@@ -52,7 +52,7 @@ def test_a_changed_file_gives_a_model_or_one_line(seed, folders):
 
 
 def outcome(folder: Path) -> str:
-    """What the folder's model is called once a row of every tensor is read, or why there is none."""
+    """The architecture, once a row of every tensor is read, or why there is no model."""
     try:
         model = open_model(folder)
         for tensor in model.tensors.values():
