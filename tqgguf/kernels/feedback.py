@@ -123,7 +123,7 @@ def _round_block(
         for c in range(begin, end):
             g = c // fmt.group_size
             target = w[c] + carried[c] / v[c, c]
-            codes[c] = nearest(target[None], step[g], offset[g], fmt.levels)[0]
+            codes[c] = nearest(target, step[g], offset[g], fmt.levels)
             error[c] = w[c] - (step[g] * fmt.levels[codes[c]] + offset[g])
             carried[c + 1 : end] += v[c, c + 1 : end, None] * error[c]
         carried[end:] += v[begin:end, end:].T @ error[begin:end]
@@ -157,7 +157,7 @@ def _reround(
     step, offset = scales.step(g), scales.offset(g)
     for c in range(len(codes)):
         value = step * fmt.levels[codes[c]] + offset
-        codes[c] = nearest((value + pull[c] / h[c, c])[None], step, offset, fmt.levels)[0]
+        codes[c] = nearest(value + pull[c] / h[c, c], step, offset, fmt.levels)
         change = step * fmt.levels[codes[c]] + offset - value
         error[c] -= change
         pull -= h[:, c, None] * change
@@ -171,12 +171,15 @@ class _Scales:
     sub: F32  # (groups, n)
     dmin: F32
     minima: F32
-    limits: tuple[int, int] | None
-    offset_limits: tuple[int, int] | None
+    limits: tuple[int, int] | None = None
+    offset_limits: tuple[int, int] | None = None
+    fixed: tuple[F32, F32] | None = None  # step and offset of a type whose scales stay as fitted
 
     @staticmethod
     def read(blocks: Blocks, fmt: ScalarFormat) -> "_Scales":
         step, offset = fmt.grid(blocks)
+        if not fmt.step_codes and (offset.any() or "d" not in blocks.dtype.names):
+            return _Scales(step[0], step, step[0], step, fixed=(step, offset))
         d = blocks["d"].astype(np.float32)
         dmin = blocks["dmin"].astype(np.float32) if fmt.offset_codes else np.zeros_like(d)
         sub = np.rint(step * reciprocal(d)) if fmt.step_codes else np.ones_like(step)
@@ -184,12 +187,14 @@ class _Scales:
         return _Scales(d, sub, dmin, minima, fmt.step_codes, fmt.offset_codes)
 
     def step(self, g: int) -> F32:
-        return self.d * self.sub[g]
+        return self.fixed[0][g] if self.fixed else self.d * self.sub[g]
 
     def offset(self, g: int) -> F32:
-        return -self.dmin * self.minima[g]
+        return self.fixed[1][g] if self.fixed else -self.dmin * self.minima[g]
 
     def write(self, blocks: Blocks, fmt: ScalarFormat) -> None:
+        if self.fixed:
+            return
         blocks["d"] = self.d.astype(np.float16)
         if self.offset_limits:
             blocks["dmin"] = self.dmin.astype(np.float16)
@@ -234,6 +239,8 @@ def _refit_block(
     scales: _Scales, levels: F32, error: F32, pull: F32, h: F32, group: int
 ) -> None:
     """Move a block's d (and dmin) to their least-squares values, if that helps."""
+    if scales.fixed:
+        return
     units = levels * np.repeat(scales.sub, group, axis=0)
     hu = h @ units
     ds = np.einsum("in,in->n", pull, units) * reciprocal(np.einsum("in,in->n", units, hu))

@@ -26,11 +26,13 @@ Weights = dict[str, Array]  # a layer's tensors by their name without "blk.N."
 class Step:
     """The input that some matrices of a layer are about to be multiplied with.
 
-    inputs has one (n_tokens, n_in) array, or one for every expert of stacked matrices.
+    inputs has one (n_tokens, n_in) array, or one for every expert of stacked matrices. stream is
+    what the product will be added to, (n_tokens, n_embd), where it is added directly.
     """
 
     matrices: tuple[str, ...]
     inputs: tuple[Array, ...]
+    stream: Array | None = None
 
 
 Layer = Generator[Step, None, Array]
@@ -141,12 +143,14 @@ def drain(generator: Layer) -> Array:
 def layer(x: Array, w: Weights, ctx: Context) -> Layer:
     """One transformer layer. x: (n_seq, n_tokens, n_embd); see the module for what it yields."""
     scale = x.dtype.type(ctx.graph.residual_scale)
-    x = x + scale * (yield from _attention(_norm(x, w, "attn_norm", ctx.graph), w, ctx))
-    feed = _experts if "ffn_gate_inp.weight" in w else _feed_forward
-    return x + scale * (yield from feed(_norm(x, w, "ffn_norm", ctx.graph), w, ctx))
+    x = x + scale * (yield from _attention(_norm(x, w, "attn_norm", ctx.graph), x / scale, w, ctx))
+    normed = _norm(x, w, "ffn_norm", ctx.graph)
+    if "ffn_gate_inp.weight" in w:
+        return x + scale * (yield from _experts(normed, w, ctx))
+    return x + scale * (yield from _feed_forward(normed, x / scale, w, ctx))
 
 
-def _attention(x: Array, w: Weights, ctx: Context) -> Layer:
+def _attention(x: Array, stream: Array, w: Weights, ctx: Context) -> Layer:
     graph = ctx.graph
     q, k, v = yield from _project(x, w, graph)
     q = _norm(q, w, "attn_q_norm", graph) if "attn_q_norm.weight" in w else q
@@ -156,7 +160,7 @@ def _attention(x: Array, w: Weights, ctx: Context) -> Layer:
         q = ops.rope(q, ctx.cos, ctx.sin, interleaved=interleaved)
         k = ops.rope(k, ctx.cos, ctx.sin, interleaved=interleaved)
     mixed = ops.causal_attention(q, k, v, scale=graph.attention_scale)
-    yield _step(("attn_output",), mixed)
+    yield _step(("attn_output",), mixed, stream)
     return _linear(mixed, w, "attn_output")
 
 
@@ -176,14 +180,16 @@ def _project(
     return heads[0], heads[1], heads[2]
 
 
-def _feed_forward(x: Array, w: Weights, ctx: Context, suffix: str = "") -> Layer:
+def _feed_forward(
+    x: Array, stream: Array | None, w: Weights, ctx: Context, suffix: str = ""
+) -> Layer:
     up, gate, down = f"ffn_up{suffix}", f"ffn_gate{suffix}", f"ffn_down{suffix}"
     gated = f"{gate}.weight" in w
     yield _step((gate, up) if gated else (up,), x)
     inner = _activate(_linear(x, w, gate if gated else up), ctx.graph)
     if gated:
         inner *= _linear(x, w, up)
-    yield _step((down,), inner)
+    yield _step((down,), inner, stream)
     return _linear(inner, w, down)
 
 
@@ -217,7 +223,7 @@ def _route(flat: Array, w: Weights, graph: Graph) -> tuple[NDArray[np.intp], Arr
 
 
 def _shared_expert(x: Array, w: Weights, ctx: Context) -> Layer:
-    out = yield from _feed_forward(x, w, ctx, "_shexp")
+    out = yield from _feed_forward(x, None, w, ctx, "_shexp")
     if "ffn_gate_inp_shexp.weight" in w:
         door = x @ w["ffn_gate_inp_shexp.weight"].reshape(-1, 1)
         out = out * ops.sigmoid(door)
@@ -242,5 +248,6 @@ def _norm(x: Array, w: Mapping[str, Array], name: str, graph: Graph) -> Array:
     return ops.layer_norm(x, gain, w.get(f"{name}.bias"), graph.eps)
 
 
-def _step(matrices: tuple[str, ...], x: Array) -> Step:
-    return Step(matrices, (x.reshape(-1, x.shape[-1]),))
+def _step(matrices: tuple[str, ...], x: Array, stream: Array | None = None) -> Step:
+    flat = None if stream is None else stream.reshape(-1, stream.shape[-1])
+    return Step(matrices, (x.reshape(-1, x.shape[-1]),), flat)
