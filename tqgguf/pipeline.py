@@ -3,7 +3,7 @@
 import hashlib
 import platform
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
@@ -73,6 +73,8 @@ def quantize(
     plan: Plan,
     path: Path,
     *,
+    rounded: Mapping[str, U8] | None = None,
+    rounded_by: str = "",
     threads: int | None = None,
     max_memory: int | None = None,
     split: Split = Split(),  # noqa: B008  frozen
@@ -82,6 +84,8 @@ def quantize(
 ) -> Iterator[Report]:
     """Quantize a model into the file `path`, as planned; the bytes do not depend on `threads`.
 
+    rounded: rows of tensors that were encoded already, (n_rows, n_bytes) uint8, by calibration;
+    rounded_by: a key of what made them.
     Yields a Report as each tensor is done; the file has its name once the iterator is exhausted.
     max_memory: bytes that this process may use, which limits the threads (None: see
     `default_memory`). resume: go on with what an interrupted run left; an output that is finished
@@ -96,7 +100,7 @@ def quantize(
     if resume and is_finished(path, layouts, split=bool(split), inputs=inputs):
         return
     workers = _affordable(plan, rotation, threads or default_threads(), max_memory)
-    run = identity(model, plan, layouts)
+    run = identity(model, plan, layouts) | {"--calibrate": rounded_by}
     with (
         open_output(
             path, layouts, run=run, inputs=inputs, split=bool(split), resume=resume, force=force
@@ -104,7 +108,8 @@ def quantize(
         single_threaded_blas(),
         ThreadPoolExecutor(workers) as pool,
     ):
-        yield from _run(model, plan, rotation, output, pool, 2 * workers, advance)
+        made = rounded or {}
+        yield from _run(model, plan, rotation, made, output, pool, 2 * workers, advance)
 
 
 def output_files(model: Model, plan: Plan, path: Path, split: Split) -> list[Path]:
@@ -171,6 +176,7 @@ def _run(
     model: Model,
     plan: Plan,
     rotation: Rotation,
+    rounded: Mapping[str, U8],
     output: Output,
     pool: Executor,
     ahead: int,
@@ -185,7 +191,8 @@ def _run(
             if note is not None:
                 done[p.name] = _report_of(note)
                 advance(p.n_bytes)
-            work = _Work(model.tensors[p.source], p, rotation, output.slot(p.name))
+            rows = rounded.get(p.name)
+            work = _Work(model.tensors[p.source], p, rotation, output.slot(p.name), rows)
             yield p, [] if note is not None else [partial(work, t) for t in _tiles(p, rotation)]
 
     groups = in_order(jobs(), pool, ahead=ahead, on_result=lambda part: advance(part.n_bytes))
@@ -232,6 +239,7 @@ class _Work:
     planned: PlannedTensor
     rotation: Rotation
     slot: Slot
+    rounded: U8 | None = None
 
     def __call__(self, tile: Tile) -> _Part:
         began = time.perf_counter()
@@ -263,9 +271,17 @@ class _Work:
             raise WeightError(_count_bad(self.source))
         first = (tile.rows[0], tile.columns[0])
         x = self.rotation.apply(p.name, source, shape=p.shape, first=first) if p.sides else source
-        data = encode(x, p.type, threads=1)
+        data = encode(x, p.type, threads=1) if self.rounded is None else self._cut(tile)
         self._write(tile, data)
         return self._measure(source, x, data)
+
+    def _cut(self, tile: Tile) -> U8:
+        """The tile's bytes of what was encoded already."""
+        rows = self.rounded
+        if rows is None:
+            raise AssertionError(self.planned.name)
+        begin, end = (c * self.slot.row_bytes // self.planned.shape[-1] for c in tile.columns)
+        return np.ascontiguousarray(rows[slice(*tile.rows), begin:end])
 
     def _write(self, tile: Tile, data: U8) -> None:
         begin = tile.columns[0] * self.slot.row_bytes // self.planned.shape[-1]

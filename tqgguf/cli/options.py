@@ -44,6 +44,13 @@ TensorType = Annotated[
 ]
 OutputType = Annotated[str | None, typer.Option(help="Type of the output head.")]
 EmbeddingType = Annotated[str | None, typer.Option(help="Type of the token embedding.")]
+Calibrate = Annotated[
+    Path | None,
+    typer.Option(metavar="TEXT", help="Round with error feedback on this text: half the loss."),
+]
+CalibrateTokens = Annotated[
+    int | None, typer.Option(min=1, metavar="N", help="Tokens of the text to use, 65536 if unset.")
+]
 Strict = Annotated[bool, typer.Option("--strict", help="A fallback to another type is an error.")]
 Requantize = Annotated[
     bool, typer.Option("--allow-requantize", help="Accept weights that are quantized already.")

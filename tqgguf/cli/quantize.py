@@ -9,13 +9,18 @@ from typing import Annotated, Any
 
 import typer
 
+from tqgguf.calibration import Calibrated, calibrate_plan, calibration_weights, read_tokens
 from tqgguf.cli import options as o
 from tqgguf.cli.application import app
 from tqgguf.cli.console import progress, say, say_json, say_table, warn
-from tqgguf.models import Model, open_model
+from tqgguf.models import Model, model_files, open_model
 from tqgguf.models.gguf import SHARD_NAME
+from tqgguf.models.layout import Split
+from tqgguf.models.output import check_output
 from tqgguf.pipeline import Report, output_files, quantize
 from tqgguf.plan import Plan, PlannedTensor, make_plan
+from tqgguf.runtime.calibrate import Settings
+from tqgguf.runtime.forward import Tokens
 
 _SLOWEST = 5  # tensors that --verbose names in the end
 _TYPE_SUFFIX = re.compile(r"[-._](f32|f16|bf16|fp16|fp32)$", re.IGNORECASE)
@@ -35,6 +40,8 @@ def quantize_command(
     tensor_type: o.TensorType = None,
     output_type: o.OutputType = None,
     token_embedding_type: o.EmbeddingType = None,
+    calibrate: o.Calibrate = None,
+    calibrate_tokens: o.CalibrateTokens = None,
     strict: o.Strict = False,
     allow_requantize: o.Requantize = False,
     vocab_from: o.VocabFrom = None,
@@ -72,18 +79,25 @@ def quantize_command(
         _say_plan(plan, path, json=json)
         return
     split = o.split_options(split_max_size, split_max_tensors)
+    files = output_files(opened, plan, path, split)
+    made = None
+    if calibrate is not None:
+        _check_early(opened, path, files, split, again=force or resume)
+        tokens = read_tokens(opened, calibrate, limit=calibrate_tokens)
+        made = _calibrate(opened, plan, tokens, threads=threads, quiet=quiet)
     job = partial(
         quantize,
         opened,
         plan,
         path,
+        rounded=made.rows if made else None,
+        rounded_by=made.key if made else "",
         threads=threads,
         max_memory=o.byte_size(max_memory, "--max-memory"),
         split=split,
         resume=resume,
         force=force,
     )
-    files = output_files(opened, plan, path, split)
     _run(job, opened, plan, files, json=json, quiet=quiet, verbose=verbose)
 
 
@@ -157,6 +171,20 @@ def _run(
         warn(f"{files[0]}: finished already; --force makes it again")
     elif not quiet:
         _say_summary(model, plan, files, reports, seconds, slowest=_SLOWEST if verbose else 0)
+
+
+def _check_early(model: Model, path: Path, files: list[Path], split: Split, *, again: bool) -> None:
+    """Refuse the output before the hours that a calibration may take."""
+    count = len(files) if split else None
+    check_output(path, inputs=model_files(model.path), force=again, count=count)
+
+
+def _calibrate(
+    model: Model, plan: Plan, tokens: Tokens, *, threads: int | None, quiet: bool
+) -> Calibrated:
+    total, settings = calibration_weights(plan), Settings(threads=threads)
+    with progress(total, f"calibrating on {tokens.size:,} tokens", unit="w", quiet=quiet) as bar:
+        return calibrate_plan(model, plan, tokens, settings=settings, advance=bar.update)
 
 
 def _line(report: Report) -> str:

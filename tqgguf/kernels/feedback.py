@@ -1,16 +1,15 @@
 """Round a matrix so that its output changes least, not its weights (GPTQ, arXiv 2210.17323).
 
-For y = W x with second moments H = E[x x^T] the error to be small is tr(E H E^T), E = W - Q. Rows are
-independent, columns are not: an error made in one column is made up for in those that follow, and
-afterwards every column and every scale is visited again with all the others as they are.
+For y = W x with second moments H = E[x x^T] the error to be small is tr(E H E^T), E = W - Q. Rows
+are independent, columns are not: an error made in one column is made up for in those that follow,
+and afterwards every column and every scale is visited again with all the others as they are.
 
 Everything is element-major: w is (n_in, n) float32, one column per row of the matrix, so a block of
 weights is a slab of rows, as formats want it.
 """
 
-import math
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -21,18 +20,7 @@ DAMPING = 0.01  # of the mean of H's diagonal, added to it
 _STRIP = 32  # columns between two updates of the rest of a block
 
 
-class ScalarFormat(Protocol):
-    """What feedback needs of a format with scalar codes; see tqgguf.formats.Format."""
-
-    block_size: Any
-    group_size: Any
-    levels: Any
-    step_codes: Any
-    offset_codes: Any
-    fit: Any
-    grid: Any
-    pack: Any
-    store: Any
+ScalarFormat = Any  # a tqgguf.formats.Format with levels and a grid; kernels cannot import it
 
 
 @dataclass(frozen=True)
@@ -178,7 +166,7 @@ class _Scales:
     @staticmethod
     def read(blocks: Blocks, fmt: ScalarFormat) -> "_Scales":
         step, offset = fmt.grid(blocks)
-        if not fmt.step_codes and (offset.any() or "d" not in blocks.dtype.names):
+        if not fmt.step_codes and (offset.any() or "d" not in (blocks.dtype.names or ())):
             return _Scales(step[0], step, step[0], step, fixed=(step, offset))
         d = blocks["d"].astype(np.float32)
         dmin = blocks["dmin"].astype(np.float32) if fmt.offset_codes else np.zeros_like(d)
@@ -187,10 +175,12 @@ class _Scales:
         return _Scales(d, sub, dmin, minima, fmt.step_codes, fmt.offset_codes)
 
     def step(self, g: int) -> F32:
-        return self.fixed[0][g] if self.fixed else self.d * self.sub[g]
+        step: F32 = self.fixed[0][g] if self.fixed else self.d * self.sub[g]
+        return step
 
     def offset(self, g: int) -> F32:
-        return self.fixed[1][g] if self.fixed else -self.dmin * self.minima[g]
+        offset: F32 = self.fixed[1][g] if self.fixed else -self.dmin * self.minima[g]
+        return offset
 
     def write(self, blocks: Blocks, fmt: ScalarFormat) -> None:
         if self.fixed:
@@ -235,9 +225,7 @@ def _refit_group(scales: _Scales, g: int, levels: F32, error: F32, pull: F32, h:
     error -= np.where(better, ds, 0) * levels + np.where(better, do, 0)
 
 
-def _refit_block(
-    scales: _Scales, levels: F32, error: F32, pull: F32, h: F32, group: int
-) -> None:
+def _refit_block(scales: _Scales, levels: F32, error: F32, pull: F32, h: F32, group: int) -> None:
     """Move a block's d (and dmin) to their least-squares values, if that helps."""
     if scales.fixed:
         return

@@ -7,7 +7,7 @@ original's. The matrix is first moved to where it makes up for the drift, then r
 feedback (tqgguf.kernels.feedback).
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
@@ -22,7 +22,7 @@ from tqgguf.kernels.threads import default_threads, map_in_order, single_threade
 from tqgguf.models import Model
 from tqgguf.models.folding import EMBEDDING, HEAD
 from tqgguf.runtime import forward
-from tqgguf.runtime.forward import Context, Layer, Step, Tokens, Weights
+from tqgguf.runtime.forward import Layer, Step, Tokens, Weights
 
 _PLAIN = ("F32", "F16", "BF16", "F64")
 _CHUNK = 2048  # tokens that go through a layer at a time
@@ -55,28 +55,39 @@ class _Moments:
 
 
 def calibrate(
-    model: Model, types: Mapping[str, str], tokens: Tokens, settings: Settings = Settings()  # noqa: B008  frozen
+    model: Model,
+    types: Mapping[str, str],
+    tokens: Tokens,
+    settings: Settings = Settings(),
+    *,
+    known: Mapping[str, U8] | None = None,
 ) -> Iterator[tuple[str, U8]]:
     """Quantize every matrix that `types` names.
 
     model: in the basis in which it is stored (see `fold`). types: tensor name -> GGUF type, float
-    types are left alone. tokens: (n_seq, n_tokens) int32. Yields name and rows, (n_rows, n_bytes)
-    uint8, in the order of the network. The bytes do not depend on the number of threads.
+    types are left alone. tokens: (n_seq, n_tokens) int32. known: what an earlier run with the same
+    arguments yielded, or part of it. Yields name and rows, (n_rows, n_bytes) uint8, in the order of
+    the network. The bytes do not depend on the number of threads.
 
     Raises:
         UnsupportedModelError: there is no forward pass for the architecture.
     """
     with single_threaded_blas():
-        yield from _Calibration(model, types, tokens, settings).run()
+        yield from _Calibration(model, types, tokens, settings, known or {}).run()
 
 
 class _Calibration:
     """The state of a calibration: what the two networks have computed so far."""
 
     def __init__(
-        self, model: Model, types: Mapping[str, str], tokens: Tokens, settings: Settings
+        self,
+        model: Model,
+        types: Mapping[str, str],
+        tokens: Tokens,
+        settings: Settings,
+        known: Mapping[str, U8],
     ) -> None:
-        self.model, self.settings = model, settings
+        self.model, self.settings, self.known = model, settings, known
         self.types = {n: t for n, t in types.items() if t not in _PLAIN and n in model.tensors}
         self.ctx = forward.context(model, tokens.shape[1])
         per_chunk = max(1, _CHUNK // tokens.shape[1])
@@ -97,7 +108,9 @@ class _Calibration:
         if EMBEDDING not in self.types:
             return self.model
         table = self.model.tensors[EMBEDDING]
-        if HEAD in self.model.tensors:
+        if EMBEDDING in self.known:
+            data = self.known[EMBEDDING]
+        elif HEAD in self.model.tensors:
             data = quantize(table.read(), self.types[EMBEDDING], threads=self.threads)
         else:
             h = self._head_moments()
@@ -132,7 +145,9 @@ class _Calibration:
         before = [self._start(self.original, original), self._start(self.quantized, weights)]
         ends: list[list[F32]] = []
         while not ends:
-            steps = list(map_in_order(_advance, list(zip(*before, strict=True)), threads=self.threads))
+            steps = list(
+                map_in_order(_advance, list(zip(*before, strict=True)), threads=self.threads)
+            )
             if steps[0] is None:
                 ends = [[g.result for g in passes] for passes in before]
             else:
@@ -148,11 +163,15 @@ class _Calibration:
         names = [m for m in first.matrices if f"{prefix}{m}.weight" in self.types]
         if not names:
             return
-        moments = self._measure(steps)
+        moments = None
         for name in names:
             full, local = f"{prefix}{name}.weight", f"{name}.weight"
             w = weights[local]
-            data = self._matrix(w, moments, self.types[full])
+            if full in self.known:
+                data = self.known[full]
+            else:
+                moments = moments or self._measure(steps)
+                data = self._matrix(w, moments, self.types[full])
             weights[local] = dequantize(data, self.types[full], w.shape[-1]).reshape(w.shape)
             yield full, data
 
@@ -182,7 +201,9 @@ class _Calibration:
         if share == 0 or isinstance(m.xdx, float):
             return rows
         h = m.xx.astype(np.float64)
-        h[np.diag_indices(len(h))] += self.settings.damping * max(float(np.trace(h)) / len(h), 1e-30)
+        h[np.diag_indices(len(h))] += self.settings.damping * max(
+            float(np.trace(h)) / len(h), 1e-30
+        )
         wanted = m.xdx @ rows.T
         if m.xds is not None:
             wanted += m.xds
@@ -198,6 +219,9 @@ class _Calibration:
         return np.concatenate(list(map_in_order(work, pieces, threads=self.threads)))
 
     def _head(self) -> Iterator[tuple[str, U8]]:
+        if HEAD in self.known:
+            yield HEAD, self.known[HEAD]
+            return
         moments = _Moments()
         for x, y in zip(self.quantized, self.original, strict=True):
             seen, meant = (_flat(forward.final_norm(self.model, a)) for a in (x, y))
@@ -231,9 +255,7 @@ def _round_rows(fmt: Format, moments: feedback.Moments, sweeps: int, rows: F32) 
     return np.ascontiguousarray(blocks.T).view(np.uint8).reshape(len(rows), -1)
 
 
-def _accumulate(
-    m: _Moments, x: F32, drift: F32 | None, stream: F32 | None, threads: int
-) -> None:
+def _accumulate(m: _Moments, x: F32, drift: F32 | None, stream: F32 | None, threads: int) -> None:
     """Add a chunk's sums, each thread computing some columns of them."""
     m.count += len(x)
     m.xx = m.xx + _product(x, x, threads)
@@ -254,9 +276,7 @@ def _shrunk(moments: list[_Moments]) -> list[_Moments]:
     """Experts that saw few tokens borrow the moments of all."""
     everything = sum(m.xx for m in moments) / np.float32(max(1, sum(m.count for m in moments)))
     borrowed = np.float32(np.shape(everything)[0] / 4)
-    return [
-        _Moments(m.count + int(borrowed), m.xx + borrowed * everything) for m in moments
-    ]
+    return [_Moments(m.count + int(borrowed), m.xx + borrowed * everything) for m in moments]
 
 
 def _flat(x: F32) -> F32:

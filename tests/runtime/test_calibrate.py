@@ -1,0 +1,91 @@
+"""Calibration lowers what quantization does to the outputs, for every architecture."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from tests.runtime.small_models import N_VOCAB, RECIPES, write_model
+from tqgguf.formats import dequantize, quantize
+from tqgguf.models import folding
+from tqgguf.models.gguf import read_gguf
+from tqgguf.plan import Options, make_plan
+from tqgguf.runtime import forward, ops
+from tqgguf.runtime.calibrate import Settings, calibrate
+from tqgguf.runtime.folded import fold
+
+
+def sequences(seed, count=24, size=32):
+    return np.random.default_rng(seed).integers(3, N_VOCAB, (count, size)).astype(np.int32)
+
+
+def types_of(model, type):
+    plan = make_plan(model, Options(type=type, rotate="none"))
+    return {t.name: t.type for t in plan.tensors if len(t.shape) > 1}
+
+
+def with_rows(model, rows, types):
+    """The model with these tensors replaced by what their rows decode to."""
+
+    def decoded(name, tensor):
+        values = dequantize(rows[name], types[name], tensor.n_in)
+        return replace(tensor, rows=lambda a, b: values[a:b], raw=None, tile=None)
+
+    changed = {n: decoded(n, t) if n in rows else t for n, t in model.tensors.items()}
+    return replace(model, tensors=changed)
+
+
+def divergence(model, other, tokens):
+    p, q = (ops.log_softmax(forward.logits(m, tokens, dtype=np.float64)) for m in (model, other))
+    return float((np.exp(p) * (p - q)).sum(-1).mean())
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_divergence_falls_below_plain_rounding(tmp_path, name):
+    model = read_gguf(write_model(tmp_path / "model.gguf", RECIPES[name]))
+    types = types_of(model, "q4_0")
+    rows = dict(calibrate(model, types, sequences(1)))
+    quantized = {n for n, t in types.items() if t == "Q4_0"}
+    assert set(rows) == quantized
+    plain = {
+        n: quantize(model.tensors[n].read().reshape(-1, model.tensors[n].n_in), "Q4_0")
+        for n in quantized
+    }
+    held_out = sequences(2, 8)
+    ours = divergence(model, with_rows(model, rows, types), held_out)
+    theirs = divergence(model, with_rows(model, plain, types), held_out)
+    assert ours < 0.9 * theirs
+
+
+def test_the_bytes_do_not_depend_on_threads(tmp_path):
+    model = read_gguf(write_model(tmp_path / "model.gguf", RECIPES["qwen3"]))
+    types, tokens = types_of(model, "q4_0"), sequences(1, 160)
+    one, three = (dict(calibrate(model, types, tokens, Settings(threads=n))) for n in (1, 3))
+    assert all(np.array_equal(one[name], three[name]) for name in types if name in one)
+
+
+def test_a_second_run_goes_on_where_the_first_stopped(tmp_path):
+    model = read_gguf(write_model(tmp_path / "model.gguf", RECIPES["llama-tied-llama3-rope"]))
+    types, tokens = types_of(model, "iq4_nl"), sequences(1)
+    whole = dict(calibrate(model, types, tokens))
+    kept = dict(list(whole.items())[:6])
+    resumed = dict(calibrate(model, types, tokens, known=kept))
+    assert all(np.array_equal(whole[name], resumed[name]) for name in whole)
+
+
+@pytest.mark.parametrize("name", ["llama", "llama-tied-llama3-rope", "qwen2", "qwen3", "gpt2"])
+def test_a_folded_model_computes_the_same(tmp_path, name):
+    model = read_gguf(write_model(tmp_path / "model.gguf", RECIPES[name]))
+    folded = fold(model, folding.fused(model, seed=3).with_vectors_of(model))
+    tokens = sequences(3, 2)
+    before, after = forward.logits(model, tokens), forward.logits(folded, tokens)
+    assert np.abs(before - after).max() < 1e-4 * np.abs(before).max()
+
+
+def test_float_types_and_vectors_are_left_alone(tmp_path):
+    model = read_gguf(write_model(tmp_path / "model.gguf", RECIPES["llama"]))
+    types = {name: "F16" for name in types_of(model, "q4_0")}
+    types["blk.1.ffn_down.weight"] = "Q4_0"
+    assert [name for name, _ in calibrate(model, types, sequences(1, 2))] == [
+        "blk.1.ffn_down.weight"
+    ]
