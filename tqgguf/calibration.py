@@ -118,7 +118,7 @@ def cache_key(model: Model, plan: Plan, tokens: Tokens, settings: Settings) -> s
                 digest.update(part)
     choices = [(t.name, t.source, t.type, t.sides) for t in plan.tensors]
     rotation = (plan.rotation.mode, plan.rotation.block, plan.rotation.value_block)
-    settled = (settings.sweeps, settings.damping, settings.drift)
+    settled = (settings.sweeps, settings.damping, settings.drift, settings.ridge)
     said = (_VERSION, np.__version__, choices, rotation, plan.rotation.seed, settled, tokens.shape)
     digest.update(repr(said).encode())
     digest.update(tokens.tobytes())

@@ -95,7 +95,7 @@ def quantize(
     """
     rotation = plan.rotation.with_vectors_of(model)
     infos = [TensorInfo(t.name, t.shape, t.type) for t in plan.tensors]
-    layouts = lay_out_shards(output_metadata(model, plan, rotation), infos, split)
+    layouts = lay_out_shards(output_metadata(model, plan, rotation, rounded_by), infos, split)
     inputs = model_files(model.path)
     if resume and is_finished(path, layouts, split=bool(split), inputs=inputs):
         return
@@ -145,12 +145,16 @@ def _state(path: Path) -> str:
     return f"{stat.st_size:,} bytes of {modified}.{nanoseconds:09d}"
 
 
-def output_metadata(model: Model, plan: Plan, rotation: Rotation) -> dict[str, Value]:
-    """The input's metadata unchanged, but for the file's type and the record of the rotation."""
+def output_metadata(
+    model: Model, plan: Plan, rotation: Rotation, rounded_by: str = ""
+) -> dict[str, Value]:
+    """The input's metadata, with the file's type, the rotation and the calibration's key."""
     metadata = dict(model.metadata)
     if rotation.mode != "none" or f"{PREFIX}version" not in metadata:
         metadata = {k: v for k, v in metadata.items() if not k.startswith(PREFIX)}
         metadata |= rotation.metadata()
+    if rounded_by:
+        metadata[f"{PREFIX}calibration"] = value(rounded_by)
     return metadata | {
         "general.file_type": value(int(plan.recipe.file_type)),
         "general.quantization_version": value(int(GGML_QUANT_VERSION)),

@@ -38,6 +38,7 @@ class Settings:
     sweeps: int = 4
     damping: float = feedback.DAMPING
     drift: float = 1.0  # the share of the inputs' and the stream's drift that is made up for
+    ridge: float = 0.01  # of the mean of H's diagonal: keeps what makes up for drift small
     threads: int | None = None
 
 
@@ -201,9 +202,8 @@ class _Calibration:
         if share == 0 or isinstance(m.xdx, float):
             return rows
         h = m.xx.astype(np.float64)
-        h[np.diag_indices(len(h))] += self.settings.damping * max(
-            float(np.trace(h)) / len(h), 1e-30
-        )
+        mean = max(float(np.trace(h)) / len(h), 1e-30)
+        h[np.diag_indices(len(h))] += self.settings.ridge * mean
         wanted = m.xdx @ rows.T
         if m.xds is not None:
             wanted += m.xds
