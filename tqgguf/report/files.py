@@ -14,12 +14,11 @@ from pathlib import Path
 import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
-from tqgguf.errors import FileFormatError, PlanError, ShapeError
+from tqgguf.errors import FileFormatError, PlanError, ShapeError, UnsupportedModelError
 from tqgguf.kernels import metrics
 from tqgguf.kernels.dtypes import F32
 from tqgguf.kernels.threads import run_all
 from tqgguf.models import Model, Tensor, folding
-from tqgguf.models.architectures import ARCHITECTURES, layer_prefix, role
 from tqgguf.models.gguf import shard_files
 from tqgguf.models.rotation import read_rotation, restored
 from tqgguf.models.tiles import tiles
@@ -109,11 +108,11 @@ def compare(original: Model, quantized: Model, *, threads: int | None = None) ->
     reference, approximation = restored(original), restored(quantized)
     sources = _match(reference, approximation)
     rotation = read_rotation(quantized)
+    gains = _gains(reference)
     errors = []
     for name, source in sources.items():
         tensor, (rows, _) = approximation.tensors[name], rotation.granule(name)
-        gain = _gain(reference, name)
-        errors.append(_tensor_error(source, tensor, rows, gain, threads))
+        errors.append(_tensor_error(source, tensor, rows, gains.get(name), threads))
     stored = sum(t.n_bytes for t in errors)
     return FileReport(
         path=quantized.path,
@@ -158,15 +157,19 @@ def _by(shape: tuple[int, ...]) -> str:
     return " x ".join(map(str, shape))
 
 
-def _gain(model: Model, name: str) -> F32 | None:
-    """The gain of the norm whose output a matrix reads, (n_in,); None for other tensors."""
-    row = ARCHITECTURES.get(model.architecture)
-    kind, part = role(name)
-    if row is None or part != "weight":
-        return None
-    norm = row.head_norm if name == folding.HEAD else row.readers.get(kind)
-    gain = model.tensors.get(f"{layer_prefix(name)}{norm}.weight")
-    return None if gain is None else gain.read()
+def _gains(model: Model) -> dict[str, F32]:
+    """The gains that a fold multiplies into the columns of each matrix: name -> (n_in,)."""
+    try:
+        sides = folding.fused(model).sides
+    except UnsupportedModelError:  # nothing is ever folded into such a model
+        return {}
+    gains: dict[str, F32] = {}
+    for name, steps in sides.items():
+        for step in steps.columns:
+            verb, _, vector = step.partition(":")
+            if verb == "gain":
+                gains[name] = gains.get(name, np.float32(1)) * model.tensors[vector].read()
+    return gains
 
 
 def _tensor_error(
