@@ -70,7 +70,7 @@ def test_newton_ends_where_lloyds_iteration_does(dim):
     np.testing.assert_allclose(found.levels, levels, atol=1e-9 * law.limit)
 
 
-@pytest.mark.parametrize("bits", range(1, 9))
+@pytest.mark.parametrize("bits", [1, 2, 3, 4, 6, 8])
 @pytest.mark.parametrize("dim", [2, 7, 128, 100_000])
 def test_every_codebook_is_symmetric_ascending_and_stationary(bits, dim):
     book = sphere_codebook(bits, dim)

@@ -31,9 +31,9 @@ def test_the_seed_decides(kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_one_entry_becomes_gaussian_like(kind):
     """Kurtosis 3 as for Gaussian entries; a single Hadamard round would give 1."""
-    spike = np.zeros((1, 256), np.float32)
+    spike = np.zeros((1, 128), np.float32)
     spike[0, 17] = 1
-    y = np.concatenate([rotation(kind, 256, seed=s).forward(spike) for s in range(60)])
+    y = np.concatenate([rotation(kind, 128, seed=s).forward(spike) for s in range(80)])
     assert np.mean(y**4) / np.mean(y**2) ** 2 == pytest.approx(3, abs=0.15)
 
 
