@@ -1,5 +1,8 @@
 """The synthetic benchmark against the issue's figures and against its formula in float64."""
 
+import re
+from pathlib import Path
+
 import gguf
 import numpy as np
 import pytest
@@ -8,6 +11,7 @@ from tqgguf.errors import PlanError
 from tqgguf.formats import quantize
 from tqgguf.kernels import hadamard
 from tqgguf.report import synthetic
+from tqgguf.turboquant import gaussian_codebook
 
 
 @pytest.fixture(scope="module")
@@ -114,3 +118,38 @@ def test_the_histograms_show_the_tails_before_and_not_after(weights):
 def test_an_unknown_type_is_refused():
     with pytest.raises(PlanError, match="Q9"):
         synthetic.measure(np.zeros((1, 256), np.float32), types=["Q9"])
+
+
+def test_the_readmes_figures_are_what_the_command_prints(weights):
+    """Better encoders may move them by 5 % before the README must follow."""
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    table = re.findall(
+        r"^\| (\w+) \| ([\d.]+) \| ([\d.e-]+) \| ([\d.e-]+) \| ([\d.]+)x \|$", readme, re.M
+    )
+    rows = {r.format: r for r in synthetic.measure(weights, types=[name for name, *_ in table])}
+    assert len(table) == 4
+    for name, bpw, mse, rotated, gain in table:
+        assert rows[name].bpw == float(bpw)
+        assert rows[name].mse == pytest.approx(float(mse), rel=0.05)
+        assert rows[f"TQ-{name}"].mse == pytest.approx(float(rotated), rel=0.05)
+        assert rows[f"TQ-{name}"].gain == pytest.approx(float(gain), rel=0.05)
+
+
+def test_a_private_type_would_gain_nothing():
+    """Lloyd-Max codes of 4 bits with the best float16 scale per 32 weights, against Q4_K."""
+    x = np.random.default_rng(0).standard_normal((128, 4096)).astype(np.float32)
+    groups, book = x.reshape(-1, 32), gaussian_codebook(4)
+    largest = np.abs(groups).max(axis=1, keepdims=True) / np.float32(book.levels[-1])
+    best = np.full(len(groups), np.inf)
+    for candidate in np.linspace(0.7, 1.2, 21, dtype=np.float32):
+        scale = largest * candidate
+        for _ in range(2):  # codes for a scale, then the best scale for the codes
+            levels = book.decode(book.encode(groups / scale))
+            scale = np.sum(groups * levels, axis=1, keepdims=True) / np.sum(
+                levels**2, axis=1, keepdims=True
+            )
+        scale = scale.astype(np.float16).astype(np.float32)
+        errors = book.decode(book.encode(groups / scale)) * scale - groups
+        best = np.minimum(best, np.sum(errors**2, axis=1))
+    assert best.sum() / x.size == pytest.approx(0.0058, abs=0.0001)
+    assert np.mean((synthetic.round_trip(x, "Q4_K") - x) ** 2) < 0.0050
