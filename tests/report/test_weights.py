@@ -140,7 +140,7 @@ def test_a_model_without_a_fold_is_rotated_matrix_by_matrix_and_says_why():
     found = report(of, types=["Q4_0"])
     turned = hadamard.apply(w, order=128)
     first = found["blk.0.proj.weight"].types["Q4_0"]
-    assert first.rel_mse_rotated == pytest.approx(reader_error(turned, "Q4_0")[0], rel=1e-4)
+    assert first.rel_mse_rotated == pytest.approx(reader_error(turned, "Q4_0")[0], rel=2e-3)
     assert first.gain > 1.5  # an outlier channel is what rotation is for
     unrotated = found["blk.0.odd.weight"]
     assert unrotated.rotation == ""

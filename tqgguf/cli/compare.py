@@ -113,7 +113,7 @@ def _say_totals(found: Sequence[FileReport], out: Output) -> None:
     ]
     out.table(columns, rows, title="Totals")
     out.line(
-        "Means over the weights of all matrices. Seen: columns weighted by the gain of the norm "
-        "before them, for every file alike; undoing a fold divides by that gain and magnifies "
-        "what the network never sees. Compare files by it."
+        "Means over the weights of all matrices. Seen: weighted by the gains of the norms before "
+        "them, for every file alike; undoing a fold divides by those gains and magnifies what the "
+        "network never sees. Compare files by it."
     )

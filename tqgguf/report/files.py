@@ -2,12 +2,14 @@
 
 Any quantizer's GGUF will do; the rotation that tqgguf records in its own is undone first. Undoing a
 fold also divides by a norm's gain, which magnifies errors in columns that the network then
-multiplies by that small gain again. So every error is also given `seen`: with the columns of the
-matrices that read a norm weighted by its gain, for all files alike. That is the fair comparison.
+multiplies by that small gain again. So every error is also given `seen`: with rows and columns
+weighted by the factors that a fold would multiply in (norms' gains, the balance of the FFN's
+channels), for all files alike. That is the fair comparison.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 
@@ -20,7 +22,7 @@ from tqgguf.kernels.dtypes import F32
 from tqgguf.kernels.threads import run_all
 from tqgguf.models import Model, Tensor, folding
 from tqgguf.models.gguf import shard_files
-from tqgguf.models.rotation import read_rotation, restored
+from tqgguf.models.rotation import NO_ROTATION, Rotation, Sides, read_rotation, restored
 from tqgguf.models.tiles import tiles
 
 _TILE = 1 << 20  # weights compared at a time, unless the rotation mixes more
@@ -76,7 +78,7 @@ class FileReport:
 
     @property
     def rel_mse_seen(self) -> float:
-        """The same with columns weighted by the gain of the norm they read."""
+        """The same with rows and columns weighted by the factors of a fold."""
         return self._mean([t.rel_mse_seen for t in self._matrices])
 
     @property
@@ -108,11 +110,11 @@ def compare(original: Model, quantized: Model, *, threads: int | None = None) ->
     reference, approximation = restored(original), restored(quantized)
     sources = _match(reference, approximation)
     rotation = read_rotation(quantized)
-    gains = _gains(reference)
+    weighting = _weighting(reference)
     errors = []
     for name, source in sources.items():
         tensor, (rows, _) = approximation.tensors[name], rotation.granule(name)
-        errors.append(_tensor_error(source, tensor, rows, gains.get(name), threads))
+        errors.append(_tensor_error(source, tensor, rows, weighting, threads))
     stored = sum(t.n_bytes for t in errors)
     return FileReport(
         path=quantized.path,
@@ -157,30 +159,37 @@ def _by(shape: tuple[int, ...]) -> str:
     return " x ".join(map(str, shape))
 
 
-def _gains(model: Model) -> dict[str, F32]:
-    """The gains that a fold multiplies into the columns of each matrix: name -> (n_in,)."""
-    try:
-        sides = folding.fused(model).sides
-    except UnsupportedModelError:  # nothing is ever folded into such a model
-        return {}
-    gains: dict[str, F32] = {}
-    for name, steps in sides.items():
-        for step in steps.columns:
-            verb, _, vector = step.partition(":")
-            if verb == "gain":
-                gains[name] = gains.get(name, np.float32(1)) * model.tensors[vector].read()
-    return gains
+def _weighting(model: Model) -> Rotation:
+    """What a fold of this model would multiply rows and columns by, without its rotations."""
+    for fold in (folding.fused, folding.values):
+        with suppress(UnsupportedModelError):
+            rotation = fold(model).with_vectors_of(model)
+            return replace(rotation, sides={n: _diagonal(s) for n, s in rotation.sides.items()})
+    return NO_ROTATION
+
+
+def _diagonal(sides: Sides) -> Sides:
+    return Sides(*(tuple(s for s in steps if ":" in s) for steps in (sides.columns, sides.rows)))
 
 
 def _tensor_error(
-    source: Tensor, tensor: Tensor, granule: int, gain: F32 | None, threads: int | None
+    source: Tensor, tensor: Tensor, granule: int, weighting: Rotation, threads: int | None
 ) -> TensorError:
     cut = tiles(source.shape, granule=(granule, source.n_in), weights=_TILE)
     parts: dict[int, tuple[list[float], float]] = {}
+    is_matrix = len(source.shape) >= 2
 
     def work(i: int) -> None:
         x, y = (t.rows(*cut[i].rows) for t in (source, tensor))
-        parts[i] = _sums(x, y, gain)
+        parts[i] = _sums(x, y)
+        if is_matrix and weighting.sides.get(tensor.name):
+            first = (cut[i].rows[0], 0)
+            parts[i][0][-2:] = [
+                metrics.sum_squares(
+                    weighting.apply(tensor.name, v, shape=source.shape, first=first)
+                )
+                for v in (y - x, x)
+            ]
 
     run_all(work, list(range(len(cut))), threads=threads)
     sums = np.sum([parts[i][0] for i in range(len(cut))], axis=0)
@@ -198,13 +207,9 @@ def _tensor_error(
     )
 
 
-def _sums(x: F32, y: F32, gain: F32 | None) -> tuple[list[float], float]:
-    """Squared error, energies, product, the first two as seen; and the largest error."""
+def _sums(x: F32, y: F32) -> tuple[list[float], float]:
+    """Squared error, energies and product of both; error and energy again; the largest error."""
     error = y - x
     sums = [metrics.sum_squares(error), metrics.sum_squares(x), metrics.sum_squares(y)]
     sums.append(float(np.sum(np.einsum("nw,nw->n", x, y), dtype=np.float64)))
-    if gain is None:
-        seen = sums[:2]
-    else:
-        seen = [metrics.sum_squares(error * gain), metrics.sum_squares(x * gain)]
-    return [*sums, *seen], float(np.abs(error).max(initial=0))
+    return [*sums, *sums[:2]], float(np.abs(error).max(initial=0))

@@ -20,7 +20,7 @@ from tqgguf.kernels import metrics
 from tqgguf.kernels.dtypes import F32, F64, I64
 from tqgguf.kernels.threads import run_all
 from tqgguf.models import Model, Tensor, folding
-from tqgguf.models.rotation import Rotation, Sides, read_rotation
+from tqgguf.models.rotation import BALANCE, Rotation, Sides, read_rotation
 from tqgguf.models.tiles import Tile, tiles
 from tqgguf.plan import PLAIN, is_matrix
 from tqgguf.recipes import RECIPES
@@ -142,7 +142,7 @@ def choose_rotation(
     if read_rotation(model).mode != "none":
         raise PlanError(f"{model.path}: already rotated by tqgguf; measure the model it came from")
     try:
-        rotation = folding.fused(model, block=block, seed=seed)
+        rotation = folding.fused(model, block=block, seed=seed).with_vectors_of(model)
     except UnsupportedModelError as error:
         names = [t.name for t in model.tensors.values() if is_matrix(t)]
         rotation = folding.per_tensor(model, names, block=block)
@@ -152,9 +152,10 @@ def choose_rotation(
             f"(not runnable in llama.cpp; a fold is impossible: {reason})"
         )
     within = f", {rotation.value_block} within value heads" if rotation.value_block else ""
-    return rotation.with_vectors_of(model), (
+    balanced = ", FFN channels balanced" if any(BALANCE in n for n in rotation.vectors) else ""
+    return rotation, (
         "fused, as `quantize` folds it: "
-        f"blocks of {rotation.block} along the residual stream{within}"
+        f"blocks of {rotation.block} along the residual stream{within}{balanced}"
     )
 
 
