@@ -5,6 +5,7 @@ input to the output byte for byte.
 """
 
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,6 +50,8 @@ def encode(value: Any, type: Type | None = None) -> Value:
         payload = value.astype(value.dtype.newbyteorder("<")).tobytes()
         return Value(Type.ARRAY, struct.pack("<IQ", item, value.size) + payload)
     if isinstance(value, list | tuple):
+        if value and type in (None, Type.STRING) and all(isinstance(v, str) for v in value):
+            return _encode_strings(value)
         items = [encode(v, type) for v in value]
         item = items[0].type if items else (type or Type.STRING)
         if any(v.type != item for v in items):
@@ -61,6 +64,15 @@ def encode(value: Any, type: Type | None = None) -> Value:
         text = value.encode()
         return Value(type, struct.pack("<Q", len(text)) + text)
     return Value(type, struct.pack(SCALARS[type], value))
+
+
+def _encode_strings(texts: Sequence[str]) -> Value:
+    """Many strings at once: a vocabulary has some 100,000."""
+    parts = [struct.pack("<IQ", Type.STRING, len(texts))]
+    for text in texts:
+        raw = text.encode()
+        parts += (len(raw).to_bytes(8, "little"), raw)
+    return Value(Type.ARRAY, b"".join(parts))
 
 
 def _natural_type(value: Any) -> Type:

@@ -1,6 +1,7 @@
 """The files of a Hugging Face folder, and its config.json with typed access."""
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,6 +11,7 @@ from typing import Any
 
 from tqgguf.errors import FileFormatError, UnsupportedModelError
 
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 _MAX_COUNT = 2**31  # GGUF's counts are uint32, llama.cpp's often int32
 
 
@@ -28,7 +30,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text("utf-8")
         value = json.loads(text)
-        if "\\u" in text:  # JSON may spell half a character, which no UTF-8 file can hold
+        if _SURROGATE.search(text):  # half a character, which no UTF-8 file can hold
             json.dumps(value, ensure_ascii=False).encode()
     except OSError as error:
         raise FileFormatError(f"{path}: {(error.strerror or str(error)).lower()}") from None

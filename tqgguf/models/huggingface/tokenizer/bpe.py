@@ -39,7 +39,7 @@ def read_bpe(folder: Path, size: int) -> Vocabulary:
     else:
         vocabulary = _read_byte_level(path, size, description, tokenizer)
         vocabulary.merges = [" ".join(pair) for pair in merges]
-    vocabulary.put_added(added_tokens(folder))
+    vocabulary.put_added(added_tokens(folder, description))
     _note_added_ends(vocabulary, tokenizer)
     return vocabulary
 

@@ -6,7 +6,7 @@ from typing import Any
 from gguf import Keys, TokenType
 
 from tqgguf.errors import FileFormatError
-from tqgguf.models.huggingface.folder import load_optional
+from tqgguf.models.huggingface.folder import load_optional, read_json
 from tqgguf.models.huggingface.tokenizer.vocabulary import (
     CURE,
     Vocabulary,
@@ -35,9 +35,9 @@ def read_sentencepiece(folder: Path, size: int, space_prefix: bool | None) -> Vo
     vocabulary.add_bos = True
     for i, text in enumerate(texts):
         vocabulary.put(i, text, _type(pieces, i), pieces.get_score(i))
-    vocabulary.put_added(
-        {i: row for i, row in added_tokens(folder).items() if i >= len(pieces) or row[1]}
-    )
+    beside = folder / "tokenizer.json"
+    tokenizer = read_json(beside) if beside.is_file() else {}
+    vocabulary.put_added(added_tokens(folder, tokenizer))
     if space_prefix is None:
         space_prefix = _prepends_space(pieces)
     vocabulary.extra[Keys.Tokenizer.ADD_PREFIX] = encode(space_prefix)

@@ -92,10 +92,13 @@ def _looks_special(text: str) -> bool:
     )
 
 
-def added_tokens(folder: Path) -> dict[int, tuple[str, bool]]:
-    """Tokens added after training, from every file that may list them: id -> (text, special)."""
+def added_tokens(folder: Path, tokenizer: Mapping[str, Any]) -> dict[int, tuple[str, bool]]:
+    """Tokens added after training, from every file that may list them: id -> (text, special).
+
+    tokenizer: what tokenizer.json holds, or nothing.
+    """
     added: dict[int, tuple[str, bool]] = {}
-    for path, number, row in _rows_of_added(folder):
+    for path, number, row in _rows_of_added(folder, tokenizer):
         match row:
             case {"content": str(text)} if str(number).isdecimal():
                 added[int(number)] = (text, bool(row.get("special")))
@@ -104,13 +107,13 @@ def added_tokens(folder: Path) -> dict[int, tuple[str, bool]]:
     return added
 
 
-def _rows_of_added(folder: Path) -> Iterator[tuple[Path, Any, Any]]:
+def _rows_of_added(folder: Path, tokenizer: Mapping[str, Any]) -> Iterator[tuple[Path, Any, Any]]:
     """File, id, and {"content": text, "special": whether} of every added token."""
     path = folder / "added_tokens.json"
     for text, number in (read_json(path) if path.is_file() else {}).items():
         yield path, number, {"content": text}
     path = folder / "tokenizer.json"
-    rows = read_json(path).get("added_tokens") if path.is_file() else None
+    rows = tokenizer.get("added_tokens")
     for row in rows if isinstance(rows, list) else []:
         yield path, row.get("id") if isinstance(row, dict) else None, row
     path = folder / "tokenizer_config.json"
