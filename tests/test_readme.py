@@ -23,3 +23,10 @@ def test_every_command_is_in_the_readme_and_the_other_way_round():
     commands = {c.name or c.callback.__name__ for c in app.registered_commands} | groups
     named = set(re.findall(r"^\| `tqgguf (\w+)", README, re.MULTILINE))
     assert named == commands
+
+
+def test_the_python_examples_print_what_their_comments_say(capsys):
+    for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL):
+        exec(compile(block, "README.md", "exec"), {})  # our own text
+        promised = re.findall(r"^print\(.*\)  # (.*)$", block, re.MULTILINE)
+        assert capsys.readouterr().out.splitlines() == promised != []

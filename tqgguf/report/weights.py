@@ -23,10 +23,10 @@ from tqgguf.models import Model, Tensor, folding
 from tqgguf.models.rotation import BALANCE, Rotation, Sides, read_rotation
 from tqgguf.models.tiles import Tile, tiles
 from tqgguf.plan import PLAIN, is_matrix
-from tqgguf.recipes import RECIPES
+from tqgguf.recipes import recipe
 from tqgguf.report.synthetic import round_trip
 
-TYPES = tuple(dict.fromkeys(r.matrix for r in RECIPES.values()))
+TYPES = tuple(dict.fromkeys(recipe(name).matrix for name in ("tq-q4", "tq-q3", "tq-q2")))
 ACCURACY = 0.01  # relative standard error that the default sample stays below
 LIMIT, BINS = 20.0, 400  # the histograms' range in standard deviations, and their bins
 WORTHWHILE = 0.01  # a total gain within 1 % of 1 is called no difference
