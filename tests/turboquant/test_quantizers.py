@@ -57,6 +57,25 @@ def test_mse_codes_shrink_inner_products():
     assert mean < -10 * stderr
 
 
+@pytest.mark.parametrize("fault", ["magnitudes of S q", "no residual norm"])
+def test_the_circulating_estimators_are_biased(fault):
+    """What copies of the algorithm do: |S q| in place of S q, or no |r| before the sketch."""
+    quantizer = TurboQuantProd(64, 3)
+    x, y = unit_vectors(40_000, 64, 3), unit_vectors(40_000, 64, 4)
+    compressed = quantizer.compress(x)
+    sketch, scales = quantizer._sketch(compressed)
+    projected = quantizer.base.rotate.forward(y) @ quantizer.projection
+    if fault == "magnitudes of S q":
+        projected = np.abs(projected)
+    else:
+        scales = scales / compressed.residual_norms
+    base = quantizer.base.decompress(compressed)
+    estimate = np.sum(base * y, axis=1) + np.sum(projected * sketch, axis=1) * scales
+    true = np.sum(x * y, axis=1)
+    errors = ((estimate - true) * np.sign(true)).astype(np.float64)
+    assert abs(errors.mean()) > 10 * errors.std() / math.sqrt(len(errors))
+
+
 def bias(quantizer):
     """Mean error and its standard error, signed by the true product: shrinking it is a bias."""
     x, y = unit_vectors(100_000, 64, 3), unit_vectors(100_000, 64, 4)
