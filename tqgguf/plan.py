@@ -12,7 +12,8 @@ from tqgguf.errors import PlanError
 from tqgguf.formats import FORMATS, find_format
 from tqgguf.models import Model, Tensor, folding
 from tqgguf.models.architectures import role
-from tqgguf.models.rotation import BALANCE, NO_ROTATION, Rotation, Sides, read_rotation
+from tqgguf.models.rotation import NO_ROTATION, Rotation, Sides, read_rotation
+from tqgguf.models.vectors import BALANCE
 from tqgguf.recipes import Recipe, fitting, recipe
 
 PLAIN = ("F32", "F16", "BF16", "F64")  # types that hold exact source weights

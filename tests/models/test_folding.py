@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from tests.llama import kl_divergence, logprobs
 from tests.tiny_models import write_tensors, write_tiny
 from tqgguf.errors import FileFormatError, PlanError, UnsupportedModelError
 from tqgguf.models import folding, open_model
@@ -11,6 +12,8 @@ from tqgguf.models.model import Model
 from tqgguf.models.rotation import Rotation, Sides, read_rotation, restored
 from tqgguf.pipeline import quantize
 from tqgguf.plan import Options, make_plan
+
+TOKENS = np.random.default_rng(1).integers(3, 2048, 64).tolist()
 
 
 def tiny(tmp_path, name, **kwargs):
@@ -95,11 +98,11 @@ def test_a_block_that_does_not_fit_names_the_one_that_does(tmp_path):
         folding.fused(model, block=256)
 
 
-def with_gain_of_zero(tmp_path, name):
+def with_gain_of_zero(tmp_path, name, norm="blk.1.ffn_norm"):
     path = write_tiny(tmp_path / "a.gguf", name)
     tensors = {n: t.read() for n, t in open_model(path).tensors.items()}
-    tensors["blk.1.ffn_norm.weight"] = tensors["blk.1.ffn_norm.weight"].copy()
-    tensors["blk.1.ffn_norm.weight"][7] = 0
+    tensors[f"{norm}.weight"] = tensors[f"{norm}.weight"].copy()
+    tensors[f"{norm}.weight"][7] = 0
     return open_model(write_tensors(tmp_path / "z.gguf", path, tensors))
 
 
@@ -116,12 +119,37 @@ def test_a_dead_channel_folds_and_comes_back(tmp_path):
 
 
 def test_a_gain_of_zero_under_a_bias_is_refused(tmp_path):
-    model = with_gain_of_zero(tmp_path, "gpt2")
+    model = with_gain_of_zero(tmp_path, "falcon", "blk.1.attn_norm")
     plan = make_plan(model, Options(type="F32"))
-    says = r"blk\.1\.ffn_norm\.weight holds a gain of zero, .* under blk\.1\.ffn_norm\.bias"
+    says = r"blk\.1\.attn_norm\.weight holds a gain of zero, .* under blk\.1\.attn_norm\.bias"
     with pytest.raises(UnsupportedModelError, match=says):
         list(quantize(model, plan, tmp_path / "f.gguf"))
     assert not (tmp_path / "f.gguf").exists()
+
+
+def test_readers_with_a_bias_take_the_norms_bias(tmp_path):
+    model = with_gain_of_zero(tmp_path, "gpt2")
+    list(quantize(model, make_plan(model, Options(type="F32")), tmp_path / "f.gguf"))
+    folded = open_model(tmp_path / "f.gguf").tensors
+    assert not folded["blk.1.ffn_norm.bias"].read().any()
+    assert folded["output_norm.bias"].read().any()  # the head has no bias that could take it
+    difference = logprobs(model.path, TOKENS) - logprobs(tmp_path / "f.gguf", TOKENS)
+    assert np.abs(difference).max() < 1e-2
+
+
+def test_a_small_gain_under_a_bias_does_not_magnify_errors(tmp_path):
+    path = write_tiny(tmp_path / "a.gguf", "gpt2")
+    tensors = {n: t.read() for n, t in open_model(path).tensors.items()}
+    for norm in [n for n in tensors if n.startswith("blk.") and n.endswith("norm.weight")]:
+        tensors[norm] = tensors[norm].copy()
+        tensors[norm][::8] /= 100
+    model = open_model(write_tensors(tmp_path / "b.gguf", path, tensors))
+    reference, divergence = logprobs(model.path, TOKENS), {}
+    for rotate in ("none", "fused"):
+        plan = make_plan(model, Options(type="Q4_0", output_type="F16", rotate=rotate))
+        list(quantize(model, plan, tmp_path / "q.gguf", force=True))
+        divergence[rotate] = kl_divergence(reference, logprobs(tmp_path / "q.gguf", TOKENS)).mean()
+    assert divergence["fused"] < divergence["none"]
 
 
 def test_a_step_from_the_future_is_an_error():

@@ -34,19 +34,19 @@ def ffn_balance(up: Tensor, down: Tensor) -> F32:
 
 def _row_energy(tensor: Tensor) -> F64:
     """Sum of squares of each row: (n_rows,) float64."""
-    return np.concatenate([np.einsum("ij,ij->i", x, x) for _, x in _chunks(tensor)])
+    return np.concatenate([np.einsum("ij,ij->i", x, x) for _, x in chunks(tensor)])
 
 
 def _column_energy(tensor: Tensor) -> F64:
     """Sum of squares down each column of each stacked matrix: (n_expert * n_in,) float64."""
     n_out, n_in = tensor.shape[-2:]
     sums = np.zeros((tensor.n_rows // n_out, n_in))
-    for first, x in _chunks(tensor):
+    for first, x in chunks(tensor):
         sums[first // n_out] += np.einsum("ij,ij->j", x, x)
     return sums.reshape(-1)
 
 
-def _chunks(tensor: Tensor) -> Iterator[tuple[int, F64]]:
+def chunks(tensor: Tensor) -> Iterator[tuple[int, F64]]:
     """Ranges of rows of one matrix: the first row's index and the rows.
 
     In float64, where sums in another order are off by 1e-16 at most: the same factors everywhere.

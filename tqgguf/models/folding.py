@@ -11,7 +11,8 @@ from tqgguf.errors import PlanError, UnsupportedModelError
 from tqgguf.kernels import hadamard
 from tqgguf.models.architectures import ARCHITECTURES, Architecture, layer_prefix, role
 from tqgguf.models.model import Model
-from tqgguf.models.rotation import BALANCE, Rotation, Sides
+from tqgguf.models.rotation import Rotation, Sides
+from tqgguf.models.vectors import BALANCE
 
 EMBEDDING, HEAD = "token_embd.weight", "output.weight"
 TENSOR_BLOCK = 128  # --rotate tensor, unless --block says otherwise
@@ -208,7 +209,7 @@ def _on_stream(model: Model, row: Architecture, name: str) -> Sides:
     cases: list[tuple[bool, Callable[[], Sides]]] = [
         (kind in row.embeddings, lambda: Sides(columns=stream)),
         (kind in norms and part == "weight", lambda: Sides(columns=(f"ungain:{name}",))),
-        (kind in norms, lambda: Sides(columns=(f"ungain:{_weight_of(name)}", *stream))),
+        (kind in norms, lambda: _norm_bias(model, row, name)),
         (kind in row.readers or kind == "output", lambda: _reader(model, row, name)),
         (kind in row.writers and part == "bias", lambda: Sides(columns=stream)),
         (kind in row.writers, lambda: Sides(rows=stream)),
@@ -224,14 +225,43 @@ def _on_stream(model: Model, row: Architecture, name: str) -> Sides:
 
 
 def _reader(model: Model, row: Architecture, name: str) -> Sides:
-    """Gain, then rotation; a reader's bias adds to what it has read and stays."""
+    """Gain, then rotation; a bias stays, or takes what the norm's bias gives through the matrix."""
     kind, part = role(name)
+    prefix = layer_prefix(name)
+    norm = _norm_above(model, row, kind, prefix)
     if part == "bias":
-        return Sides()
-    above = [row.head_norm] if name == HEAD else [n for n, r in row.norms.items() if kind in r]
-    gains = [f"{layer_prefix(name)}{norm}.weight" for norm in above]
-    gain = [f"gain:{g}" for g in gains if g in model.tensors][-1:]  # "" has none, parallel may lack
-    return Sides(columns=(*gain, "residual"))
+        takes = _gives_away(model, row, norm)
+        return Sides(columns=(f"plus:{prefix}{kind}.weight*{norm}.bias",) if takes else ())
+    return Sides(columns=(*([f"gain:{norm}.weight"] if norm else []), "residual"))
+
+
+def _norm_above(model: Model, row: Architecture, kind: str, prefix: str) -> str:
+    """The norm whose output a matrix reads, `blk.3.attn_norm` say; empty if it has no gain."""
+    norms = [row.head_norm] if kind == "output" else [n for n, r in row.norms.items() if kind in r]
+    return next((prefix + n for n in reversed(norms) if f"{prefix}{n}.weight" in model.tensors), "")
+
+
+def _norm_bias(model: Model, row: Architecture, name: str) -> Sides:
+    """Q^T (c/g), which is large where a gain is small; nothing where the readers take it all."""
+    if _gives_away(model, row, name.removesuffix(".bias")):
+        return Sides(columns=(f"minus:{name}",))
+    return Sides(columns=(f"ungain:{_weight_of(name)}", "residual"))
+
+
+def _gives_away(model: Model, row: Architecture, norm: str) -> bool:
+    """Whether all that read this norm are single matrices with a bias, which can take W c."""
+    if f"{norm}.bias" not in model.tensors:
+        return False
+    kind, prefix = role(f"{norm}.bias")[0], layer_prefix(f"{norm}.bias")
+    if kind == row.head_norm:
+        return "output.bias" in model.tensors
+    readers = [r for r in row.norms[kind] if f"{prefix}{r}.weight" in model.tensors]
+    readers = [r for r in readers if _norm_above(model, row, r, prefix) == norm]
+    return all(
+        f"{prefix}{r}.bias" in model.tensors
+        and len(model.tensors[f"{prefix}{r}.weight"].shape) == 2
+        for r in readers
+    )
 
 
 def _weight_of(bias: str) -> str:

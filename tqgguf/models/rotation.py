@@ -11,8 +11,10 @@ W <- M^T W. Every step is named by a short string, which is also its record in t
 * ``gain:NAME``    diag(v) with the vector NAME, such as a norm's gain folded into its readers
 * ``ungain:NAME``  diag(1/v): what is left of the norm's own gain (all ones) and of its bias
 
-NAME is a tensor of the unrotated model, or `ffn_balance` in place of `ffn_up` and `ffn_down`: the
-factors that balance an FFN's channels (balance.py), gained by the one and lost by the other.
+* ``plus:NAME``    adds v to a bias, ``minus:NAME`` takes it away
+
+NAME is a tensor of the unrotated model, or what is derived from two (vectors.py): `ffn_balance` in
+place of `ffn_up` and `ffn_down`, or the product `MATRIX*VECTOR`.
 
 Steps apply left to right. A 1-D tensor has columns only.
 """
@@ -28,17 +30,14 @@ import numpy as np
 from tqgguf.errors import FileFormatError, UnsupportedModelError
 from tqgguf.kernels import hadamard
 from tqgguf.kernels.dtypes import F32
-from tqgguf.models.balance import ffn_balance
 from tqgguf.models.metadata import Value, encode
 from tqgguf.models.model import Model, Tensor
+from tqgguf.models.vectors import encode_vector, recorded_vectors, vector_of
 
 Mode = Literal["fused", "values", "tensor", "none"]
 VERSION = 1
 PREFIX = "tqgguf."
-_VECTOR = "tqgguf.vector."
-_EXPONENTS = "tqgguf.exponents."
 _UNGAIN = "ungain:"
-BALANCE = "ffn_balance"
 
 
 @dataclass(frozen=True)
@@ -52,8 +51,8 @@ class Sides:
         return bool(self.columns or self.rows)
 
     def __or__(self, other: "Sides") -> "Sides":
-        """Both one after the other; steps that meet on one axis must commute."""
-        return Sides(other.columns + self.columns, other.rows + self.rows)
+        """Both, one after the other."""
+        return Sides(self.columns + other.columns, self.rows + other.rows)
 
 
 @dataclass(frozen=True)
@@ -84,7 +83,7 @@ class Rotation:
 
         Raises UnsupportedModelError where a gain is zero under a bias c: c/g would be infinite.
         """
-        vectors = {n: _vector_of(model, n) for n in self.vector_names()}
+        vectors = {n: vector_of(model, n) for n in self.vector_names()}
         for name, sides in self.sides.items():
             divisors = [s.removeprefix(_UNGAIN) for s in sides.columns if s.startswith(_UNGAIN)]
             for divisor in divisors:
@@ -134,6 +133,8 @@ class Rotation:
         verb, _, name = step.partition(":")
         if name:
             factor = along.facing(x, self._vector(name, along.size))
+            if verb in ("plus", "minus"):
+                return x + factor if (verb == "plus") != undo else x - factor
             if (verb == "gain") != undo:
                 return x * factor
             return _divide(x, factor, dead=x if undo else np.ones_like(x))
@@ -177,7 +178,7 @@ class Rotation:
             "rotation.rows": [" ".join(self.sides[n].rows) for n in names],
         }
         keys = {PREFIX + key: encode(value) for key, value in record.items()}
-        return keys | dict(_encode_vector(*item) for item in self.vectors.items())
+        return keys | dict(encode_vector(*item) for item in self.vectors.items())
 
 
 NO_ROTATION = Rotation()
@@ -205,12 +206,6 @@ def read_rotation(model: Model) -> Rotation:
     )
     if not len(names) == len(columns) == len(rows):
         raise FileFormatError(f"{model.path}: the rotation metadata's arrays differ in length")
-    vectors = {
-        key.removeprefix(prefix): decode(np.asarray(model.get(key), np.float32))
-        for prefix, decode in ((_VECTOR, np.asarray), (_EXPONENTS, np.exp2))
-        for key in model.metadata
-        if key.startswith(prefix)
-    }
     sides = (Sides(tuple(c.split()), tuple(r.split())) for c, r in zip(columns, rows, strict=True))
     get = partial(_required, model)
     return Rotation(
@@ -220,7 +215,7 @@ def read_rotation(model: Model) -> Rotation:
         value_block=get("value_block_size"),
         seed=get("seed"),
         sides=dict(zip(names, sides, strict=True)),
-        vectors=vectors,
+        vectors=recorded_vectors(model),
     )
 
 
@@ -248,21 +243,6 @@ def _restored_rows(rotation: Rotation, tensor: Tensor, start: int, stop: int) ->
         tensor.name, tensor.rows(first, last), shape=tensor.shape, first=(first, 0)
     )
     return rows[start - first : stop - first]
-
-
-def _vector_of(model: Model, name: str) -> F32:
-    """A tensor of the model, or what is derived from two: the balance of an FFN's channels."""
-    if name in model.tensors:
-        return model.tensors[name].read()
-    up, down = (f"{name.replace(BALANCE, matrix)}.weight" for matrix in ("ffn_up", "ffn_down"))
-    return ffn_balance(model.tensors[up], model.tensors[down])
-
-
-def _encode_vector(name: str, vector: F32) -> tuple[str, Value]:
-    """Powers of two are kept as their exponents, a quarter of the size."""
-    if BALANCE in name:
-        return _EXPONENTS + name, encode(np.log2(vector).astype(np.int8))
-    return _VECTOR + name, encode(vector)
 
 
 def _required(model: Model, key: str) -> Any:

@@ -1,0 +1,46 @@
+"""The vectors that the steps of a rotation name: read or derived, and recorded in the file."""
+
+import numpy as np
+
+from tqgguf.kernels.dtypes import F32
+from tqgguf.models.balance import chunks, ffn_balance
+from tqgguf.models.metadata import Value, encode
+from tqgguf.models.model import Model, Tensor
+
+BALANCE = "ffn_balance"  # stands in a name in the place of ffn_up and ffn_down
+_VECTOR = "tqgguf.vector."
+_EXPONENTS = "tqgguf.exponents."
+
+
+def vector_of(model: Model, name: str) -> F32:
+    """The vector of this name: a tensor of the unrotated model, or derived from two of them."""
+    if name in model.tensors:
+        return model.tensors[name].read()
+    if "*" in name:
+        matrix, vector = (model.tensors[n] for n in name.split("*"))
+        return product(matrix, vector.read())
+    up, down = (f"{name.replace(BALANCE, matrix)}.weight" for matrix in ("ffn_up", "ffn_down"))
+    return ffn_balance(model.tensors[up], model.tensors[down])
+
+
+def product(matrix: Tensor, vector: F32) -> F32:
+    """The matrix times the vector, summed in float64: (n_out,) float32."""
+    parts = [np.einsum("ij,j->i", x, vector.astype(np.float64)) for _, x in chunks(matrix)]
+    return np.concatenate(parts).astype(np.float32)
+
+
+def encode_vector(name: str, vector: F32) -> tuple[str, Value]:
+    """The metadata key and value; powers of two as their exponents, a quarter of the size."""
+    if BALANCE in name:
+        return _EXPONENTS + name, encode(np.log2(vector).astype(np.int8))
+    return _VECTOR + name, encode(vector)
+
+
+def recorded_vectors(model: Model) -> dict[str, F32]:
+    """The vectors in a model's metadata, the inverse of `encode_vector`."""
+    return {
+        key.removeprefix(prefix): decode(np.asarray(model.get(key), np.float32))
+        for prefix, decode in ((_VECTOR, np.asarray), (_EXPONENTS, np.exp2))
+        for key in model.metadata
+        if key.startswith(prefix)
+    }
