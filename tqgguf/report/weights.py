@@ -20,8 +20,9 @@ from tqgguf.kernels import metrics
 from tqgguf.kernels.dtypes import F32, F64, I64
 from tqgguf.kernels.threads import run_all
 from tqgguf.models import Model, Tensor, folding
-from tqgguf.models.rotation import BALANCE, Rotation, Sides, read_rotation
+from tqgguf.models.rotation import Rotation, Sides, read_rotation
 from tqgguf.models.tiles import Tile, tiles
+from tqgguf.models.vectors import BALANCE
 from tqgguf.plan import PLAIN, is_matrix
 from tqgguf.recipes import recipe
 from tqgguf.report.synthetic import round_trip
