@@ -148,7 +148,7 @@ def test_metadata_is_carried_over_unchanged(novels, tmp_path):
         k: v for k, v in before.items() if k not in changed
     }
     reader = gguf.GGUFReader(tmp_path / "q.gguf")
-    assert reader.fields["general.file_type"].contents() == gguf.LlamaFileType.MOSTLY_Q4_K_S
+    assert reader.fields["general.file_type"].contents() == gguf.LlamaFileType.MOSTLY_Q4_K_M
     assert reader.fields["tqgguf.rotation.mode"].contents() == "fused"
     assert all(t.tensor_type != gguf.GGMLQuantizationType.F64 for t in reader.tensors)
 

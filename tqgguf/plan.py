@@ -108,8 +108,9 @@ def make_plan(model: Model, options: Options) -> Plan:
     sources = {name: name for name in model.tensors}
     if rotation.mode == "fused" and folding.tied_head(model):
         sources[folding.HEAD] = folding.EMBEDDING
+    head = folding.HEAD if folding.HEAD in sources else folding.EMBEDDING  # tied: both in one
     tensors = tuple(
-        _plan_tensor(model.tensors[source], name, chosen, options, rotation)
+        _plan_tensor(model.tensors[source], name, chosen, options, rotation, head)
         for name, source in sources.items()
     )
     plan = Plan(chosen, rotation, tensors, sum(t.size for t in model.tensors.values()))
@@ -137,9 +138,9 @@ def _rotation(model: Model, options: Options) -> Rotation:
 
 
 def _plan_tensor(
-    source: Tensor, name: str, chosen: Recipe, options: Options, rotation: Rotation
+    source: Tensor, name: str, chosen: Recipe, options: Options, rotation: Rotation, head: str
 ) -> PlannedTensor:
-    wanted = _wanted_type(source, name, chosen, options)
+    wanted = _wanted_type(source, name, chosen, options, head)
     if wanted in FORMATS:
         type, reason = fitting(wanted, source.n_in)
     else:
@@ -148,7 +149,7 @@ def _plan_tensor(
     return PlannedTensor(name, source.name, source.shape, source.type, type, sides, reason)
 
 
-def _wanted_type(source: Tensor, name: str, chosen: Recipe, options: Options) -> str:
+def _wanted_type(source: Tensor, name: str, chosen: Recipe, options: Options, head: str) -> str:
     """The type a tensor should have, before its row length is looked at."""
     for pattern, type in options.tensor_types:
         if re.search(pattern, name):
@@ -158,7 +159,7 @@ def _wanted_type(source: Tensor, name: str, chosen: Recipe, options: Options) ->
     if name == folding.EMBEDDING and options.token_embedding_type:
         return find_format(options.token_embedding_type).name
     if is_matrix(source):
-        return chosen.type_of(role(name)[0])
+        return chosen.type_of("output" if name == head else role(name)[0])
     if source.type not in PLAIN:
         return source.type  # integer tables and the like are copied
     return "F32" if len(source.shape) == 1 or source.type == "F64" else source.type

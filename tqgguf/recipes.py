@@ -1,5 +1,6 @@
 """Which type each role of tensor gets: the TQ recipes, and any single type."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -22,16 +23,65 @@ class Recipe:
     file_type: LlamaFileType = LlamaFileType.GUESSED
 
     def type_of(self, role: str) -> str:
-        """The type of a matrix with this role (attn_q, ffn_down, output ...)."""
-        return self.roles.get(role, self.matrix)
+        """The type of a matrix with this role (attn_q, ffn_down, output ...), experts' alike."""
+        return self.roles.get(_EXPERTS.sub("", role), self.matrix)
 
 
+_EXPERTS = re.compile(r"_(exps|shexp|chexps)$")
+
+# Roles that lose more than their share (docs/decisions/0006): the head two bits' worth, then the
+# values and the second FFN matrix. A tied embedding counts as the head.
 RECIPES: dict[str, Recipe] = {
     recipe.name: recipe
     for recipe in (
-        Recipe("TQ-Q4", "Q4_K", {"output": "Q6_K"}, LlamaFileType.MOSTLY_Q4_K_S),
-        Recipe("TQ-Q3", "Q3_K", {"output": "Q6_K"}, LlamaFileType.MOSTLY_Q3_K_S),
-        Recipe("TQ-Q2", "Q2_K", {"output": "Q6_K"}, LlamaFileType.MOSTLY_Q2_K_S),
+        Recipe(
+            "TQ-Q4",
+            "Q4_K",
+            {"attn_v": "Q5_K", "output": "Q6_K"},
+            LlamaFileType.MOSTLY_Q4_K_M,
+        ),
+        Recipe(
+            "TQ-Q4-FAST",
+            "Q4_0",
+            {"output": "Q6_K"},
+            LlamaFileType.MOSTLY_Q4_0,
+        ),
+        Recipe(
+            "TQ-Q4-SMALL",
+            "IQ4_XS",
+            {"attn_v": "Q5_K", "output": "Q6_K"},
+            LlamaFileType.MOSTLY_IQ4_XS,
+        ),
+        Recipe(
+            "TQ-Q3",
+            "Q3_K",
+            {"attn_v": "Q5_K", "ffn_down": "Q4_K", "output": "Q6_K", "token_embd": "Q4_K"},
+            LlamaFileType.MOSTLY_Q3_K_M,
+        ),
+        Recipe(
+            "TQ-Q2",
+            "Q2_K",
+            {
+                "attn_v": "Q4_K",
+                "attn_output": "Q3_K",
+                "ffn_down": "Q3_K",
+                "output": "Q6_K",
+                "token_embd": "Q3_K",
+            },
+            LlamaFileType.MOSTLY_Q2_K,
+        ),
+        Recipe(
+            "TQ-Q2-SMALL",
+            "IQ2_S",
+            {
+                "attn_v": "Q4_K",
+                "attn_output": "Q3_K",
+                "ffn_down": "Q3_K",
+                "output": "Q5_K",
+                "token_embd": "Q3_K",
+            },
+            LlamaFileType.MOSTLY_IQ2_S,
+        ),
     )
 }
 

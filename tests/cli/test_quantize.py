@@ -113,7 +113,7 @@ def test_inspect_shows_the_rotation(novels, tmp_path):
 def test_mistakes_get_one_line(novels, stories, tmp_path):
     out = tmp_path / "q.gguf"
     fails("quantize", tmp_path / "no[q4].gguf", says="no[q4].gguf: no such file")
-    fails("quantize", novels, "-t", "q9_z", says="'q9_z' is unknown; known: TQ-Q4, TQ-Q3, TQ-Q2")
+    fails("quantize", novels, "-t", "q9_z", says="'q9_z' is unknown; known: TQ-Q4, TQ-Q4-FAST")
     fails("quantize", novels, "--rotate", "sideways", says="known: fused, auto, tensor, none")
     fails("quantize", novels, "--block", "48", says="48: this model's rotation needs a power")
     fails("quantize", novels, "--block", "512", says="does not divide the model's width of 256")

@@ -28,7 +28,10 @@ Output = Annotated[
     Path | None, typer.Option("--output", "-o", help="The file to write; beside MODEL if unset.")
 ]
 Type = Annotated[
-    str, typer.Option("--type", "-t", help="A recipe (tq-q4, tq-q3, tq-q2) or any GGUF type.")
+    str,
+    typer.Option(
+        "--type", "-t", help="A recipe (tq-q4, tq-q3, tq-q2, tq-q4-fast ...) or any GGUF type."
+    ),
 ]
 Rotate = Annotated[str, typer.Option(help="fused, auto, tensor, none or values.")]
 Block = Annotated[
