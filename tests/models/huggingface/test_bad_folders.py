@@ -2,6 +2,7 @@
 
 import json
 import struct
+import sys
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -299,3 +300,9 @@ def test_the_model_card_names_licence_languages_and_tags(folder):
     assert model.get("general.base_model.0.organization") == "Org"
     assert model.get("general.sampling.temp") == 0.5
     assert model.get("general.sampling.top_k") == 40
+
+
+@pytest.mark.parametrize("package", ["safetensors", "sentencepiece"])
+def test_without_the_extra_the_line_says_what_to_install(package, folder, monkeypatch):
+    monkeypatch.setitem(sys.modules, package, None)  # as Python marks a module it cannot import
+    assert f"need the Python package {package}; pip install 'tqgguf[hf]'" in refusal(folder)
