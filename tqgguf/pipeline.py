@@ -29,6 +29,7 @@ from tqgguf.models.output import Output, Slot, is_finished, open_output, shard_p
 from tqgguf.models.rotation import PREFIX, Rotation
 from tqgguf.models.tiles import Tile, tiles
 from tqgguf.plan import PLAIN, Plan, PlannedTensor
+from tqgguf.runtime.equivalence import check_fold
 from tqgguf.workers import in_order
 
 TILE = 1 << 22  # weights: 16 MiB as float32, a few copies of which each worker holds
@@ -91,7 +92,8 @@ def quantize(
     `default_memory`). resume: go on with what an interrupted run left; an output that is finished
     already is left alone and yields nothing. advance is called with the number of bytes of each
     part written. Raises OutputError, PlanError where the memory is too small, and WeightError
-    naming the tensor; then nothing is left behind.
+    naming the tensor, and MismatchError where a fold would change the network's output; then
+    nothing is left behind.
     """
     rotation = plan.rotation.with_vectors_of(model)
     infos = [TensorInfo(t.name, t.shape, t.type) for t in plan.tensors]
@@ -100,6 +102,7 @@ def quantize(
     if resume and is_finished(path, layouts, split=bool(split), inputs=inputs):
         return
     workers = _affordable(plan, rotation, threads or default_threads(), max_memory)
+    check_fold(model, rotation, memory=(max_memory or default_memory()) - FIXED_BYTES)
     run = identity(model, plan, layouts) | {"--calibrate": rounded_by}
     with (
         open_output(

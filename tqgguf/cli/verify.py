@@ -13,6 +13,7 @@ from tqgguf.models import open_model
 from tqgguf.models.rotation import restored
 from tqgguf.pipeline import quantize
 from tqgguf.plan import PLAIN, Options, make_plan
+from tqgguf.runtime.equivalence import Difference, compare, require_output
 from tqgguf.verify import Check, require, verify
 
 _SHOWN = 10  # of the worst tensors
@@ -24,6 +25,9 @@ Quantized = Annotated[Path, typer.Argument(metavar="QUANT", help="The finished f
 def verify_command(
     quant: Quantized,
     original: Annotated[Path, typer.Argument(metavar="ORIGINAL", help="What it was made from.")],
+    forward: Annotated[
+        bool, typer.Option("--forward", help="Also run both on a few tokens and compare.")
+    ] = False,
     threads: o.Threads = None,
     json: o.Json = False,
     quiet: o.Quiet = False,
@@ -35,12 +39,21 @@ def verify_command(
     quantized = open_model(quant)
     total = sum(t.size for t in quantized.tensors.values())
     with progress(total, "verify", unit="w", quiet=quiet) as bar:
-        checks = list(verify(quantized, open_model(original), threads=threads, advance=bar.update))
+        source = open_model(original)
+        checks = list(verify(quantized, source, threads=threads, advance=bar.update))
+    difference = compare(source, quantized) if forward else None
     if json:
-        say_json({"passed": all(c.passed for c in checks), "tensors": [_row(c) for c in checks]})
+        say_json(_document(checks, difference))
     elif not quiet:
         _say_worst(checks)
+        if difference:
+            say(
+                f"run on a few tokens: logits differ by {difference.logits:.2g} of their spread, "
+                f"mean KL divergence {difference.divergence:.2g}"
+            )
     require(checks, quant)
+    if difference:
+        require_output(difference, quant)
     if not (json or quiet):
         say(f"{quant.name} is {original.name}: all {len(checks)} tensors agree")
 
@@ -74,6 +87,17 @@ def _say_worst(checks: list[Check]) -> None:
         for c in ranked[:_SHOWN]
     ]
     say_table(["tensor (worst first)", "type", "relative MSE", "worst block", "allowed"], rows)
+
+
+def _document(checks: list[Check], difference: Difference | None) -> dict[str, object]:
+    """The JSON of verify; forward is null unless it was asked for."""
+    return {
+        "passed": all(c.passed for c in checks) and (not difference or difference.passed),
+        "tensors": [_row(c) for c in checks],
+        "forward": {"logits": difference.logits, "divergence": difference.divergence}
+        if difference
+        else None,
+    }
 
 
 def _row(check: Check) -> dict[str, object]:

@@ -23,6 +23,7 @@ from tqgguf.models import Model
 from tqgguf.models.folding import EMBEDDING, HEAD
 from tqgguf.runtime import forward
 from tqgguf.runtime.forward import Layer, Step, Tokens, Weights
+from tqgguf.runtime.ops import Array
 
 _PLAIN = ("F32", "F16", "BF16", "F64")
 _CHUNK = 2048  # tokens that go through a layer at a time
@@ -38,7 +39,7 @@ class Settings:
     sweeps: int = 4
     damping: float = feedback.DAMPING
     drift: float = 1.0  # the share of the inputs' and the stream's drift that is made up for
-    ridge: float = 0.01  # of the mean of H's diagonal: keeps what makes up for drift small
+    ridge: float = 0.1  # of the mean of H's diagonal: keeps what makes up for drift small
     threads: int | None = None
 
 
@@ -158,7 +159,9 @@ class _Calibration:
     def _start(self, states: list[F32], weights: Weights) -> list["_Pass"]:
         return [_Pass(forward.layer(x, weights, self.ctx)) for x in states]
 
-    def _step(self, prefix: str, steps: list[Any], weights: Weights) -> Iterator[tuple[str, U8]]:
+    def _step(
+        self, prefix: str, steps: list[Any], weights: dict[str, Array]
+    ) -> Iterator[tuple[str, U8]]:
         """Round the matrices that are about to be used, and put them into `weights`."""
         first: Step = steps[0][0]
         names = [m for m in first.matrices if f"{prefix}{m}.weight" in self.types]

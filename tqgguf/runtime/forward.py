@@ -19,7 +19,7 @@ from tqgguf.runtime.graph import Graph, read_graph, rotary
 from tqgguf.runtime.ops import Array
 
 Tokens = NDArray[np.int32]
-Weights = dict[str, Array]  # a layer's tensors by their name without "blk.N."
+Weights = Mapping[str, Array]  # a layer's tensors by their name without "blk.N."
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def layers(model: Model, graph: Graph, *, dtype: DTypeLike = np.float32) -> Iter
         yield layer_weights(model, index, dtype=dtype)
 
 
-def layer_weights(model: Model, index: int, *, dtype: DTypeLike = np.float32) -> Weights:
+def layer_weights(model: Model, index: int, *, dtype: DTypeLike = np.float32) -> dict[str, Array]:
     """All tensors of layer `index`, by their name without "blk.N."."""
     prefix = f"blk.{index}."
     return {
@@ -100,6 +100,26 @@ def layer_weights(model: Model, index: int, *, dtype: DTypeLike = np.float32) ->
         for name, tensor in model.tensors.items()
         if name.startswith(prefix)
     }
+
+
+class LazyWeights(Mapping[str, Array]):
+    """The tensors of a layer, each read when it is used and not kept."""
+
+    def __init__(self, model: Model, index: int, dtype: DTypeLike) -> None:
+        self.model, self.prefix, self.dtype = model, f"blk.{index}.", dtype
+
+    def __getitem__(self, name: str) -> Array:
+        return self.model.tensors[self.prefix + name].read().astype(self.dtype)
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and self.prefix + name in self.model.tensors
+
+    def __iter__(self) -> Iterator[str]:
+        names = (n for n in self.model.tensors if n.startswith(self.prefix))
+        return (n.removeprefix(self.prefix) for n in names)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
 
 
 def final_norm(model: Model, x: Array) -> Array:
