@@ -3,24 +3,25 @@
 NumPy's calls on arrays that fit a cache last some ten microseconds, and handing the interpreter's
 lock from thread to thread costs as much: two threads of an encoder were slower than one, two
 processes 1.8 times as fast (docs/LOG.md). A forked child sees all of its parent's memory, so
-nothing is copied or pickled on the way in; what it computes goes back through a pipe, or through
-shared memory. Only Linux: elsewhere forking is absent or unsafe, and threads do the work.
+nothing is copied on the way in; what it computes goes back through a pipe, shared memory or a file.
+Only Linux: elsewhere forking is absent or unsafe, and threads do the work.
 """
 
 import ctypes
 import gc
 import mmap
 import os
-import pickle
 import signal
 import sys
-import threading
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from contextlib import suppress
 from math import prod
-from typing import NoReturn, TypeVar
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
+from queue import SimpleQueue
+from typing import Any, NoReturn, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,12 +30,10 @@ from tqgguf.errors import OutputError
 from tqgguf.kernels.threads import default_threads, run_all, single_threaded_blas
 
 Item = TypeVar("Item")
-Result = TypeVar("Result")
 Scalar = TypeVar("Scalar", bound=np.generic)
 
 _WORTH_A_FORK = 4  # items per worker: a fork costs some milliseconds, as much as one or two
 _PR_SET_PDEATHSIG = 1
-_forking = threading.Lock()  # a child that inherits a pipe of another would keep it open
 _in_child = False
 
 
@@ -62,44 +61,82 @@ def fill_shared(
     if workers < 2 or not can_fork():
         run_all(work, list(items), threads=1 if can_fork() else threads)
         return
-    with single_threaded_blas(), ThreadPoolExecutor(workers - 1) as pool:
-        shares = [partial(_work_off, work, items[i::workers]) for i in range(workers)]
-        others = [pool.submit(in_child, share) for share in shares[1:]]
-        shares[0]()
+
+    def work_off(first: int) -> None:
+        for item in items[first::workers]:
+            work(item)
+
+    with (
+        single_threaded_blas(),
+        Crew(work_off, workers - 1) as crew,
+        ThreadPoolExecutor(workers - 1) as pool,
+    ):
+        others = [pool.submit(crew, i) for i in range(1, workers)]
+        work_off(0)
         for other in others:
             other.result()
 
 
-def in_child(work: Callable[[], Result]) -> Result:
-    """Run work in a forked child and return what it returns, or raise what it raises.
+class Crew:
+    """Forked children that answer calls of one function, each one call at a time.
 
-    Raises OutputError if the child is killed, as the system does when memory runs out.
+    Calling the crew waits for an idle child and returns what the function returns there, or raises
+    what it raises; any number of threads may call. Arguments and results are pickled. A child is
+    the parent at the time of the fork, and dies with it. Use as a context manager.
     """
-    with _forking:
-        read_end, write_end = os.pipe()
-        child = _fork()
-        if child == 0:
-            os.close(read_end)
-            _serve(work, write_end)
-        os.close(write_end)
-    with os.fdopen(read_end, "rb") as pipe:
-        reply = pipe.read()
-    _, status = os.waitpid(child, 0)
-    if status != 0:
-        raise OutputError(
-            f"a worker process died ({_cause(status)}), perhaps for want of memory; "
-            "use fewer --threads or a smaller --max-memory"
-        )
-    succeeded, result = pickle.loads(reply)
-    if not succeeded:
-        raise result
-    value: Result = result
-    return value
+
+    def __init__(self, function: Callable[..., Any], count: int) -> None:
+        self._children = [_Child(function) for _ in range(count)]
+        self._idle: SimpleQueue[_Child] = SimpleQueue()
+        for child in self._children:
+            self._idle.put(child)
+
+    def __call__(self, *arguments: object) -> Any:  # noqa: ANN401  whatever the function returns
+        """Call the function in an idle child; OutputError if the child is killed meanwhile."""
+        child = self._idle.get()
+        try:
+            return child.call(arguments)
+        finally:
+            self._idle.put(child)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for child in self._children:
+            child.dismiss()
 
 
-def _work_off(work: Callable[[Item], object], items: Sequence[Item]) -> None:
-    for item in items:
-        work(item)
+class _Child:
+    """One forked process and the connection to it."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._connection, end = Pipe()
+        self._id = _fork()
+        if self._id == 0:
+            _serve(function, end)
+        end.close()
+
+    def call(self, arguments: tuple[object, ...]) -> Any:  # noqa: ANN401
+        """Send the arguments, wait for the result."""
+        try:
+            self._connection.send(arguments)
+            succeeded, result = self._connection.recv()
+        except (EOFError, OSError):
+            raise OutputError(
+                "a worker process died, perhaps for want of memory; "
+                "use fewer --threads or a smaller --max-memory"
+            ) from None
+        if not succeeded:
+            raise result
+        return result
+
+    def dismiss(self) -> None:
+        """Let the child leave and wait until it has."""
+        with suppress(OSError):
+            self._connection.send(None)
+        self._connection.close()
+        os.waitpid(self._id, 0)
 
 
 def _fork() -> int:
@@ -109,27 +146,19 @@ def _fork() -> int:
         return os.fork()
 
 
-def _serve(work: Callable[[], object], write_end: int) -> NoReturn:
-    """The child's life: work, reply, leave without any of the parent's clean-up."""
+def _serve(function: Callable[..., object], connection: "Connection[Any, Any]") -> NoReturn:
+    """The child's life: answer calls, then leave without any of the parent's clean-up."""
     global _in_child
-    status = 1
     try:
         _in_child = True
-        gc.disable()  # the parent's garbage is the parent's to finalize
+        gc.freeze()  # the parent's garbage is the parent's to finalize
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C ends
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        try:
-            reply = pickle.dumps((True, work()))
-        except BaseException as error:  # noqa: BLE001  whatever it is, the parent raises it
-            reply = pickle.dumps((False, error))
-        with os.fdopen(write_end, "wb") as pipe:
-            pipe.write(reply)
-        status = 0
+        while (arguments := connection.recv()) is not None:
+            try:
+                reply = (True, function(*arguments))
+            except BaseException as error:  # noqa: BLE001  whatever it is, the parent raises it
+                reply = (False, error)
+            connection.send(reply)
     finally:
-        os._exit(status)
-
-
-def _cause(status: int) -> str:
-    if os.WIFSIGNALED(status):
-        return signal.Signals(os.WTERMSIG(status)).name
-    return f"status {os.waitstatus_to_exitcode(status)}"
+        os._exit(0)
