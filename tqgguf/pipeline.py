@@ -5,6 +5,7 @@ import platform
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from functools import partial
@@ -19,6 +20,7 @@ from tqgguf.errors import PlanError, TqggufError, WeightError
 from tqgguf.formats import FORMATS, dequantize
 from tqgguf.formats import quantize as encode
 from tqgguf.kernels.dtypes import F32, U8
+from tqgguf.kernels.forks import Crew, can_fork
 from tqgguf.kernels.memory import default_memory
 from tqgguf.kernels.threads import default_threads, single_threaded_blas
 from tqgguf.models import Model, Tensor, model_files
@@ -109,10 +111,10 @@ def quantize(
             path, layouts, run=run, inputs=inputs, split=bool(split), resume=resume, force=force
         ) as output,
         single_threaded_blas(),
+        _helpers(_works(model, plan, rotation, rounded or {}, output), workers) as work,
         ThreadPoolExecutor(workers) as pool,
     ):
-        made = rounded or {}
-        yield from _run(model, plan, rotation, made, output, pool, 2 * workers, advance)
+        yield from _run(plan, rotation, work, output, pool, 2 * workers, advance)
 
 
 def output_files(model: Model, plan: Plan, path: Path, split: Split) -> list[Path]:
@@ -179,11 +181,36 @@ def _affordable(plan: Plan, rotation: Rotation, threads: int, max_memory: int | 
     return max(1, min(threads, count))
 
 
+def _works(
+    model: Model, plan: Plan, rotation: Rotation, rounded: Mapping[str, U8], output: Output
+) -> dict[str, "_Work"]:
+    """What is to be done to each tensor, by its name in the output."""
+    return {
+        p.name: _Work(
+            model.tensors[p.source], p, rotation, output.slot(p.name), rounded.get(p.name)
+        )
+        for p in plan.tensors
+    }
+
+
+@contextmanager
+def _helpers(works: Mapping[str, "_Work"], count: int) -> Iterator[Callable[[str, Tile], _Part]]:
+    """A function that works on one tile of a tensor, in one of `count` processes if possible."""
+
+    def work(name: str, tile: Tile) -> _Part:
+        return works[name](tile)
+
+    if count < 2 or not can_fork():
+        yield work
+        return
+    with Crew(work, count) as crew:
+        yield crew
+
+
 def _run(
-    model: Model,
     plan: Plan,
     rotation: Rotation,
-    rounded: Mapping[str, U8],
+    work: Callable[[str, Tile], _Part],
     output: Output,
     pool: Executor,
     ahead: int,
@@ -198,9 +225,8 @@ def _run(
             if note is not None:
                 done[p.name] = _report_of(note)
                 advance(p.n_bytes)
-            rows = rounded.get(p.name)
-            work = _Work(model.tensors[p.source], p, rotation, output.slot(p.name), rows)
-            yield p, [] if note is not None else [partial(work, t) for t in _tiles(p, rotation)]
+            cut = _tiles(p, rotation) if note is None else []
+            yield p, [partial(work, p.name, tile) for tile in cut]
 
     groups = in_order(jobs(), pool, ahead=ahead, on_result=lambda part: advance(part.n_bytes))
     for p, parts in groups:

@@ -91,7 +91,7 @@ class Crew:
         for child in self._children:
             self._idle.put(child)
 
-    def __call__(self, *arguments: object) -> Any:  # noqa: ANN401  whatever the function returns
+    def __call__(self, *arguments: object) -> Any:
         """Call the function in an idle child; OutputError if the child is killed meanwhile."""
         child = self._idle.get()
         try:
@@ -117,7 +117,7 @@ class _Child:
             _serve(function, end)
         end.close()
 
-    def call(self, arguments: tuple[object, ...]) -> Any:  # noqa: ANN401
+    def call(self, arguments: tuple[object, ...]) -> Any:
         """Send the arguments, wait for the result."""
         try:
             self._connection.send(arguments)
