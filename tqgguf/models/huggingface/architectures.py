@@ -142,10 +142,15 @@ _ROPE_WIDTH = (Key("rope.dimension_count", lambda c: c.head_dim),)
 
 def _partial_rope(config: Config) -> int:
     """Rotated weights of a head."""
-    part = config.get("partial_rotary_factor")
-    if part is None:
-        part = config.section("rope_parameters", "rope_scaling").get("partial_rotary_factor")
-    return int((1.0 if part is None else float(part)) * config.head_dim)
+    name = "partial_rotary_factor"
+    for source in (config, config.section("rope_parameters", "rope_scaling")):
+        if source.get(name) is not None:
+            return int(source.positive(name) * config.head_dim)
+    return config.head_dim
+
+
+def _window_or_0(config: Config) -> int:
+    return config.count("sliding_window") if config.get("sliding_window") else 0
 
 
 _LLAMA = Architecture(
@@ -301,7 +306,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
             *_RMS,
             Key("rope.dimension_count", _partial_rope),
             # llama.cpp switches Phi-3's window off; 0 also tells it apart from Phi-4.
-            Key("attention.sliding_window", lambda c: c.get("sliding_window") or 0),
+            Key("attention.sliding_window", _window_or_0),
         ),
         assumes={"hidden_act": _SILU},
     ),

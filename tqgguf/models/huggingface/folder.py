@@ -75,6 +75,13 @@ class Config:
             raise self._wrong(names, value, "a number")
         return float(value)
 
+    def positive(self, *names: str) -> float:
+        """A number above zero under one of these keys; FileFormatError if missing or wrong."""
+        value = self.number(*names)
+        if value <= 0:
+            raise self._wrong(names, value, "a number above 0")
+        return value
+
     def section(self, *names: str) -> "Config":
         """An object under one of these keys as a Config of its own; empty if it is not there."""
         value = self.get(*names)

@@ -64,10 +64,10 @@ def _theta(config: Config, kind: str, *names: str) -> float | None:
     parameters = config.section("rope_parameters", "rope_scaling")
     inner = parameters.section(kind)
     if inner.get("rope_theta") is not None:
-        return inner.number("rope_theta")
+        return inner.positive("rope_theta")
     if kind == "full_attention" and parameters.get("rope_theta") is not None:
-        return parameters.number("rope_theta")
-    return None if config.get(*names) is None else config.number(*names)
+        return parameters.positive("rope_theta")
+    return None if config.get(*names) is None else config.positive(*names)
 
 
 def _rope_keys(config: Config, architecture: Architecture) -> Iterator[tuple[str, Any]]:
@@ -98,7 +98,7 @@ def _no_keys(config: Config, scaling: Config) -> Iterator[tuple[str, Any]]:
 def _linear_keys(config: Config, scaling: Config) -> Iterator[tuple[str, Any]]:
     del config
     yield "rope.scaling.type", "linear"
-    yield "rope.scaling.factor", scaling.number("factor")
+    yield "rope.scaling.factor", scaling.positive("factor")
 
 
 def _original_context(config: Config, scaling: Config) -> int:
@@ -115,12 +115,12 @@ def _yarn_keys(config: Config, scaling: Config) -> Iterator[tuple[str, Any]]:
                 f"{config.path}: YaRN with {name} {scaling.get(name)!r}; llama.cpp computes "
                 f"{default}"
             )
-    factor = scaling.number("factor")
+    factor = scaling.positive("factor")
     yield "rope.scaling.type", "yarn"
     yield "rope.scaling.factor", factor
     yield "rope.scaling.original_context_length", _original_context(config, scaling)
     if scaling.get("attention_factor") is not None and factor > 1:
-        own = scaling.number("attention_factor")
+        own = scaling.positive("attention_factor")
         yield "rope.scaling.attn_factor", own / (0.1 * math.log(factor) + 1.0)
 
 
@@ -130,8 +130,8 @@ def _longrope_keys(config: Config, scaling: Config) -> Iterator[tuple[str, Any]]
     yield "rope.scaling.type", "longrope"
     yield "rope.scaling.original_context_length", original
     if scaling.get("attention_factor") is not None:
-        yield "rope.scaling.attn_factor", scaling.number("attention_factor")
-    elif scale > 1:
+        yield "rope.scaling.attn_factor", scaling.positive("attention_factor")
+    elif scale > 1 and original > 1:
         yield "rope.scaling.attn_factor", math.sqrt(1 + math.log(scale) / math.log(original))
 
 
@@ -153,9 +153,9 @@ def _llama3_factors(config: Config, scaling: Config) -> F32:
     theta = _theta(config, "full_attention", "rope_theta") or 10_000.0
     dim = config.head_dim
     waves = 2 * np.pi * theta ** (np.arange(0, dim, 2) / dim)
-    factor, context = scaling.number("factor"), _original_context(config, scaling)
-    low, high = scaling.number("low_freq_factor"), scaling.number("high_freq_factor")
-    if not 0 < low < high:
+    factor, context = scaling.positive("factor"), _original_context(config, scaling)
+    low, high = scaling.positive("low_freq_factor"), scaling.positive("high_freq_factor")
+    if low >= high:
         raise FileFormatError(f"{config.path}: low_freq_factor {low} is not below {high}")
     mix = np.clip((context / waves - low) / (high - low), 0, 1)
     return (1 / ((1 - mix) / factor + mix)).astype(np.float32)

@@ -8,10 +8,8 @@ from tqgguf.models.huggingface.folder import Config
 from tqgguf.models.huggingface.tokenizer.bpe import read_bpe
 from tqgguf.models.huggingface.tokenizer.sentencepiece import read_sentencepiece
 from tqgguf.models.huggingface.tokenizer.special import chat_templates, special_tokens
-from tqgguf.models.huggingface.tokenizer.vocabulary import Vocabulary
+from tqgguf.models.huggingface.tokenizer.vocabulary import CURE, Vocabulary
 from tqgguf.models.metadata import Value
-
-CURE = "give --vocab-from with a GGUF file that has this model's tokenizer"
 
 
 def tokenizer_keys(folder: Path, config: Config, architecture: Architecture) -> dict[str, Value]:

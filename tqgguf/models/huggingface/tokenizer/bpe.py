@@ -17,8 +17,6 @@ from tqgguf.models.huggingface.tokenizer.vocabulary import (
 )
 from tqgguf.models.metadata import encode
 
-_WORD_START = "\u2581"
-
 
 def read_bpe(folder: Path, size: int) -> Vocabulary:
     """The vocabulary of tokenizer.json; size: rows of the embedding.

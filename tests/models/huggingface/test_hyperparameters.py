@@ -1,0 +1,154 @@
+"""config.json in its older and newer dialects, and what it may not say."""
+
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.models.huggingface.folders import LLAMA
+from tests.models.huggingface.test_mutations import MUTATIONS, mutate
+from tqgguf.errors import TqggufError, UnsupportedModelError
+from tqgguf.models.huggingface import convert_hyperparameters
+from tqgguf.models.huggingface.architectures import ARCHITECTURES, check_assumptions
+from tqgguf.models.huggingface.folder import Config
+from tqgguf.models.huggingface.hyperparameters import rope_tensors
+
+LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+LLAMA3 |= {"original_max_position_embeddings": 32}
+YARN = {"factor": 4.0, "original_max_position_embeddings": 32}
+LONG = {"short_factor": [1.0] * 4, "long_factor": [2.0] * 4}
+GEMMA = {"head_dim": 8, "hidden_activation": "gelu_pytorch_tanh", "hidden_act": None}
+GEMMA |= {"query_pre_attn_scalar": 8, "sliding_window": 16}
+SOFTCAPS = {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+EXTRA = {
+    "MixtralForCausalLM": {"num_local_experts": 4, "num_experts_per_tok": 2},
+    "Qwen3MoeForCausalLM": {**EXPERTS, "norm_topk_prob": True},
+    "Phi3ForCausalLM": {"partial_rotary_factor": 0.75, "sliding_window": 64},
+    "GPT2LMHeadModel": {"layer_norm_epsilon": 1e-5, "activation_function": "gelu_new"},
+    "Starcoder2ForCausalLM": {"norm_epsilon": 1e-5, "hidden_act": "gelu_pytorch_tanh"},
+    "GemmaForCausalLM": GEMMA,
+    "Gemma2ForCausalLM": {**GEMMA, **SOFTCAPS},
+    "Gemma3ForCausalLM": GEMMA,
+    "Gemma3ForConditionalGeneration": GEMMA,
+}
+CONFIGS = {name: {**LLAMA, **EXTRA.get(name, {})} for name in ARCHITECTURES}
+
+
+def convert(name: str, values: dict[str, Any]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """GGUF keys without the architecture's prefix, and rotary tensors."""
+    row = ARCHITECTURES[name]
+    config = Config(Path("config.json"), {**row.defaults, **values})
+    check_assumptions(config, row)
+    keys = convert_hyperparameters(config, row)
+    tensors = {n: t.read() for n, t in rope_tensors(config, row).items()}
+    return {k.removeprefix(f"{row.name}."): v.decode() for k, v in keys.items()}, tensors
+
+
+@pytest.mark.parametrize(
+    ("name", "older", "newer"),
+    [
+        ("LlamaForCausalLM", {"rope_theta": 5e5}, {"rope_parameters": {"rope_theta": 5e5}}),
+        (
+            "LlamaForCausalLM",
+            {"rope_theta": 5e5, "rope_scaling": {"rope_type": "llama3", **LLAMA3}},
+            {"rope_parameters": {"rope_theta": 5e5, "rope_type": "llama3", **LLAMA3}},
+        ),
+        (
+            "LlamaForCausalLM",
+            {"rope_theta": 1e4, "rope_scaling": {"type": "linear", "factor": 2.0}},
+            {"rope_parameters": {"rope_theta": 1e4, "rope_type": "linear", "factor": 2.0}},
+        ),
+        (
+            "Qwen2ForCausalLM",
+            {"rope_theta": 1e6, "rope_scaling": {"type": "yarn", **YARN}},
+            {"rope_parameters": {"rope_theta": 1e6, "rope_type": "yarn", **YARN}},
+        ),
+        (
+            "Phi3ForCausalLM",
+            {
+                "rope_theta": 1e4,
+                "rope_scaling": {"type": "su", **LONG},
+                "original_max_position_embeddings": 64,
+            },
+            {
+                "rope_parameters": {
+                    "rope_theta": 1e4,
+                    "rope_type": "longrope",
+                    "original_max_position_embeddings": 64,
+                    **LONG,
+                }
+            },
+        ),
+        (
+            "Gemma3ForCausalLM",
+            {
+                "rope_theta": 1e6,
+                "rope_local_base_freq": 1e4,
+                "rope_scaling": {"rope_type": "linear", "factor": 8.0},
+            },
+            {
+                "rope_parameters": {
+                    "full_attention": {"rope_theta": 1e6, "rope_type": "linear", "factor": 8.0},
+                    "sliding_attention": {"rope_theta": 1e4, "rope_type": "default"},
+                }
+            },
+        ),
+    ],
+)
+def test_older_and_newer_rotary_parameters_are_the_same(name, older, newer):
+    base = {k: v for k, v in CONFIGS[name].items() if k != "rope_theta"}
+    old_keys, old_tensors = convert(name, base | older)
+    new_keys, new_tensors = convert(name, base | newer)
+    assert old_keys == new_keys
+    assert old_tensors.keys() == new_tensors.keys()
+    for tensor, values in old_tensors.items():
+        np.testing.assert_array_equal(values, new_tensors[tensor])
+
+
+def test_llama3_factors_grow_from_1_to_the_factor():
+    rope = {"rope_type": "llama3", **LLAMA3}
+    _, tensors = convert("LlamaForCausalLM", {**LLAMA, "head_dim": 64, "rope_scaling": rope})
+    factors = tensors["rope_freqs.weight"]
+    assert factors.shape == (32,)
+    assert factors[0] == 1
+    assert factors[-1] == 8
+    assert (np.diff(factors) >= 0).all()
+
+
+def test_a_gemma_with_another_scale_is_refused():
+    values = {**CONFIGS["Gemma3ForCausalLM"], "query_pre_attn_scalar": 256}
+    with pytest.raises(UnsupportedModelError, match="query_pre_attn_scalar is 256"):
+        convert("Gemma3ForCausalLM", values)
+
+
+def test_yarn_with_other_ramps_is_refused():
+    rope = {"rope_type": "yarn", **YARN, "beta_fast": 64}
+    with pytest.raises(UnsupportedModelError, match="beta_fast 64"):
+        convert("LlamaForCausalLM", {**LLAMA, "rope_scaling": rope})
+
+
+def test_llama3_scaling_needs_a_graph_that_loads_factors():
+    rope = {"rope_type": "llama3", **LLAMA3}
+    with pytest.raises(UnsupportedModelError, match="rope_type 'llama3' is not computed"):
+        convert("Qwen2ForCausalLM", {**LLAMA, "rope_scaling": rope})
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_changed_config_gives_keys_or_one_line(name):
+    scalings = [{"rope_type": "llama3", **LLAMA3}, {"rope_type": "yarn", **YARN}]
+    scalings += [{"rope_type": "longrope", **LONG}, {"rope_type": "linear", "factor": 2.0}]
+    for seed in range(4 * MUTATIONS):
+        rng = random.Random(seed)
+        values = {**CONFIGS[name], "rope_scaling": rng.choice(scalings)}
+        assert "\n" not in outcome(name, mutate(rng, mutate(rng, values)))
+
+
+def outcome(name: str, values: Any) -> str:
+    """The number of GGUF keys, or why there are none."""
+    try:
+        return str(len(convert(name, values)[0])) if isinstance(values, dict) else ""
+    except TqggufError as error:
+        return str(error)
