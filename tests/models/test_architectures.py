@@ -86,6 +86,7 @@ def forgetful(row: Architecture, forgotten: str) -> Architecture:
             for norm, readers in row.norms.items()
         },
         head_norm=row.head_norm if row.head_norm != forgotten else "",
+        embedding_norm=row.embedding_norm if row.embedding_norm != forgotten else "",
         writers=without,
         embeddings=tuple(r for r in row.embeddings if r != forgotten),
         values=None if row.values is None else tuple(r.replace(forgotten, "") for r in row.values),
@@ -102,6 +103,7 @@ def roles(name: str) -> list[str]:
     if row.refusal:
         return sorted(present & set(row.values or ()))
     working = {*row.norms, row.head_norm, *row.readers, *row.writers, *row.embeddings}
+    working.add(row.embedding_norm)
     return sorted(present & working)
 
 

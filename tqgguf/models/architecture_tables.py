@@ -20,7 +20,7 @@ def details() -> str:
             _name(row),
             "; ".join(f"{_norm(norm)} > {', '.join(r)}" for norm, r in row.norms.items()),
             ", ".join(row.writers),
-            ", ".join(row.embeddings),
+            ", ".join(row.embeddings) + (f" > {row.embedding_norm}" if row.embedding_norm else ""),
             f"{_norm(row.head_norm)} > output",
             ", ".join(row.untouched) or "-",
             f"{GRAPHS}/{row.graph or row.name}.cpp",

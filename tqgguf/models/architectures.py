@@ -20,7 +20,8 @@ class Architecture:
     norms maps every norm on the residual stream to the matrices that read its output. A matrix may
     stand under several norms: the last one that its layer has feeds it. The norm "" has no gain.
     writers add to the stream; values are the pair (value projection, attention output) between
-    which nothing element-wise stands, or None; head_norm feeds the output head. untouched lists
+    which nothing element-wise stands, or None; head_norm feeds the output head,
+    embedding_norm stands behind the token embedding. untouched lists
     what lives beside the stream (q/k norms, rotary factors, and in rows that are refused the norms
     that forbid it). refusal says why the stream cannot be rotated, why_no_values why the value
     heads cannot, balanced whether the FFN is linear in ffn_up, note what is remarkable.
@@ -32,6 +33,7 @@ class Architecture:
     values: tuple[str, str] | None = ("attn_v", "attn_output")
     head_norm: str = "output_norm"
     embeddings: tuple[str, ...] = ("token_embd",)
+    embedding_norm: str = ""
     untouched: tuple[str, ...] = ()
     norm: Literal["rms", "layer"] = "rms"
     refusal: str = ""
@@ -263,6 +265,13 @@ _LAYER_ROWS = (
         note="one norm feeds attention and FFN in parallel; the head's bias stays",
     ),
     Architecture(
+        "bloom",
+        norms={"attn_norm": _ATTENTION, "ffn_norm": _FFN},
+        embedding_norm="token_embd_norm",
+        norm="layer",
+        note="a norm behind the embedding: the table is rewritten so that its gain can be uniform",
+    ),
+    Architecture(
         "mpt",
         norms={"attn_norm": _ATTENTION, "ffn_norm": _FFN},
         embeddings=("token_embd", "position_embd"),
@@ -273,13 +282,6 @@ _LAYER_ROWS = (
 )
 
 _REFUSED_ROWS = (
-    Architecture(
-        "bloom",
-        norms={"attn_norm": _ATTENTION, "ffn_norm": _FFN},
-        untouched=("token_embd_norm",),
-        norm="layer",
-        refusal="token_embd_norm scales each channel of the stream itself, behind the embedding",
-    ),
     Architecture("gemma", norms=_BOTH, refusal=_TIED_REASON),
     Architecture(
         "command-r",

@@ -207,7 +207,8 @@ def _on_stream(model: Model, row: Architecture, name: str) -> Sides:
     norms = {*row.norms, row.head_norm}
     stream = ("residual",)
     cases: list[tuple[bool, Callable[[], Sides]]] = [
-        (kind in row.embeddings, lambda: Sides(columns=stream)),
+        (kind in row.embeddings, lambda: _embedding(row, kind)),
+        (kind == row.embedding_norm, lambda: _embedding_norm(name, part)),
         (kind in norms and part == "weight", lambda: Sides(columns=(f"ungain:{name}",))),
         (kind in norms, lambda: _norm_bias(model, row, name)),
         (kind in row.readers or kind == "output", lambda: _reader(model, row, name)),
@@ -216,12 +217,22 @@ def _on_stream(model: Model, row: Architecture, name: str) -> Sides:
         (kind in row.untouched, Sides),
     ]
     for applies, make in cases:
-        if applies:
+        if applies and kind:
             return make()
     raise UnsupportedModelError(
         f"{model.path}: {name} is not in the table of {row.name}, so a fold might break it; "
         "use --rotate none"
     )
+
+
+def _embedding(row: Architecture, kind: str) -> Sides:
+    behind = row.embedding_norm and kind == row.embeddings[0]
+    return Sides(columns=(*([f"normed:{row.embedding_norm}"] if behind else []), "residual"))
+
+
+def _embedding_norm(name: str, part: str) -> Sides:
+    step = f"minus:{name}" if part == "bias" else f"level:{name.removesuffix('.weight')}"
+    return Sides(columns=(step,))
 
 
 def _reader(model: Model, row: Architecture, name: str) -> Sides:

@@ -13,6 +13,9 @@ W <- M^T W. Every step is named by a short string, which is also its record in t
 
 * ``plus:NAME``    adds v to a bias, ``minus:NAME`` takes it away
 
+* ``normed:NAME``  what a norm behind the embedding makes of its rows, rotated instead of the rows;
+                   ``level:NAME`` is that norm's gain, made uniform (embedding_norm.py)
+
 NAME is a tensor of the unrotated model, or what is derived from two (vectors.py): `ffn_balance` in
 place of `ffn_up` and `ffn_down`, or the product `MATRIX*VECTOR`.
 
@@ -30,6 +33,7 @@ import numpy as np
 from tqgguf.errors import FileFormatError, UnsupportedModelError
 from tqgguf.kernels import hadamard
 from tqgguf.kernels.dtypes import F32
+from tqgguf.models.embedding_norm import unpacked
 from tqgguf.models.metadata import Value, encode
 from tqgguf.models.model import Model, Tensor
 from tqgguf.models.vectors import encode_vector, recorded_vectors, vector_of
@@ -131,6 +135,8 @@ class Rotation:
 
     def _step(self, x: F32, step: str, along: "_Axis", *, undo: bool) -> F32:
         verb, _, name = step.partition(":")
+        if verb in ("normed", "level"):
+            return self._through_norm(verb, x, along, self._vector(name, 1), undo=undo)
         if name:
             factor = along.facing(x, self._vector(name, along.size))
             if verb in ("plus", "minus"):
@@ -147,6 +153,15 @@ class Rotation:
             return turn(x)
         signs = along.facing(x, _signs(along.size, self.seed))
         return turn(x) * signs if undo else turn(x * signs)
+
+    @staticmethod
+    def _through_norm(verb: str, x: F32, along: "_Axis", packed: F32, *, undo: bool) -> F32:
+        """An embedding that a norm follows (embedding_norm.py), or the gain of that norm."""
+        norm = unpacked(packed)
+        if verb == "level":
+            return np.broadcast_to(norm.gain if undo else norm.level, x.shape).astype(np.float32)
+        change = norm.unfold if undo else norm.fold
+        return change(x, along.first[0])
 
     def _order(self, step: str) -> int:
         verb = step.partition("@")[0]

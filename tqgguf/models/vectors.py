@@ -4,6 +4,7 @@ import numpy as np
 
 from tqgguf.kernels.dtypes import F32
 from tqgguf.models.balance import chunks, ffn_balance
+from tqgguf.models.embedding_norm import NORM, embedding_norm
 from tqgguf.models.metadata import Value, encode
 from tqgguf.models.model import Model, Tensor
 
@@ -16,6 +17,8 @@ def vector_of(model: Model, name: str) -> F32:
     """The vector of this name: a tensor of the unrotated model, or derived from two of them."""
     if name in model.tensors:
         return model.tensors[name].read()
+    if name == NORM:
+        return embedding_norm(model).packed()
     if "*" in name:
         matrix, vector = (model.tensors[n] for n in name.split("*"))
         return product(matrix, vector.read())
