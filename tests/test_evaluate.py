@@ -143,3 +143,20 @@ def test_a_short_text_is_an_error_and_leaves_nothing(novels, cache, tmp_path):
     with pytest.raises(ToolError, match=r"(need at|is it at) least 128 tokens"):
         evaluate.prepare(novels, text, SHORT)
     assert list((cache / "logits").iterdir()) == []
+
+
+@pytest.mark.tools
+def test_predictions_cut_short_by_a_full_disk_are_not_kept(
+    novels, text, cache, tmp_path, monkeypatch
+):
+    """llama-perplexity ignores failed writes and reports success."""
+    real, cutting = llamacpp.find("llama-perplexity"), tmp_path / "llama-perplexity"
+    cutting.write_text(
+        f'#!/bin/sh\n{real} "$@"\nfor f in {cache}/logits/*.partial; do\n'
+        "  [ -e $f ] && truncate -s -9 $f\ndone\nexit 0\n"
+    )
+    cutting.chmod(0o755)
+    monkeypatch.setenv("LLAMA_CPP_BIN", str(tmp_path))
+    with pytest.raises(ToolError, match=r"do not hold 124 predictions; is the disk full\?"):
+        evaluate.prepare(novels, text, SHORT)
+    assert not list((cache / "logits").glob("*.kld"))

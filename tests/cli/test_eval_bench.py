@@ -55,6 +55,19 @@ def test_missing_files_are_named(novels, text, tmp_path):
     assert last_error(result) == f"error: {tmp_path}/no.gguf: no such file or folder"
 
 
+@pytest.mark.tools
+def test_a_benchmark_of_a_missing_or_broken_file_names_it(novels, tmp_path):
+    cut = tmp_path / "cut.gguf"
+    cut.write_bytes(novels.read_bytes()[:5_000_000])
+    assert f"{cut}: " in last_error(run("bench", novels, cut))
+    missing = tmp_path / "no.gguf"
+    assert last_error(run("bench", missing)) == f"error: {missing}: no such file or folder"
+    error = last_error(run("bench", novels, "--baselines", "Q9"))
+    assert error.endswith(
+        "llama-quantize: exited with status 1: llama_quantize: invalid ftype 'Q9'"
+    )
+
+
 def test_nothing_to_measure_is_a_usage_error(novels):
     assert run("bench", novels, "-p", 0, "-n", 0).exit_code == 2
 

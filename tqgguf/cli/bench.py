@@ -18,6 +18,7 @@ from tqgguf.cli.console import say, say_json
 from tqgguf.cli.front import draw_speeds
 from tqgguf.cli.plots import check_plot
 from tqgguf.cli.tables import Output, factor
+from tqgguf.evaluate import open_gguf
 from tqgguf.llamacpp import Workload
 
 
@@ -46,6 +47,8 @@ def bench_command(
     if not prompt + generate:
         raise typer.BadParameter("--n-prompt 0 and --n-gen 0 leave nothing to measure")
     llamacpp.find("llama-bench")  # before any file is made
+    for model in models:
+        open_gguf(model)
     made = m.make_files(models[0], baselines, types, threads=threads, quiet=quiet)
     files = list(dict.fromkeys([*models, *made]))
     workload = Workload(prompt, generate, threads, gpu_layers)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from tqgguf.errors import ToolError
-from tqgguf.llamacpp.logits import perplexity
+from tqgguf.llamacpp.logits import open_logits, perplexity
 from tqgguf.llamacpp.tools import Output, cause, run
 
 NUMBER = r"\s*([-+]?(?:\d+\.?\d*(?:e[-+]?\d+)?|nan|inf))"
@@ -74,30 +74,33 @@ def write_base(model: Path, text: Path, base: Path, settings: Settings) -> float
     """Store the model's predictions on the text in `base`; returns its perplexity.
 
     Only the second half of each chunk is predicted from. The file takes 2 bytes per prediction and
-    vocabulary entry. Raises ToolError, with nothing promised about `base`.
+    vocabulary entry. Where the last lines of the output were lost, the perplexity comes from the
+    file: exact but for tokens less likely than e^-16 of the likeliest, which count as e^-16. Raises
+    ToolError, with nothing promised about `base`.
     """
     wanted = ["-m", str(model), "-f", str(text), "--kl-divergence-base", str(base)]
     output = run("llama-perplexity", *wanted, *settings.arguments())
     try:
-        return parse_estimate(output)
+        ppl = parse_estimate(output)
     except NoResultError as error:
         if error.explained:
             raise
-    return _from_file(base, text, settings)
+        ppl = None
+    _check_predictions(base, text, settings)
+    return perplexity(base) if ppl is None else ppl
 
 
-def _from_file(base: Path, text: Path, settings: Settings) -> float:
-    """The perplexity from the predictions, where llama-perplexity's last lines were lost.
-
-    Exact but for tokens less likely than e^-16 of the likeliest, which count as e^-16.
-    """
-    try:
-        return perplexity(base)
-    except (ToolError, OSError):
+def _check_predictions(base: Path, text: Path, settings: Settings) -> None:
+    """Refuse a file that is not there or not whole; llama-perplexity itself does not look."""
+    if not base.is_file() or not base.stat().st_size:
         raise ToolError(
             f"llama-perplexity: predicted nothing of {text}; "
             f"is it at least {2 * settings.context} tokens long?"
-        ) from None
+        )
+    try:
+        open_logits(base)
+    except ToolError as error:
+        raise ToolError(f"llama-perplexity: {error}; is the disk full?") from None
 
 
 def divergence(model: Path, base: Path, settings: Settings) -> Divergence:
