@@ -45,6 +45,7 @@ class Format:
     A type whose groups have integer scales under the block's d and dmin (step = d * code, offset =
     -dmin * code) says in step_codes and offset_codes which integers, (lowest, highest), and writes
     them with store(blocks, step codes, offset codes), each (groups, n); error feedback refits them.
+    A lattice type's step codes are odd, its runs of lattice.size weights the groups.
     """
 
     name: str

@@ -11,7 +11,7 @@ from tqgguf.formats._points import load_points
 from tqgguf.kernels.bits import pack_planes
 from tqgguf.kernels.dtypes import F32, Blocks
 from tqgguf.kernels.lattice import LatticeCodes, LatticeGrid, pack_nibbles, unpack_nibbles
-from tqgguf.kernels.lattice_scales import fit_scales, unit_scales
+from tqgguf.kernels.lattice_scales import STEP_CODES, fit_scales, to_steps, unit_scales
 
 LAYOUT = np.dtype([("d", "<f2"), ("qs", "u1", (2, 32)), ("qh", "u1", (8,)), ("scales", "u1", (8,))])
 LATTICE = LatticeGrid(load_points("IQ2_S", 8), size=16, shared_signs=False)
@@ -20,9 +20,14 @@ LATTICE = LatticeGrid(load_points("IQ2_S", 8), size=16, shared_signs=False)
 def fit(x: F32, importance: F32 | None) -> Blocks:
     """(256, n) float32 -> (n,) blocks with d and scales set."""
     blocks = np.zeros(x.shape[1], LAYOUT)
-    blocks["d"], steps = fit_scales(x, importance, LATTICE)
-    blocks["scales"] = pack_nibbles(steps).T
+    blocks["d"], multiples = fit_scales(x, importance, LATTICE)
+    store(blocks, multiples, multiples)
     return blocks
+
+
+def store(blocks: Blocks, multiples: F32, _: F32) -> None:
+    """Write the runs' scales in units of d, (16, n), odd."""
+    blocks["scales"] = pack_nibbles(to_steps(multiples)).T
 
 
 def scales(blocks: Blocks) -> F32:
@@ -38,4 +43,13 @@ def pack(blocks: Blocks, codes: LatticeCodes) -> None:
     blocks["qh"] = pack_planes(high, bits=2).T
 
 
-FORMAT = Format("IQ2_S", LAYOUT, fit, pack, lattice=LATTICE, scales=scales)
+FORMAT = Format(
+    "IQ2_S",
+    LAYOUT,
+    fit,
+    pack,
+    lattice=LATTICE,
+    scales=scales,
+    store=store,
+    step_codes=STEP_CODES,
+)

@@ -16,7 +16,7 @@ from tqgguf.kernels.lattice import (
     pack_nibbles,
     unpack_nibbles,
 )
-from tqgguf.kernels.lattice_scales import fit_scales, unit_scales
+from tqgguf.kernels.lattice_scales import STEP_CODES, fit_scales, to_steps, unit_scales
 
 LAYOUT = np.dtype(
     [
@@ -33,9 +33,14 @@ LATTICE = LatticeGrid(load_points("IQ3_S", 1), size=32, shared_signs=False)
 def fit(x: F32, importance: F32 | None) -> Blocks:
     """(256, n) float32 -> (n,) blocks with d and scales set."""
     blocks = np.zeros(x.shape[1], LAYOUT)
-    blocks["d"], steps = fit_scales(x, importance, LATTICE)
-    blocks["scales"] = pack_nibbles(steps).T
+    blocks["d"], multiples = fit_scales(x, importance, LATTICE)
+    store(blocks, multiples, multiples)
     return blocks
+
+
+def store(blocks: Blocks, multiples: F32, _: F32) -> None:
+    """Write the runs' scales in units of d, (8, n), odd."""
+    blocks["scales"] = pack_nibbles(to_steps(multiples)).T
 
 
 def scales(blocks: Blocks) -> F32:
@@ -50,4 +55,13 @@ def pack(blocks: Blocks, codes: LatticeCodes) -> None:
     blocks["signs"] = codes.signs.T
 
 
-FORMAT = Format("IQ3_S", LAYOUT, fit, pack, lattice=LATTICE, scales=scales)
+FORMAT = Format(
+    "IQ3_S",
+    LAYOUT,
+    fit,
+    pack,
+    lattice=LATTICE,
+    scales=scales,
+    store=store,
+    step_codes=STEP_CODES,
+)

@@ -10,7 +10,7 @@ from tqgguf.formats._format import Format
 from tqgguf.formats._points import load_points
 from tqgguf.kernels.dtypes import F32, U32, Blocks
 from tqgguf.kernels.lattice import LatticeCodes, LatticeGrid, pack_seven_signs
-from tqgguf.kernels.lattice_scales import fit_scales, unit_scales
+from tqgguf.kernels.lattice_scales import STEP_CODES, fit_scales, to_steps, unit_scales
 
 LAYOUT = np.dtype([("d", "<f2"), ("qs", "u1", (64,)), ("scales_and_signs", "<u4", (8,))])
 LATTICE = LatticeGrid(load_points("IQ3_XXS", 4), size=32, shared_signs=True)
@@ -19,9 +19,15 @@ LATTICE = LatticeGrid(load_points("IQ3_XXS", 4), size=32, shared_signs=True)
 def fit(x: F32, importance: F32 | None) -> Blocks:
     """(256, n) float32 -> (n,) blocks with d and the scales set."""
     blocks = np.zeros(x.shape[1], LAYOUT)
-    blocks["d"], steps = fit_scales(x, importance, LATTICE)
-    blocks["scales_and_signs"] = (steps.astype(np.uint32) << 28).T
+    blocks["d"], multiples = fit_scales(x, importance, LATTICE)
+    store(blocks, multiples, multiples)
     return blocks
+
+
+def store(blocks: Blocks, multiples: F32, _: F32) -> None:
+    """Write the runs' scales in units of d, (8, n), odd."""
+    signs = blocks["scales_and_signs"] & np.uint32((1 << 28) - 1)
+    blocks["scales_and_signs"] = signs | (to_steps(multiples).astype(np.uint32) << 28).T
 
 
 def scales(blocks: Blocks) -> F32:
@@ -37,4 +43,13 @@ def pack(blocks: Blocks, codes: LatticeCodes) -> None:
     blocks["scales_and_signs"] = steps | pack_seven_signs(codes.signs).T
 
 
-FORMAT = Format("IQ3_XXS", LAYOUT, fit, pack, lattice=LATTICE, scales=scales)
+FORMAT = Format(
+    "IQ3_XXS",
+    LAYOUT,
+    fit,
+    pack,
+    lattice=LATTICE,
+    scales=scales,
+    store=store,
+    step_codes=STEP_CODES,
+)

@@ -15,6 +15,7 @@ from tqgguf.kernels.scales import to_half
 from tqgguf.kernels.search import reciprocal
 
 HIGHEST = 15  # steps are 0..15
+STEP_CODES = (1, 2 * HIGHEST + 1)  # what multiplies d; only odd numbers can be stored
 
 # Trial scales, in units of a run's fourth-power mean, which moves with both bulk and outliers: they
 # cover 96 % of the best scales of normal and of heavy-tailed weights. How many, and how many points
@@ -29,10 +30,11 @@ _HEADROOM = np.linspace(22, 33, 12, dtype=np.float32)  # largest scale / d; abov
 Sums = tuple[F32, F32]
 
 
-def fit_scales(x: F32, w: F32 | None, lattice: LatticeGrid) -> tuple[F16, U8]:
+def fit_scales(x: F32, w: F32 | None, lattice: LatticeGrid) -> tuple[F16, F32]:
     """The scales of least weighted squared error.
 
-    x, w: (size, n) float32, w or None -> d: (n,) float16, steps: (size / lattice.size, n) uint8.
+    x, w: (size, n) float32, w or None -> d: (n,) float16, and what multiplies it to make the scales
+    of the runs: (size / lattice.size, n) float32, odd.
     """
     n = x.shape[1]
     x = np.ascontiguousarray(x)  # or the memory's layout would decide the order of sums
@@ -48,7 +50,7 @@ def fit_scales(x: F32, w: F32 | None, lattice: LatticeGrid) -> tuple[F16, U8]:
     best = _best_scale(cross, energy)
     d = to_half(_choose_d(best, cross, energy) * top)
     seen = np.where(np.isfinite(d), d, 0).astype(np.float32) * reciprocal(top)
-    return d, _choose_steps(seen, best, cross, energy)
+    return d, 2 * _choose_steps(seen, best, cross, energy) + 1
 
 
 def _keep_parity(x: F32, w: F32 | None) -> F32:
@@ -132,7 +134,7 @@ def _choose_d(best: F32, cross: F32, energy: F32) -> F32:
     return chosen
 
 
-def _choose_steps(d: F32, best: F32, cross: F32, energy: F32) -> U8:
+def _choose_steps(d: F32, best: F32, cross: F32, energy: F32) -> F32:
     """The best of the nearest step and its neighbours: d (n,) -> (runs, n)."""
     middle = _step(best, d)
     chosen, least = middle, np.full_like(middle, np.inf)
@@ -141,7 +143,7 @@ def _choose_steps(d: F32, best: F32, cross: F32, energy: F32) -> U8:
         error = _error(d * (2 * step + 1), cross, energy)
         chosen = np.where(error < least, step, chosen)
         np.minimum(least, error, out=least)
-    return chosen.astype(np.uint8)
+    return chosen
 
 
 def _step(scale: F32, d: F32) -> F32:
@@ -165,3 +167,8 @@ def unit_scales(d: F16, steps: U8 | U32) -> F32:
     """What the reader multiplies points by: d (n,), steps (runs, n) -> (runs, n) float32."""
     odd: F32 = 2 * steps.astype(np.float32) + 1
     return d.astype(np.float32) * odd
+
+
+def to_steps(multiples: F32) -> U8:
+    """The steps of odd multiples: 1, 3 .. 31 -> 0, 1 .. 15."""
+    return ((multiples.astype(np.uint8)) - np.uint8(1)) // np.uint8(2)
