@@ -10,7 +10,16 @@ from tqgguf.formats import FORMATS
 
 BLOCKS = [name for name, fmt in FORMATS.items() if fmt.block_size > 1]
 # relative MSE on Gaussian rows that must be reached, where a sketch had already beaten ggml
-BAR = {"Q4_K": 0.00496, "Q2_K": 0.0690, "Q3_K": 0.0208}
+BAR = {
+    "Q4_K": 0.00496,
+    "Q2_K": 0.0690,
+    "Q3_K": 0.0208,
+    "IQ3_S": 0.0172,
+    "IQ3_XXS": 0.0318,
+    "IQ2_S": 0.0585,
+    "IQ2_XS": 0.0830,
+    "IQ2_XXS": 0.1095,
+}
 
 
 def ours(x, name, importance=None):

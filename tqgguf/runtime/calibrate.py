@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from tqgguf.formats import FORMATS, Format, dequantize, quantize
-from tqgguf.kernels import feedback
+from tqgguf.kernels import feedback, lattice_feedback
 from tqgguf.kernels.dtypes import F32, U8
 from tqgguf.kernels.threads import default_threads, map_in_order, single_threaded_blas
 from tqgguf.models import Model
@@ -254,7 +254,8 @@ def _advance(passes: tuple[_Pass, _Pass]) -> tuple[Step, Step] | None:
 
 def _round_rows(fmt: Format, moments: feedback.Moments, sweeps: int, rows: F32) -> U8:
     w = np.ascontiguousarray(rows.T)
-    blocks, _ = feedback.round_matrix(w, moments, fmt, sweeps=sweeps)
+    kernel = feedback if fmt.lattice is None else lattice_feedback
+    blocks, _ = kernel.round_matrix(w, moments, fmt, sweeps=sweeps)
     return np.ascontiguousarray(blocks.T).view(np.uint8).reshape(len(rows), -1)
 
 
