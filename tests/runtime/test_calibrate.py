@@ -1,6 +1,7 @@
 """Calibration lowers what quantization does to the outputs, for every architecture."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +14,8 @@ from tqgguf.plan import Options, make_plan
 from tqgguf.runtime import forward, ops
 from tqgguf.runtime.calibrate import Settings, calibrate
 from tqgguf.runtime.folded import fold
+
+NOVELS = Path(__file__).parent.parent / "data" / "novels-5m-f16.gguf"
 
 
 def sequences(seed, count=24, size=32):
@@ -52,6 +55,18 @@ def test_the_divergence_falls_below_plain_rounding(tmp_path, name):
         for n in quantized
     }
     held_out = sequences(2, 8)
+    ours = divergence(model, with_rows(model, rows, types), held_out)
+    theirs = divergence(model, with_rows(model, plain, types), held_out)
+    assert ours < 0.9 * theirs
+
+
+def test_the_divergence_falls_with_a_lattice_type():
+    model = read_gguf(NOVELS)
+    chosen = ["blk.0.attn_output.weight", "blk.1.ffn_down.weight"]
+    types = dict.fromkeys(chosen, "IQ2_XXS")
+    rows = dict(calibrate(model, types, sequences(4, 16), Settings(sweeps=1)))
+    plain = {n: quantize(model.tensors[n].read(), "IQ2_XXS") for n in chosen}
+    held_out = sequences(5, 2)
     ours = divergence(model, with_rows(model, rows, types), held_out)
     theirs = divergence(model, with_rows(model, plain, types), held_out)
     assert ours < 0.9 * theirs
