@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help bench front llama.cpp bench-kernels demo tables test test-oracle check lint types layers fmt clean
+.PHONY: help bench front llama.cpp programs bench-kernels demo tables test test-oracle check lint types layers fmt clean
 SHELL := /bin/bash
 
 VENV   ?= .venv
@@ -24,17 +24,20 @@ demo: $(VENV)/.installed   ## quantize the embedded model, report its error, gen
 test: $(VENV)/.installed   ## the whole suite (no network once installed)
 	$(BIN)/python -m pytest -q -n auto
 
-bench: $(VENV)/.installed llama.cpp $(RANDOM_MODEL)   ## speed and quality, ours beside llama-quantize's, in llama.cpp
+bench: $(VENV)/.installed programs $(RANDOM_MODEL)   ## speed and quality, ours beside llama-quantize's, in llama.cpp
 	PYTHON=$(BIN)/python scripts/bench_e2e.sh $(RANDOM_MODEL) $(FILES)
 	$(BIN)/tqgguf eval $(MODEL) $(FILES) --text tests/data/novels-eval.txt
 
-front: $(VENV)/.installed llama.cpp $(RANDOM_MODEL)   ## which type buys which quality at which speed, here
+front: $(VENV)/.installed programs $(RANDOM_MODEL)   ## which type buys which quality at which speed, here
 	$(BIN)/python scripts/measure_front.py $(RANDOM_MODEL) $(MODEL) tests/data/novels-eval.txt
 
 llama.cpp:     ## build llama.cpp's programs from PyPI's llama-cpp-python, once, into the user's cache
 	scripts/build_llama_cpp.sh
 
-$(RANDOM_MODEL): $(VENV)/.installed scripts/make_synthetic_model.py
+programs:
+	@[ -n "$$LLAMA_CPP_BIN" ] || command -v llama-bench >/dev/null || scripts/build_llama_cpp.sh
+
+$(RANDOM_MODEL): scripts/make_synthetic_model.py | $(VENV)/.installed
 	@mkdir -p $(@D)
 	$(BIN)/python scripts/make_synthetic_model.py $@.partial && mv $@.partial $@
 
