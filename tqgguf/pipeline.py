@@ -97,7 +97,7 @@ def quantize(
     naming the tensor, and MismatchError where a fold would change the network's output; then
     nothing is left behind.
     """
-    rotation = plan.rotation.with_vectors_of(model)
+    rotation = plan.rotation.with_vectors_of(model, threads=threads)
     infos = [TensorInfo(t.name, t.shape, t.type) for t in plan.tensors]
     layouts = lay_out_shards(output_metadata(model, plan, rotation, rounded_by), infos, split)
     inputs = model_files(model.path)

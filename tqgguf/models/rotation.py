@@ -33,6 +33,7 @@ import numpy as np
 from tqgguf.errors import FileFormatError, UnsupportedModelError
 from tqgguf.kernels import hadamard
 from tqgguf.kernels.dtypes import F32
+from tqgguf.kernels.threads import map_in_order
 from tqgguf.models.embedding_norm import unpacked
 from tqgguf.models.metadata import Value, encode
 from tqgguf.models.model import Model, Tensor
@@ -82,12 +83,14 @@ class Rotation:
         steps = (s for sides in self.sides.values() for s in sides.columns + sides.rows)
         return list(dict.fromkeys(s.partition(":")[2] for s in steps if ":" in s))
 
-    def with_vectors_of(self, model: Model) -> "Rotation":
+    def with_vectors_of(self, model: Model, *, threads: int | None = 1) -> "Rotation":
         """The same rotation with its vectors read from the unrotated model's tensors.
 
         Raises UnsupportedModelError where a gain is zero under a bias c: c/g would be infinite.
         """
-        vectors = {n: vector_of(model, n) for n in self.vector_names()}
+        names = self.vector_names()
+        found = map_in_order(partial(vector_of, model), names, threads=threads)
+        vectors = dict(zip(names, found, strict=True))
         for name, sides in self.sides.items():
             divisors = [s.removeprefix(_UNGAIN) for s in sides.columns if s.startswith(_UNGAIN)]
             for divisor in divisors:
