@@ -186,7 +186,8 @@ def _compare_parity(v: F32, w: F32 | None, cell: Index, odd: Bool, lattice: Latt
         _offer(plain, rank, error)
         _offer(turned, rank, error + 4 * product.min(axis=1))
     cost = (turned[1] - plain[1]).reshape(len(odd), -1, odd.shape[1])
-    here = (cost == cost.min(axis=1, keepdims=True)) & odd[:, None]
+    which = np.arange(cost.shape[1])[:, None] == cost.argmin(axis=1)[:, None]
+    here = which & odd[:, None]
     return np.where(here.reshape(cell.shape), turned[0], plain[0])
 
 

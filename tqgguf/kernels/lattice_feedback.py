@@ -149,7 +149,8 @@ def _refit_d(visit: _Visit) -> None:
     everything = slice(0, len(visit.error))
     units = decode(visit.part.codes(everything), visit.multiples, visit.part.lattice)
     along, curve = _dot(visit.pull, units), _dot(units, visit.h @ units)
-    d = to_half(visit.d + along * reciprocal(curve)).astype(np.float32)
+    wish = np.clip(visit.d + along * reciprocal(curve), 0, np.finfo(np.float16).max)
+    d = to_half(wish).astype(np.float32)
     change = d - visit.d
     better = change * (2 * along - change * curve) > 0
     visit.d = np.where(better, d, visit.d)

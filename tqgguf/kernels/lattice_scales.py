@@ -49,7 +49,7 @@ def fit_scales(x: F32, w: F32 | None, lattice: LatticeGrid) -> tuple[F16, F32]:
     cross *= unit
     best = _best_scale(cross, energy)
     d = to_half(_choose_d(best, cross, energy) * top)
-    seen = np.where(np.isfinite(d), d, 0).astype(np.float32) * reciprocal(top)
+    seen = d.astype(np.float32) * reciprocal(top)
     return d, 2 * _choose_steps(seen, best, cross, energy) + 1
 
 
