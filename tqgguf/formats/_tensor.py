@@ -8,7 +8,9 @@ from tqgguf.formats._format import Format
 from tqgguf.kernels.dtypes import F32, U8, Blocks
 from tqgguf.kernels.forks import fill_shared, shared_empty
 
-CHUNK = 1 << 17  # weights: the temporaries of one chunk stay in a core's second-level cache
+CHUNK = (
+    3 << 18
+)  # weights: large enough for NumPy calls to outlast handing over the interpreter lock
 _LANES = 16  # a chunk is padded to whole vectors, so that sums do not depend on where it was cut
 _LIMIT = np.float32(1e15)  # squares of anything larger overflow float32; no block type reaches it
 _FLOOR = np.float32(1e-6)  # importance of a column never seen, relative to the mean

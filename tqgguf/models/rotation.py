@@ -23,7 +23,7 @@ Steps apply left to right. A 1-D tensor has columns only.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from typing import Any, Literal
@@ -43,6 +43,7 @@ Mode = Literal["fused", "values", "tensor", "none"]
 VERSION = 1
 PREFIX = "tqgguf."
 _UNGAIN = "ungain:"
+_SLAB = 1 << 18  # weights rotated at a time
 
 
 @dataclass(frozen=True)
@@ -119,22 +120,28 @@ class Rotation:
         row and column, both multiples of `granule`.
         """
         sides = self.sides.get(name, Sides())
-        for step in sides.columns:
-            x = self._step(x, step, _Axis(-1, first, shape), undo=False)
-        for step in sides.rows:
-            x = self._step(x, step, _Axis(0, first, shape), undo=False)
-        return x
+        x = self._take(sides.columns, x, _Axis(-1, first, shape), undo=False)
+        return self._take(sides.rows, x, _Axis(0, first, shape), undo=False)
 
     def undo(
         self, name: str, x: F32, *, shape: tuple[int, ...], first: tuple[int, int] = (0, 0)
     ) -> F32:
         """Undo `apply` on a tile: (rows, columns) float32 -> the same shape."""
         sides = self.sides.get(name, Sides())
-        for step in reversed(sides.rows):
-            x = self._step(x, step, _Axis(0, first, shape), undo=True)
-        for step in reversed(sides.columns):
-            x = self._step(x, step, _Axis(-1, first, shape), undo=True)
-        return x
+        x = self._take(sides.rows[::-1], x, _Axis(0, first, shape), undo=True)
+        return self._take(sides.columns[::-1], x, _Axis(-1, first, shape), undo=True)
+
+    def _take(self, steps: tuple[str, ...], x: F32, along: "_Axis", *, undo: bool) -> F32:
+        """Take steps along one axis, on slabs of the other that stay in a core's cache."""
+        if not steps:
+            return x
+        out = np.empty_like(x)
+        for slab, part in along.slabs(x):
+            turned = x[slab]
+            for step in steps:
+                turned = self._step(turned, step, part, undo=undo)
+            out[slab] = turned
+        return out
 
     def _step(self, x: F32, step: str, along: "_Axis", *, undo: bool) -> F32:
         verb, _, name = step.partition(":")
@@ -313,6 +320,17 @@ class _Axis:
     def size(self) -> int:
         """Rows or columns of the whole matrix, one of those that are stacked."""
         return self.shape[-2] if self.axis == 0 else self.shape[-1]
+
+    def slabs(self, x: F32) -> Iterator[tuple[tuple[slice, slice], "_Axis"]]:
+        """Cut a tile across this axis: where each slab lies in it, and its place in the tensor."""
+        whole, (row, column) = slice(None), self.first
+        width = max(1, _SLAB // x.shape[self.axis])
+        for at in range(0, x.shape[-1 - self.axis], width):
+            cut = slice(at, at + width)
+            if self.axis == 0:
+                yield (whole, cut), replace(self, first=(row, column + at))
+            else:
+                yield (cut, whole), replace(self, first=(row + at, column))
 
     def facing(self, x: F32, vector: F32) -> F32:
         """What multiplies a tile, from a vector for one matrix or one for each that is stacked."""
