@@ -5,7 +5,6 @@ import platform
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from functools import partial
@@ -20,7 +19,6 @@ from tqgguf.errors import PlanError, TqggufError, WeightError
 from tqgguf.formats import FORMATS, dequantize
 from tqgguf.formats import quantize as encode
 from tqgguf.kernels.dtypes import F32, U8
-from tqgguf.kernels.forks import Crew, can_fork
 from tqgguf.kernels.memory import default_memory
 from tqgguf.kernels.threads import default_threads, single_threaded_blas
 from tqgguf.models import Model, Tensor, model_files
@@ -111,10 +109,10 @@ def quantize(
             path, layouts, run=run, inputs=inputs, split=bool(split), resume=resume, force=force
         ) as output,
         single_threaded_blas(),
-        _helpers(_works(model, plan, rotation, rounded or {}, output), workers) as work,
         ThreadPoolExecutor(workers) as pool,
     ):
-        yield from _run(plan, rotation, work, output, pool, 2 * workers, advance)
+        works = _works(model, plan, rotation, rounded or {}, output)
+        yield from _run(plan, rotation, works, output, pool, 2 * workers, advance)
 
 
 def output_files(model: Model, plan: Plan, path: Path, split: Split) -> list[Path]:
@@ -193,24 +191,10 @@ def _works(
     }
 
 
-@contextmanager
-def _helpers(works: Mapping[str, "_Work"], count: int) -> Iterator[Callable[[str, Tile], _Part]]:
-    """A function that works on one tile of a tensor, in one of `count` processes if possible."""
-
-    def work(name: str, tile: Tile) -> _Part:
-        return works[name](tile)
-
-    if count < 2 or not can_fork():
-        yield work
-        return
-    with Crew(work, count) as crew:
-        yield crew
-
-
 def _run(
     plan: Plan,
     rotation: Rotation,
-    work: Callable[[str, Tile], _Part],
+    works: Mapping[str, "_Work"],
     output: Output,
     pool: Executor,
     ahead: int,
@@ -226,7 +210,7 @@ def _run(
                 done[p.name] = _report_of(note)
                 advance(p.n_bytes)
             cut = _tiles(p, rotation) if note is None else []
-            yield p, [partial(work, p.name, tile) for tile in cut]
+            yield p, [partial(works[p.name], tile) for tile in cut]
 
     groups = in_order(jobs(), pool, ahead=ahead, on_result=lambda part: advance(part.n_bytes))
     for p, parts in groups:

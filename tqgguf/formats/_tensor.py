@@ -6,11 +6,9 @@ from gguf import quants
 from tqgguf.errors import ShapeError, WeightError
 from tqgguf.formats._format import Format
 from tqgguf.kernels.dtypes import F32, U8, Blocks
-from tqgguf.kernels.forks import fill_shared, shared_empty
+from tqgguf.kernels.threads import run_all
 
-CHUNK = (
-    3 << 18
-)  # weights: large enough for NumPy calls to outlast handing over the interpreter lock
+CHUNK = 3 << 18  # weights: calls must outlast the hand-over of the interpreter's lock (LOG.md)
 _LANES = 16  # a chunk is padded to whole vectors, so that sums do not depend on where it was cut
 _LIMIT = np.float32(1e15)  # squares of anything larger overflow float32; no block type reaches it
 _FLOOR = np.float32(1e-6)  # importance of a column never seen, relative to the mean
@@ -33,7 +31,7 @@ def quantize_rows(
     check_row(fmt, n_in)
     per_row = n_in // fmt.block_size
     weight = None if importance is None else _normalized(importance, n_in).reshape(per_row, -1).T
-    out = shared_empty((n_rows * per_row,), fmt.layout)
+    out = np.empty(n_rows * per_row, fmt.layout)
     rows = np.ascontiguousarray(x).reshape(-1, fmt.block_size)
     size = max(1, chunk // fmt.block_size)
 
@@ -43,7 +41,7 @@ def quantize_rows(
         local = None if weight is None else weight[:, columns]
         out[start : start + len(part)] = _encode_chunk(fmt, part, local)
 
-    fill_shared(encode, range(0, len(rows), size), threads=threads)
+    run_all(encode, list(range(0, len(rows), size)), threads=threads)
     return out.view(np.uint8).reshape(n_rows, per_row * fmt.type_size)
 
 
