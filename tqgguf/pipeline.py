@@ -102,7 +102,7 @@ def quantize(
     if resume and is_finished(path, layouts, split=bool(split), inputs=inputs):
         return
     workers = _affordable(plan, rotation, threads or default_threads(), max_memory)
-    check_fold(model, rotation, memory=(max_memory or default_memory()) - FIXED_BYTES)
+    memory = (max_memory or default_memory()) - FIXED_BYTES
     run = identity(model, plan, layouts) | {"--calibrate": rounded_by}
     with (
         open_output(
@@ -112,7 +112,12 @@ def quantize(
         ThreadPoolExecutor(workers) as pool,
     ):
         works = _works(model, plan, rotation, rounded or {}, output)
-        yield from _run(plan, rotation, works, output, pool, 2 * workers, advance)
+        check = pool.submit(check_fold, model, rotation, memory=memory)
+        for report in _run(plan, rotation, works, output, pool, 2 * workers, advance):
+            if check.done():
+                check.result()  # refuse at once, not after hours
+            yield report
+        check.result()
 
 
 def output_files(model: Model, plan: Plan, path: Path, split: Split) -> list[Path]:

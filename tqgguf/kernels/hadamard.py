@@ -88,8 +88,10 @@ def apply_exact(x: F32, *, order: int, kind: Kind = "sylvester", axis: int = -1)
     inner = math.prod(x.shape[axis + 1 :])
     blocks = x.reshape(-1, order, inner)
     out = np.empty_like(blocks)
+    scale = 1 / math.sqrt(order)
     for part in _parts(*blocks.shape):
-        out[part] = _multiply_exactly(blocks[part], order, kind)
+        turned = _multiply_exactly(blocks[part], order, kind)
+        np.multiply(turned, scale, out=out[part], casting="same_kind")
     return out.reshape(x.shape)
 
 
@@ -103,7 +105,7 @@ def _parts(count: int, order: int, inner: int) -> Iterator[tuple[slice, slice, s
 
 
 def _multiply_exactly(x: F32, order: int, kind: Kind) -> F64:
-    """Multiply onto the middle axis: (n, order, inner) float32 -> the same shape, float64."""
+    """Multiply +-1 onto the middle axis: (n, order, inner) float32 -> the same shape, float64."""
     rounder = np.ldexp(1.5, np.frexp(_largest(x))[1] + (52 - _GRID_BITS))
     out: F64 = x.astype(np.float64)
     out += rounder
@@ -112,7 +114,6 @@ def _multiply_exactly(x: F32, order: int, kind: Kind) -> F64:
     for factor in _factors(order, kind):
         remaining //= factor
         out = _multiply(out, _plus_minus(factor, kind), remaining * x.shape[2])
-    out *= 1 / math.sqrt(order)
     return out.reshape(x.shape)
 
 
