@@ -15,7 +15,6 @@ help:          ## list the targets
 
 demo: $(VENV)/.installed   ## quantize the embedded model, report its error, generate text from it
 	@mkdir -p demo
-	@mkdir -p demo
 	$(BIN)/tqgguf quantize $(MODEL) --type tq-q4 --force -o demo/novels-5m-TQ-Q4.gguf
 	$(BIN)/tqgguf verify demo/novels-5m-TQ-Q4.gguf $(MODEL)
 	$(BIN)/tqgguf report mse $(MODEL) --types Q4_K,Q3_K,Q2_K
