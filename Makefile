@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help bench front llama.cpp programs bench-kernels demo tables test test-oracle check lint types layers fmt clean
+.PHONY: help bench front llama.cpp programs bench-kernels demo tables test test-oracle fuzz check lint types layers fmt clean
 SHELL := /bin/bash
 
 VENV   ?= .venv
@@ -45,6 +45,10 @@ bench-kernels: $(VENV)/.installed   ## our encoders against ggml's: error and sp
 
 test-oracle: $(VENV)/.oracle  ## converted models against torch and transformers
 	$(BIN)/python -m pytest -q -m oracle tests/oracle
+
+fuzz: $(VENV)/.installed   ## many more accidents and broken files than `make test` tries
+	TQGGUF_KILLS=50 TQGGUF_MUTATIONS=2000 $(BIN)/python -m pytest -q -n auto tests/test_resume.py \
+	    tests/models/huggingface/test_mutations.py tests/models/huggingface/test_hyperparameters.py
 
 check: lint types layers test   ## everything a change must pass; never edits
 

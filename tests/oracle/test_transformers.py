@@ -97,6 +97,7 @@ CASES = {
     "llama-yarn-attention": Case(
         "LlamaConfig", {"rope_parameters": {**YARN, "attention_factor": 1.5}}
     ),
+    "llama-longrope": Case("LlamaConfig", longrope(16)),
     "mistral": Case("MistralConfig", {"head_dim": 16, "sliding_window": None}),
     "mixtral": Case("MixtralConfig", {"num_local_experts": 4, "num_experts_per_tok": 2}),
     "qwen2": Case("Qwen2Config", byte_level=True),

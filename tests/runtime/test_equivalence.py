@@ -11,6 +11,7 @@ from tests.runtime.small_models import RECIPES, write_model
 from tqgguf.errors import MismatchError
 from tqgguf.models import folding
 from tqgguf.models.gguf import read_gguf
+from tqgguf.models.metadata import encode
 from tqgguf.models.rotation import NO_ROTATION, Sides
 from tqgguf.runtime.equivalence import check_fold, compare
 
@@ -42,6 +43,12 @@ def test_nothing_folded_or_no_memory_is_no_check(tmp_path):
     model, rotation = folded(tmp_path, "llama")
     assert check_fold(model, NO_ROTATION, memory=PLENTY) is None
     assert check_fold(model, rotation, memory=1000) is None
+
+
+def test_a_rotary_scaling_without_forward_pass_is_no_check(tmp_path):
+    model = read_gguf(write_model(tmp_path / "model.gguf", RECIPES["llama"]))
+    scaled = {**model.metadata, "llama.rope.scaling.type": encode("longrope")}
+    assert check_fold(replace(model, metadata=scaled), folding.fused(model), memory=PLENTY) is None
 
 
 def test_verify_forward_accepts_ours_and_refuses_another_function(novels, tmp_path):

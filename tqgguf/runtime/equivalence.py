@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tqgguf.errors import MismatchError
+from tqgguf.errors import MismatchError, UnsupportedModelError
 from tqgguf.kernels.threads import single_threaded_blas
 from tqgguf.models import Model
 from tqgguf.models.rotation import Rotation
@@ -65,7 +65,11 @@ def check_fold(model: Model, rotation: Rotation, *, memory: int) -> float | None
     """
     if rotation.mode not in ("fused", "values") or model.architecture not in ARCHITECTURES:
         return None
-    layers = sorted({0, read_graph(model).n_layer - 1})
+    try:
+        layers = sorted({0, read_graph(model).n_layer - 1})
+        forward.context(model, 1, np.float64)
+    except UnsupportedModelError:  # a kind of rotary scaling, say, that the forward pass lacks
+        return None
     if _largest(model, layers) * _BYTES_PER_WEIGHT > memory:
         return None
     with single_threaded_blas():

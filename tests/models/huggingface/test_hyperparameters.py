@@ -18,7 +18,7 @@ from tqgguf.models.huggingface.hyperparameters import rope_tensors
 LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 LLAMA3 |= {"original_max_position_embeddings": 32}
 YARN = {"factor": 4.0, "original_max_position_embeddings": 32}
-LONG = {"short_factor": [1.0] * 4, "long_factor": [2.0] * 4}
+LONG = {"short_factor": [1.0] * 3, "long_factor": [2.0] * 3}
 GEMMA = {"head_dim": 8, "hidden_activation": "gelu_pytorch_tanh", "hidden_act": None}
 GEMMA |= {"query_pre_attn_scalar": 8, "sliding_window": 16}
 SOFTCAPS = {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}

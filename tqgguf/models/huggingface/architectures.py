@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from tqgguf.errors import UnsupportedModelError
+from tqgguf.errors import FileFormatError, UnsupportedModelError
 from tqgguf.models.huggingface.folder import Config
 
 Size = Callable[[Config], int]
@@ -103,7 +103,7 @@ class Architecture:
     always_tied: bool = False  # the graph never loads output.weight
     space_prefix: bool | None = None  # what its SentencePiece tokenizers do; None: ask them
     rope: bool = True
-    rope_factors: bool = False  # the graph loads a tensor of factors for rope_type llama3
+    rope_factors: tuple[str, ...] = ()  # rope types whose tensors of factors the graph loads
 
 
 def _count(name: str, *keys: str) -> Key:
@@ -140,11 +140,13 @@ _MOE = (
 _ROPE_WIDTH = (Key("rope.dimension_count", lambda c: c.head_dim),)
 
 
-def _partial_rope(config: Config) -> int:
-    """Rotated weights of a head."""
+def rope_width(config: Config) -> int:
+    """Rotated weights of a head; FileFormatError if there would be more than it has."""
     name = "partial_rotary_factor"
     for source in (config, config.section("rope_parameters", "rope_scaling")):
         if source.get(name) is not None:
+            if source.positive(name) > 1:
+                raise FileFormatError(f"{config.path}: {name} is above 1")
             return int(source.positive(name) * config.head_dim)
     return config.head_dim
 
@@ -159,7 +161,7 @@ _LLAMA = Architecture(
     (*_BASE, *_RMS, *_HEADS, *_ROPE_WIDTH),
     assumes={"hidden_act": _SILU},
     rotary_pairs=True,
-    rope_factors=True,
+    rope_factors=("llama3", "longrope"),
 )
 _QWEN3 = Architecture(
     "qwen3",
@@ -275,7 +277,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         (*_LLAMA.keys, *_MOE),
         assumes={"hidden_act": _SILU},
         rotary_pairs=True,
-        rope_factors=True,
+        rope_factors=("llama3", "longrope"),
     ),
     "Qwen2ForCausalLM": Architecture(
         "qwen2",
@@ -304,11 +306,12 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         (
             *_BASE,
             *_RMS,
-            Key("rope.dimension_count", _partial_rope),
+            Key("rope.dimension_count", rope_width),
             # llama.cpp switches Phi-3's window off; 0 also tells it apart from Phi-4.
             Key("attention.sliding_window", _window_or_0),
         ),
         assumes={"hidden_act": _SILU},
+        rope_factors=("longrope",),
     ),
     "GPT2LMHeadModel": Architecture(
         "gpt2",

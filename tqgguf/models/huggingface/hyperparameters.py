@@ -8,11 +8,12 @@ import numpy as np
 
 from tqgguf.errors import FileFormatError, UnsupportedModelError
 from tqgguf.kernels.dtypes import F32
-from tqgguf.models.huggingface.architectures import Architecture
+from tqgguf.models.huggingface.architectures import Architecture, rope_width
 from tqgguf.models.huggingface.folder import Config
 from tqgguf.models.metadata import Value, encode
 from tqgguf.models.model import Tensor
 
+_SIMPLE = ("default", "linear", "yarn")  # rope types that need no tensor of factors
 _YARN_DEFAULTS = {"beta_fast": 32.0, "beta_slow": 1.0}  # what llama.cpp computes with
 
 
@@ -75,19 +76,13 @@ def _rope_keys(config: Config, architecture: Architecture) -> Iterator[tuple[str
     yield "rope.freq_base_swa", _theta(config, "sliding_attention", "rope_local_base_freq")
     scaling = _scaling(config)
     kind = _rope_type(scaling)
-    if kind == "llama3" and not architecture.rope_factors:
-        raise _unsupported(config, architecture, kind)
-    keys = _SCALING_KEYS.get(kind)
-    if keys is None:
-        raise _unsupported(config, architecture, kind)
-    yield from keys(config, scaling)
-
-
-def _unsupported(config: Config, architecture: Architecture, kind: str) -> UnsupportedModelError:
-    return UnsupportedModelError(
-        f"{config.path}: rope_type {kind[:40]!r} is not computed by llama.cpp's "
-        f"{architecture.name} graph; expected one of {', '.join(_SCALING_KEYS)}"
-    )
+    known = [*_SIMPLE, *architecture.rope_factors]
+    if kind not in known:
+        raise UnsupportedModelError(
+            f"{config.path}: rope_type {kind[:40]!r} is not computed by llama.cpp's "
+            f"{architecture.name} graph; expected one of {', '.join(known)}"
+        )
+    yield from _SCALING_KEYS[kind](config, scaling)
 
 
 def _no_keys(config: Config, scaling: Config) -> Iterator[tuple[str, Any]]:
@@ -162,7 +157,11 @@ def _llama3_factors(config: Config, scaling: Config) -> F32:
 
 
 def _listed_factors(scaling: Config, name: str, config: Config) -> F32:
-    values = scaling.get(name)
-    if not isinstance(values, list) or not all(isinstance(v, int | float) for v in values):
-        raise FileFormatError(f"{config.path}: {name} is not a list of numbers")
+    values, count = scaling.get(name), rope_width(config) // 2
+    if not isinstance(values, list) or len(values) != count or not all(map(_is_factor, values)):
+        raise FileFormatError(f"{config.path}: {name} is not a list of {count} positive numbers")
     return np.array(values, np.float32)
+
+
+def _is_factor(value: Any) -> bool:
+    return isinstance(value, int | float) and 0 < value < 1e30
