@@ -69,3 +69,7 @@ def test_gemma_puts_no_space_before_a_text(tmp_path):
     model = open_model(write_folder(tmp_path, config=config))
     assert model.get("tokenizer.ggml.add_space_prefix") is False
     assert open_model(NOVELS).get("tokenizer.ggml.add_space_prefix") is True
+
+
+def test_a_model_that_drops_doubled_spaces_says_so():
+    assert open_model(NOVELS).get("tokenizer.ggml.remove_extra_whitespaces") is True

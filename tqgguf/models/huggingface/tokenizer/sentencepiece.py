@@ -41,6 +41,8 @@ def read_sentencepiece(folder: Path, size: int, space_prefix: bool | None) -> Vo
     if space_prefix is None:
         space_prefix = _prepends_space(pieces)
     vocabulary.extra[Keys.Tokenizer.ADD_PREFIX] = encode(space_prefix)
+    if pieces.encode("a  b ") == pieces.encode("a b"):  # for readers other than llama.cpp
+        vocabulary.extra[Keys.Tokenizer.REMOVE_EXTRA_WS] = encode(True)
     return vocabulary
 
 
