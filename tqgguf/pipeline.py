@@ -8,6 +8,7 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,8 @@ def quantize(
     *,
     rounded: Mapping[str, U8] | None = None,
     rounded_by: str = "",
+    importance: Callable[[str], F32 | None] = lambda _: None,
+    weighed_by: str = "",
     threads: int | None = None,
     max_memory: int | None = None,
     split: Split = Split(),  # noqa: B008  frozen
@@ -86,7 +89,9 @@ def quantize(
     """Quantize a model into the file `path`, as planned; the bytes do not depend on `threads`.
 
     rounded: rows of tensors that were encoded already, (n_rows, n_bytes) uint8, by calibration;
-    rounded_by: a key of what made them.
+    rounded_by: a key of what made them. importance: of a tensor's columns in the stored basis, one
+    row for each of the matrices stacked in it, (n_mat, n_in) float32 >= 0, or None; weighed_by: a
+    key of where it comes from.
     Yields a Report as each tensor is done; the file has its name once the iterator is exhausted.
     max_memory: bytes that this process may use, which limits the threads (None: see
     `default_memory`). resume: go on with what an interrupted run left; an output that is finished
@@ -103,7 +108,10 @@ def quantize(
         return
     workers = _affordable(plan, rotation, threads or default_threads(), max_memory)
     memory = (max_memory or default_memory()) - FIXED_BYTES
-    run = identity(model, plan, layouts) | {"--calibrate": rounded_by}
+    run = identity(model, plan, layouts) | {
+        "--calibrate": rounded_by,
+        "--imatrix": weighed_by,
+    }
     with (
         open_output(
             path, layouts, run=run, inputs=inputs, split=bool(split), resume=resume, force=force
@@ -111,7 +119,7 @@ def quantize(
         single_threaded_blas(),
         ThreadPoolExecutor(workers) as pool,
     ):
-        works = _works(model, plan, rotation, rounded or {}, output)
+        works = _works(model, plan, rotation, rounded or {}, importance, output)
         check = pool.submit(check_fold, model, rotation, memory=memory)
         for report in _run(plan, rotation, works, output, pool, 2 * workers, advance):
             if check.done():
@@ -185,12 +193,22 @@ def _affordable(plan: Plan, rotation: Rotation, threads: int, max_memory: int | 
 
 
 def _works(
-    model: Model, plan: Plan, rotation: Rotation, rounded: Mapping[str, U8], output: Output
+    model: Model,
+    plan: Plan,
+    rotation: Rotation,
+    rounded: Mapping[str, U8],
+    importance: Callable[[str], F32 | None],
+    output: Output,
 ) -> dict[str, "_Work"]:
     """What is to be done to each tensor, by its name in the output."""
     return {
         p.name: _Work(
-            model.tensors[p.source], p, rotation, output.slot(p.name), rounded.get(p.name)
+            model.tensors[p.source],
+            p,
+            rotation,
+            output.slot(p.name),
+            rounded.get(p.name),
+            importance(p.name),
         )
         for p in plan.tensors
     }
@@ -262,6 +280,7 @@ class _Work:
     rotation: Rotation
     slot: Slot
     rounded: U8 | None = None
+    importance: F32 | None = None
 
     def __call__(self, tile: Tile) -> _Part:
         began = time.perf_counter()
@@ -293,9 +312,23 @@ class _Work:
             raise WeightError(_count_bad(self.source))
         first = (tile.rows[0], tile.columns[0])
         x = self.rotation.apply(p.name, source, shape=p.shape, first=first) if p.sides else source
-        data = encode(x, p.type, threads=1) if self.rounded is None else self._cut(tile)
+        data = self._rounded(x, tile) if self.rounded is None else self._cut(tile)
         self._write(tile, data)
         return self._measure(source, x, data)
+
+    def _rounded(self, x: F32, tile: Tile) -> U8:
+        """Encode a tile, each of the matrices in it with its own importance."""
+        if self.importance is None:
+            return encode(x, self.planned.type, threads=1)
+        n_out = self.source.n_rows // len(self.importance)
+        begin, end = tile.rows
+        cuts = [begin, *range((begin // n_out + 1) * n_out, end, n_out), end]
+        columns = self.importance[:, slice(*tile.columns)]
+        parts = [
+            encode(x[a - begin : b - begin], self.planned.type, columns[a // n_out], threads=1)
+            for a, b in pairwise(cuts)
+        ]
+        return np.concatenate(parts)
 
     def _cut(self, tile: Tile) -> U8:
         """The tile's bytes of what was encoded already."""

@@ -51,6 +51,14 @@ Calibrate = Annotated[
     Path | None,
     typer.Option(metavar="TEXT", help="Round with error feedback on this text: half the loss."),
 ]
+Imatrix = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="llama.cpp's importance matrix: weigh errors by it."),
+]
+SaveImatrix = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Write the importance matrix of the text of --calibrate."),
+]
 CalibrateTokens = Annotated[
     int | None, typer.Option(min=1, metavar="N", help="Tokens of the text to use, 65536 if unset.")
 ]
