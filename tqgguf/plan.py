@@ -4,14 +4,15 @@
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
 
+from tqgguf.allocation import Item, allocate, default_sensitivity, predicted
 from tqgguf.errors import PlanError
 from tqgguf.formats import FORMATS, find_format
 from tqgguf.models import Model, Tensor, folding
-from tqgguf.models.architectures import role
+from tqgguf.models.architectures import layer_prefix, role
 from tqgguf.models.rotation import NO_ROTATION, Rotation, Sides, read_rotation
 from tqgguf.models.vectors import BALANCE
 from tqgguf.recipes import Recipe, fitting, recipe
@@ -38,6 +39,7 @@ class Options:
     token_embedding_type: str | None = None
     strict: bool = False
     allow_requantize: bool = False
+    budget: int | None = None  # bytes of all tensors: choose their types by sensitivity
 
 
 @dataclass(frozen=True)
@@ -95,9 +97,13 @@ class Plan:
         return tuple(t for t in self.tensors if t.reason)
 
 
-def make_plan(model: Model, options: Options) -> Plan:
+def make_plan(
+    model: Model, options: Options, sensitivity: Mapping[str, float] | None = None
+) -> Plan:
     """Plan the quantization of a model.
 
+    sensitivity: divergence per relative squared error of tensors, for a budget (None: what is known
+    of their roles).
     Raises PlanError for options that contradict the model, UnsupportedModelError where the asked
     rotation cannot be folded.
     """
@@ -114,8 +120,53 @@ def make_plan(model: Model, options: Options) -> Plan:
         for name, source in sources.items()
     )
     plan = Plan(chosen, rotation, tensors, sum(t.size for t in model.tensors.values()))
+    said: tuple[str, ...] = ()
+    if options.budget is not None:
+        plan, said = _spend(model, plan, options, head, sensitivity or {})
     _check(model, plan, options)
-    return replace(plan, notes=_notes(plan))
+    return replace(plan, notes=(*_notes(plan), *said))
+
+
+def _spend(
+    model: Model, plan: Plan, options: Options, head: str, sensitivity: Mapping[str, float]
+) -> tuple[Plan, tuple[str, ...]]:
+    """Choose the types of all matrices that no option names, within the budget."""
+    free = [
+        t for t in plan.tensors if is_matrix(model.tensors[t.source]) and not _named(t, options)
+    ]
+    items = [_item(model, t, head, sensitivity) for t in free]
+    fixed = plan.n_bytes - sum(t.n_bytes for t in free)
+    types = allocate(items, (options.budget or 0) - fixed)
+    tensors = tuple(
+        replace(t, type=types[t.name], reason="") if t.name in types else t for t in plan.tensors
+    )
+    allocated = replace(plan, tensors=tensors)
+    source = "measured" if sensitivity else "known of each role"
+    name = f"TQ-{allocated.bpw:.2f}"
+    return (
+        replace(allocated, recipe=Recipe(name, plan.recipe.matrix, plan.recipe.roles)),
+        (
+            f"types chosen by the sensitivity {source}; predicted KL divergence "
+            f"{predicted(items, types):.4f} without error feedback",
+        ),
+    )
+
+
+def _named(tensor: PlannedTensor, options: Options) -> bool:
+    """Whether an option names the tensor's type."""
+    return (
+        any(re.search(pattern, tensor.name) for pattern, _ in options.tensor_types)
+        or (tensor.name == folding.HEAD and options.output_type is not None)
+        or (tensor.name == folding.EMBEDDING and options.token_embedding_type is not None)
+    )
+
+
+def _item(model: Model, t: PlannedTensor, head: str, sensitivity: Mapping[str, float]) -> Item:
+    kind = "output" if t.name == head else role(t.name)[0]
+    prefix = layer_prefix(t.name)
+    layer = int(prefix.split(".")[1]) if prefix else None
+    known = default_sensitivity(kind, layer, int(model.get("{arch}.block_count", 1)))
+    return Item(t.name, t.size, t.shape[-1], sensitivity.get(t.name, known))
 
 
 def is_matrix(tensor: Tensor) -> bool:

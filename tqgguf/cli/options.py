@@ -51,6 +51,14 @@ Calibrate = Annotated[
     Path | None,
     typer.Option(metavar="TEXT", help="Round with error feedback on this text: half the loss."),
 ]
+TargetBpw = Annotated[
+    float | None,
+    typer.Option(min=1, max=16, metavar="X", help="Choose each tensor's type: X bits per weight."),
+]
+TargetSize = Annotated[
+    str | None,
+    typer.Option(metavar="SIZE", help="Choose each tensor's type: a file of at most SIZE."),
+]
 Imatrix = Annotated[
     Path | None,
     typer.Option(metavar="FILE", help="llama.cpp's importance matrix: weigh errors by it."),

@@ -9,16 +9,19 @@ from typing import Annotated, Any
 
 import typer
 
-from tqgguf.calibration import Calibrated, calibrate_plan, calibration_weights, read_tokens
+from tqgguf.calibration import Calibrated, calibrate_plan, calibration_weights
 from tqgguf.cli import options as o
 from tqgguf.cli.application import app
 from tqgguf.cli.console import progress, say, say_json, say_table, warn
+from tqgguf.kernels.dtypes import F32
 from tqgguf.models import Model, model_files, open_model
 from tqgguf.models.gguf import SHARD_NAME
+from tqgguf.models.imatrix import write_imatrix
 from tqgguf.models.layout import Split
 from tqgguf.models.output import check_output
 from tqgguf.pipeline import Report, output_files, quantize
-from tqgguf.plan import Plan, PlannedTensor, make_plan
+from tqgguf.plan import Plan, PlannedTensor
+from tqgguf.preparation import Prepared, Request, prepare, take_statistics
 from tqgguf.runtime.calibrate import Settings
 from tqgguf.runtime.forward import Tokens
 
@@ -42,6 +45,10 @@ def quantize_command(
     token_embedding_type: o.EmbeddingType = None,
     calibrate: o.Calibrate = None,
     calibrate_tokens: o.CalibrateTokens = None,
+    save_imatrix: o.SaveImatrix = None,
+    imatrix: o.Imatrix = None,
+    target_bpw: o.TargetBpw = None,
+    target_size: o.TargetSize = None,
     strict: o.Strict = False,
     allow_requantize: o.Requantize = False,
     vocab_from: o.VocabFrom = None,
@@ -73,17 +80,33 @@ def quantize_command(
         allow_requantize=allow_requantize,
     )
     opened = open_model(model, vocab_from=vocab_from)
-    plan = make_plan(opened, chosen)
+    if save_imatrix is not None and calibrate is None:
+        raise typer.BadParameter("--save-imatrix needs a text: --calibrate TEXT")
+    request = Request(
+        target_bpw=target_bpw,
+        target_size=o.byte_size(target_size, "--target-size"),
+        calibrate=calibrate,
+        calibrate_tokens=calibrate_tokens,
+        imatrix=imatrix,
+        threads=threads,
+    )
+    split = o.split_options(split_max_size, split_max_tensors)
+    if calibrate is not None and output is not None and not (split or resume or force or dry_run):
+        check_output(output, inputs=model_files(opened.path), force=False)  # before hours of work
+    prepared = prepare(opened, chosen, request)
+    plan, tokens = prepared.plan, prepared.tokens
     path = output or default_output(model, plan.recipe.name)
     if dry_run:
         _say_plan(plan, path, json=json)
         return
-    split = o.split_options(split_max_size, split_max_tensors)
     files = output_files(opened, plan, path, split)
-    made = None
-    if calibrate is not None:
+    if tokens is not None:
         _check_early(opened, path, files, split, again=force or resume)
-        tokens = read_tokens(opened, calibrate, limit=calibrate_tokens)
+    if save_imatrix is not None and tokens is not None:
+        taken = take_statistics(opened, plan, tokens, str(calibrate), threads=threads)
+        write_imatrix(save_imatrix, taken)
+    made = None
+    if tokens is not None:
         made = _calibrate(opened, plan, tokens, threads=threads, quiet=quiet)
     job = partial(
         quantize,
@@ -92,6 +115,8 @@ def quantize_command(
         path,
         rounded=made.rows if made else None,
         rounded_by=made.key if made else "",
+        importance=_importance(prepared),
+        weighed_by=str(imatrix or ""),
         threads=threads,
         max_memory=o.byte_size(max_memory, "--max-memory"),
         split=split,
@@ -112,6 +137,10 @@ def plan_command(
     tensor_type: o.TensorType = None,
     output_type: o.OutputType = None,
     token_embedding_type: o.EmbeddingType = None,
+    calibrate: o.Calibrate = None,
+    calibrate_tokens: o.CalibrateTokens = None,
+    target_bpw: o.TargetBpw = None,
+    target_size: o.TargetSize = None,
     strict: o.Strict = False,
     allow_requantize: o.Requantize = False,
     vocab_from: o.VocabFrom = None,
@@ -134,7 +163,13 @@ def plan_command(
         allow_requantize=allow_requantize,
     )
     opened = open_model(model, vocab_from=vocab_from)
-    plan = make_plan(opened, chosen)
+    request = Request(
+        target_bpw=target_bpw,
+        target_size=o.byte_size(target_size, "--target-size"),
+        calibrate=calibrate,
+        calibrate_tokens=calibrate_tokens,
+    )
+    plan = prepare(opened, chosen, request).plan
     _say_plan(plan, default_output(model, plan.recipe.name), json=json)
 
 
@@ -171,6 +206,11 @@ def _run(
         warn(f"{files[0]}: finished already; --force makes it again")
     elif not quiet:
         _say_summary(model, plan, files, reports, seconds, slowest=_SLOWEST if verbose else 0)
+
+
+def _importance(prepared: Prepared) -> Callable[[str], F32 | None]:
+    """Importance by tensor; a tied embedding has none in a file of llama.cpp's."""
+    return prepared.imatrix.importance if prepared.imatrix else lambda _: None
 
 
 def _check_early(model: Model, path: Path, files: list[Path], split: Split, *, again: bool) -> None:

@@ -33,8 +33,7 @@ def input_energies(
     ctx = forward.context(model, tokens.shape[1])
     per_chunk = max(1, _CHUNK // tokens.shape[1])
     states = [
-        forward.embed(model, tokens[at : at + per_chunk])
-        for at in range(0, len(tokens), per_chunk)
+        forward.embed(model, tokens[at : at + per_chunk]) for at in range(0, len(tokens), per_chunk)
     ]
     total: Energies = {}
     for index in range(ctx.graph.n_layer):

@@ -1,0 +1,108 @@
+"""Stories of --imatrix, --target-bpw, --target-size and --rotate auto."""
+
+import json
+
+import numpy as np
+import pytest
+
+from tests.cli.story import fails, succeeds
+from tests.runtime.small_models import RECIPES, write_model
+from tqgguf.formats import dequantize
+from tqgguf.llamacpp import programs
+from tqgguf.models import open_model
+from tqgguf.models.imatrix import read_imatrix
+
+
+@pytest.fixture
+def imatrix(novels):
+    return novels.with_name("novels-5m.imatrix.gguf")
+
+
+def weighted_error(path, source, imatrix):
+    """Squared error of one matrix, its columns weighed by their importance."""
+    name = "blk.2.ffn_down.weight"
+    stored, weights = open_model(path).tensors[name], source.tensors[name].read()
+    error = dequantize(stored.raw().reshape(weights.shape[0], -1), stored.type, 768) - weights
+    return float((np.square(error) * imatrix.importance(name)).sum())
+
+
+def test_an_imatrix_lowers_the_error_it_weighs(novels, imatrix, tmp_path):
+    plain, weighed = tmp_path / "plain.gguf", tmp_path / "weighed.gguf"
+    options = ("-t", "q2_k", "--rotate", "none", "--quiet")
+    succeeds("quantize", novels, *options, "-o", plain)
+    succeeds("quantize", novels, *options, "-o", weighed, "--imatrix", imatrix)
+    source, taken = open_model(novels), read_imatrix(imatrix)
+    assert weighted_error(weighed, source, taken) < 0.97 * weighted_error(plain, source, taken)
+
+
+def test_an_imatrix_of_another_basis_is_refused(novels, imatrix, tmp_path):
+    output = tmp_path / "out.gguf"
+    fails(
+        *("quantize", novels, "--imatrix", imatrix, "-o", output),
+        says="taken in the basis 'none', but the matrices are quantized in 'fused",
+    )
+    assert not output.exists()
+
+
+def test_an_imatrix_of_another_model_is_refused(imatrix, tmp_path):
+    model = write_model(tmp_path / "model.gguf", RECIPES["llama"])
+    fails(
+        *("quantize", model, "-t", "q4_0", "--rotate", "none", "--imatrix", imatrix),
+        says="the file belongs to another model",
+    )
+
+
+@pytest.mark.parametrize(("target", "limit"), [("2.3M", 2_300_000), ("3MiB", 3 << 20)])
+def test_a_target_size_is_met_and_never_exceeded(novels, tmp_path, target, limit):
+    output = tmp_path / "out.gguf"
+    succeeds(*("quantize", novels, "--target-size", target, "--rotate", "none", "-q", "-o", output))
+    assert 0.99 * limit <= output.stat().st_size <= limit
+
+
+def test_plan_shows_the_allocation(novels):
+    shown = json.loads(succeeds("plan", novels, "--target-bpw", 3.5, "--json"))
+    assert 3.465 <= shown["bpw"] <= 3.5
+    assert len({t["type"] for t in shown["tensors"]} - {"F32"}) > 1
+    assert any("predicted KL divergence" in note for note in shown["notes"])
+
+
+def test_two_targets_contradict(novels):
+    fails(
+        *("plan", novels, "--target-bpw", 4, "--target-size", "3M"),
+        says="--target-bpw and --target-size: give one of them",
+    )
+
+
+def test_an_impossible_target_says_what_is_needed(novels):
+    fails("plan", novels, "--target-size", "1M", says="and the smallest types take")
+
+
+def test_rotate_auto_says_what_it_measured(novels):
+    shown = json.loads(succeeds("plan", novels, "--rotate", "auto", "-t", "q3_k", "--json"))
+    (note,) = [n for n in shown["notes"] if n.startswith("--rotate auto")]
+    assert f"auto: {shown['rotation']['mode']}; mean relative error" in note
+
+
+def test_rotate_auto_is_none_where_nothing_can_be_folded(novels, tmp_path):
+    model = tmp_path / "model.gguf"
+    model.write_bytes(novels.read_bytes().replace(b"llama", b"mamba"))
+    shown = json.loads(succeeds("plan", model, "--rotate", "auto", "--json"))
+    assert shown["rotation"]["mode"] == "none"
+
+
+@pytest.mark.tools
+def test_llama_quantize_reads_our_imatrix(novels, text, tmp_path, cache):
+    words = tmp_path / "text.txt"
+    words.write_text(text.read_text()[:40_000])
+    saved, output = tmp_path / "ours.imatrix", tmp_path / "ours.gguf"
+    succeeds(
+        *("quantize", novels, "-t", "q8_0", "--rotate", "none", "-q", "-o", output),
+        *("--calibrate", words, "--calibrate-tokens", 2048, "--save-imatrix", saved),
+    )
+    assert cache.is_dir()
+    programs.quantize(novels, tmp_path / "theirs.gguf", "Q2_K", imatrix=saved)
+    programs.imatrix(novels, words, tmp_path / "reference.gguf", context=256, chunks=8)
+    ours, theirs = read_imatrix(saved), read_imatrix(tmp_path / "reference.gguf")
+    for name in theirs.sums:
+        a, b = ours.importance(name), theirs.importance(name)
+        assert np.corrcoef(np.log(a.ravel() + 1e-9), np.log(b.ravel() + 1e-9))[0, 1] > 0.99

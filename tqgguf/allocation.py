@@ -1,0 +1,159 @@
+"""Spend a budget of bytes where they matter: a type for every tensor.
+
+By the linearity theorem (HIGGS, arXiv 2411.17525) the divergence that quantization causes is close
+to a sum over tensors, sensitivity times relative squared error. What is chosen is the best such sum
+that fits: types along the lower convex hull by a Lagrange multiplier, then single upgrades that
+still fit.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+
+from tqgguf.errors import PlanError
+from tqgguf.formats import FORMATS, dequantize, quantize
+
+# Decoded fast by every backend; the lattice types join only where nothing else is small enough.
+SCALAR_TYPES = ("Q2_K", "Q3_K", "IQ4_XS", "Q4_K", "Q5_K", "Q6_K", "Q8_0")
+SMALL_BLOCK_TYPES = ("Q4_0", "IQ4_NL", "Q5_0", "Q8_0")
+LATTICE_TYPES = ("IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS")
+
+# Divergence per relative squared error, measured on novels-5m (6 layers, docs/LOG.md); a layer's
+# share falls with the number of layers. The first and the last layer matter about twice as much.
+_ROLES = {
+    "output": 0.66,
+    "token_embd": 0.03,
+    "attn_q": 0.0031,
+    "attn_k": 0.0042,
+    "attn_v": 0.0077,
+    "attn_qkv": 0.015,
+    "attn_output": 0.0065,
+    "ffn_gate": 0.023,
+    "ffn_up": 0.014,
+    "ffn_down": 0.040,
+}
+_OTHER_ROLE = 0.01
+_LAYERS_MEASURED = 6
+_OUTER = 2.0
+_ROOMY = 1.15  # a budget above this many times the smallest scalar types needs no lattice types
+
+
+@dataclass(frozen=True)
+class Item:
+    """A tensor that competes for bytes."""
+
+    name: str
+    weights: int
+    n_in: int
+    sensitivity: float
+
+
+def default_sensitivity(role: str, layer: int | None, n_layer: int) -> float:
+    """The sensitivity of a tensor of which only the role and the layer are known."""
+    kind = role.removesuffix("_exps").removesuffix("_shexp")
+    base = _ROLES.get(kind, _OTHER_ROLE)
+    if layer is None:
+        return base
+    outer = _OUTER if layer in (0, n_layer - 1) else 1.0
+    return base * outer * _LAYERS_MEASURED / max(1, n_layer)
+
+
+def allocate(items: Sequence[Item], budget: int) -> dict[str, str]:
+    """A type for every item so that all of them take at most `budget` bytes.
+
+    Raises PlanError where even the smallest types take more.
+    """
+    choices = [_choices(item, LATTICE_TYPES) for item in items]
+    scalar = [_choices(item, ()) for item in items]
+    if _ROOMY * sum(c[0].n_bytes for c in scalar) <= budget:
+        choices = scalar
+    smallest = sum(c[0].n_bytes for c in choices)
+    if smallest > budget:
+        raise PlanError(
+            f"the target leaves {max(budget, 0):,} bytes for the matrices, and the smallest types "
+            f"take {smallest:,}"
+        )
+    picked = _by_multiplier(choices, budget)
+    _fill(choices, picked, budget - sum(c[p].n_bytes for c, p in zip(choices, picked, strict=True)))
+    return {i.name: c[p].type for i, c, p in zip(items, choices, picked, strict=True)}
+
+
+def predicted(items: Sequence[Item], types: Mapping[str, str]) -> float:
+    """The divergence that the linearity theorem predicts, in nats."""
+    return sum(i.sensitivity * relative_error(types[i.name]) for i in items)
+
+
+@cache
+def relative_error(type: str) -> float:
+    """Relative squared error of a type on Gaussian weights, measured on a seeded sample."""
+    x = np.random.default_rng(0).standard_normal((128, 256)).astype(np.float32)
+    error = dequantize(quantize(x, type, threads=1), type, 256) - x
+    return float(np.square(error, dtype=np.float64).sum() / np.square(x, dtype=np.float64).sum())
+
+
+@dataclass(frozen=True)
+class _Choice:
+    type: str
+    n_bytes: int
+    cost: float
+
+
+def _choices(item: Item, extra: Sequence[str]) -> list[_Choice]:
+    """What an item may become, ascending in bytes and descending in cost."""
+    names = [*extra, *SCALAR_TYPES]
+    fitting = [n for n in names if item.n_in % FORMATS[n].block_size == 0 and n != "Q8_0"]
+    if not fitting:
+        fitting = [n for n in SMALL_BLOCK_TYPES if item.n_in % FORMATS[n].block_size == 0]
+    else:
+        fitting.append("Q8_0")
+    sized = [
+        _Choice(n, _bytes(item, n), item.sensitivity * relative_error(n))
+        for n in fitting or ["F16"]
+    ]
+    sized.sort(key=lambda c: (c.n_bytes, c.cost))
+    best: list[_Choice] = []
+    for choice in sized:
+        if not best or choice.cost < best[-1].cost:
+            best.append(choice)
+    return best
+
+
+def _bytes(item: Item, type: str) -> int:
+    return item.weights // FORMATS[type].block_size * FORMATS[type].type_size
+
+
+def _by_multiplier(choices: Sequence[list[_Choice]], budget: int) -> list[int]:
+    """The best choice at the smallest price of a byte at which the sum fits."""
+
+    def pick(price: float) -> list[int]:
+        return [
+            min(range(len(c)), key=lambda i, c=c: c[i].cost + price * c[i].n_bytes)  # type: ignore[misc]
+            for c in choices
+        ]
+
+    def fits(picked: list[int]) -> bool:
+        return sum(c[p].n_bytes for c, p in zip(choices, picked, strict=True)) <= budget
+
+    low, high = -40.0, 10.0  # natural logarithms of the price
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (low, middle) if fits(pick(float(np.exp(middle)))) else (middle, high)
+    return pick(float(np.exp(high)))
+
+
+def _fill(choices: Sequence[list[_Choice]], picked: list[int], left: int) -> None:
+    """Spend what is left on the upgrades that gain most for a byte, as long as one fits."""
+    while True:
+        gains = [
+            ((c[p].cost - d.cost) / (d.n_bytes - c[p].n_bytes), k, j)
+            for k, (c, p) in enumerate(zip(choices, picked, strict=True))
+            for j, d in enumerate(c)
+            if j > p and d.n_bytes - c[p].n_bytes <= left
+        ]
+        if not gains:
+            return
+        _, k, j = max(gains)
+        left -= choices[k][j].n_bytes - choices[k][picked[k]].n_bytes
+        picked[k] = j

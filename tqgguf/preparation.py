@@ -1,0 +1,200 @@
+"""From what a user asks for to a plan: the better rotation, and types for a budget."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from tqgguf.calibration import read_tokens
+from tqgguf.errors import PlanError, UnsupportedModelError
+from tqgguf.formats import FORMATS, dequantize, quantize
+from tqgguf.kernels.dtypes import F32
+from tqgguf.models import Model, Tensor
+from tqgguf.models.imatrix import Imatrix, basis_of, check_basis, read_imatrix
+from tqgguf.models.layout import TensorInfo, lay_out
+from tqgguf.models.rotation import Rotation
+from tqgguf.pipeline import output_metadata
+from tqgguf.plan import PLAIN, Options, Plan, is_matrix, make_plan
+from tqgguf.runtime.equivalence import compare
+from tqgguf.runtime.folded import fold
+from tqgguf.runtime.forward import Tokens
+from tqgguf.runtime.graph import ARCHITECTURES
+from tqgguf.runtime.sensitivity import measure
+from tqgguf.runtime.statistics import input_energies
+
+_ALIGNMENT = 32  # bytes lost at most after each tensor
+_COMPARED_TOKENS = 1024  # on which --rotate auto runs both choices
+_SAMPLED_WEIGHTS = 1 << 20  # of a matrix, for --rotate auto without a text
+_KEY = "0" * 32
+
+
+@dataclass(frozen=True)
+class Request:
+    """What was asked for beside the plan's own options; a size in bytes, the text's path."""
+
+    target_bpw: float | None = None
+    target_size: int | None = None
+    calibrate: Path | None = None
+    calibrate_tokens: int | None = None
+    imatrix: Path | None = None
+    threads: int | None = None
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The plan, the tokens to calibrate on if any, and the importance matrix if one is used."""
+
+    plan: Plan
+    tokens: Tokens | None = None
+    imatrix: Imatrix | None = None
+
+
+def prepare(model: Model, options: Options, request: Request) -> Prepared:
+    """Decide everything that has to be decided before weights are written.
+
+    Raises PlanError for requests that contradict each other, and whatever reading the text or the
+    importance matrix raises.
+    """
+    if request.target_bpw is not None and request.target_size is not None:
+        raise PlanError("--target-bpw and --target-size: give one of them")
+    tokens, note = _tokens(model, request)
+    notes = [note] if note else []
+    if options.rotate == "auto":
+        options, why = choose_rotation(model, options, tokens, threads=request.threads)
+        notes.append(why)
+    plan = make_plan(model, options)
+    budget = _budget(model, plan, request)
+    if budget is not None:
+        options = replace(options, budget=budget)
+        plan = make_plan(model, options, _sensitivity(model, plan, tokens, request.threads))
+    imatrix = None
+    if request.imatrix is not None and tokens is None:
+        imatrix = read_imatrix(request.imatrix)
+        check_basis(imatrix, plan.rotation, request.imatrix)
+        _check_shapes(plan, imatrix, request.imatrix)
+    return Prepared(replace(plan, notes=(*plan.notes, *notes)), tokens, imatrix)
+
+
+def choose_rotation(
+    model: Model, options: Options, tokens: Tokens | None, *, threads: int | None = None
+) -> tuple[Options, str]:
+    """Fused or none, whichever measures lower, and a line that says so.
+
+    With tokens: KL divergence of the model rounded both ways. Without: mean relative squared error
+    of the matrices of three layers. Where no fold is known it is none.
+    """
+    none, fused = (replace(options, rotate=mode) for mode in ("none", "fused"))
+    try:
+        plans = [make_plan(model, choice) for choice in (none, fused)]
+    except UnsupportedModelError as error:
+        return none, f"--rotate auto: none, because {error}"
+    loss = partial(_divergence, tokens=tokens[: _few(tokens)]) if tokens is not None else _error
+    unit = "KL divergence" if tokens is not None else "mean relative error"
+    plain, rotated = (loss(model, plan, threads=threads) for plan in plans)
+    better = fused if rotated < plain else none
+    return better, (
+        f"--rotate auto: {better.rotate}; {unit} {rotated:.4g} rotated and {plain:.4g} unrotated, "
+        "both without error feedback"
+    )
+
+
+def take_statistics(
+    model: Model, plan: Plan, tokens: Tokens, dataset: str, *, threads: int | None = None
+) -> Imatrix:
+    """The importance matrix of the model in the plan's basis."""
+    folded = fold(model, plan.rotation.with_vectors_of(model))
+    basis = basis_of(plan.rotation)
+    return input_energies(folded, tokens, basis=basis, dataset=dataset, threads=threads)
+
+
+def _tokens(model: Model, request: Request) -> tuple[Tokens | None, str]:
+    """The text's tokens; none where only the importance matrix can be used."""
+    if request.calibrate is None:
+        return None, ""
+    if request.imatrix is not None and model.architecture not in ARCHITECTURES:
+        return None, (
+            f"no forward pass for architecture {model.architecture!r}: errors are weighed by "
+            f"{request.imatrix} instead of calibrated on {request.calibrate}"
+        )
+    return read_tokens(model, request.calibrate, limit=request.calibrate_tokens), ""
+
+
+def _few(tokens: Tokens) -> int:
+    return max(1, _COMPARED_TOKENS // int(tokens.shape[1]))
+
+
+def _budget(model: Model, plan: Plan, request: Request) -> int | None:
+    """Bytes of all tensors that the target leaves."""
+    if request.target_bpw is not None:
+        return int(request.target_bpw * plan.source_weights / 8)
+    if request.target_size is None:
+        return None
+    rotation = plan.rotation.with_vectors_of(model)
+    infos = [TensorInfo(t.name, t.shape, t.type) for t in plan.tensors]
+    header = lay_out(output_metadata(model, plan, rotation, _KEY), infos).header
+    return request.target_size - len(header) - _ALIGNMENT * (len(infos) + 2)
+
+
+def _sensitivity(
+    model: Model, plan: Plan, tokens: Tokens | None, threads: int | None
+) -> dict[str, float] | None:
+    if tokens is None:
+        return None
+    names = [t.name for t in plan.tensors if is_matrix(model.tensors[t.source])]
+    folded = fold(model, plan.rotation.with_vectors_of(model))
+    return measure(folded, names, tokens, threads=threads)
+
+
+def _check_shapes(plan: Plan, imatrix: Imatrix, path: Path) -> None:
+    for t in plan.tensors:
+        found = imatrix.importance(t.name)
+        n_mat = t.shape[0] if len(t.shape) == 3 else 1
+        if found is not None and found.shape != (n_mat, t.shape[-1]):
+            raise PlanError(
+                f"{path}: {t.name} has {found.size} importance values, but the tensor needs "
+                f"{n_mat * t.shape[-1]}; the file belongs to another model"
+            )
+
+
+def _divergence(model: Model, plan: Plan, *, tokens: Tokens, threads: int | None) -> float:
+    rounded = _rounded(fold(model, plan.rotation.with_vectors_of(model)), plan, threads)
+    return compare(model, rounded, tokens).divergence
+
+
+def _rounded(folded: Model, plan: Plan, threads: int | None) -> Model:
+    """The model as plain rounding leaves it, tensor by tensor as it is read."""
+    types = {t.name: t.type for t in plan.tensors if t.type in FORMATS and t.type not in PLAIN}
+    tensors = {
+        name: replace(t, rows=_through(t, types[name], threads), raw=None, tile=None)
+        if name in types
+        else t
+        for name, t in folded.tensors.items()
+    }
+    return replace(folded, tensors=tensors)
+
+
+def _through(tensor: Tensor, type: str, threads: int | None) -> Callable[[int, int], F32]:
+    def rows(start: int, stop: int) -> F32:
+        data = quantize(tensor.rows(start, stop), type, threads=threads)
+        return dequantize(data, type, tensor.n_in)
+
+    return rows
+
+
+def _error(model: Model, plan: Plan, *, threads: int | None) -> float:
+    """Mean relative squared error of the matrices of the first, the middle and the last layer."""
+    rotation: Rotation = plan.rotation.with_vectors_of(model)
+    folded = fold(model, rotation)
+    last = int(model.get("{arch}.block_count", 1)) - 1
+    prefixes = tuple(f"blk.{i}." for i in {0, last // 2, last})
+    errors = []
+    for t in plan.tensors:
+        if t.name.startswith(prefixes) and is_matrix(model.tensors[t.source]):
+            tensor = folded.tensors[t.name]
+            x = tensor.rows(0, min(tensor.n_rows, max(1, _SAMPLED_WEIGHTS // tensor.n_in)))
+            rounded = dequantize(quantize(x, t.type, threads=threads), t.type, tensor.n_in)
+            error = np.square(rounded - x, dtype=np.float64).sum()
+            errors.append(float(error) / max(float(np.square(x, dtype=np.float64).sum()), 1e-30))
+    return float(np.mean(errors)) if errors else 0.0
