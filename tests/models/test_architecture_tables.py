@@ -21,5 +21,9 @@ def test_every_architecture_has_a_line():
     assert all(summary().count(f"| `{name}` |") == 1 for name in ARCHITECTURES)
 
 
+def test_every_row_gives_its_reasoning():
+    assert all(row.refusal or row.note for row in ARCHITECTURES.values())
+
+
 def test_a_row_that_is_refused_says_why():
     assert all(row.values or row.why_no_values for row in ARCHITECTURES.values())

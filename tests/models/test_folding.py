@@ -12,6 +12,7 @@ from tqgguf.models.model import Model
 from tqgguf.models.rotation import Rotation, Sides, read_rotation, restored
 from tqgguf.pipeline import quantize
 from tqgguf.plan import Options, make_plan
+from tqgguf.verify import verify
 
 TOKENS = np.random.default_rng(1).integers(3, 2048, 64).tolist()
 
@@ -195,3 +196,13 @@ def test_the_record_is_the_rotation(tmp_path):
     assert again.sides == rotation.sides
     assert (again.mode, again.kind, again.seed) == ("fused", "regular", 3)
     assert again.sides["blk.0.ffn_up.weight"].columns == ("gain:blk.0.attn_norm.weight", "residual")
+
+
+@pytest.mark.parametrize("type", ["Q8_0", "Q5_0", "Q4_0", "IQ4_NL"])
+@pytest.mark.parametrize("rotate", ["none", "values"])
+def test_outliers_in_every_block_pass_the_verification(tmp_path, type, rotate):
+    model = tiny(tmp_path, "gemma")
+    plan = make_plan(model, Options(type=type, rotate=rotate))
+    list(quantize(model, plan, tmp_path / "q.gguf"))
+    checks = list(verify(open_model(tmp_path / "q.gguf"), model))
+    assert all(check.passed for check in checks), max(checks, key=lambda c: c.rel_mse).complaint
