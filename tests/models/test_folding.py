@@ -89,6 +89,16 @@ def test_an_unknown_tensor_is_refused(tmp_path):
             fold(model)
 
 
+def test_a_layer_that_predicts_further_tokens_keeps_the_stream(tmp_path):
+    path = write_tiny(tmp_path / "a.gguf", "glm4moe")
+    tensors = {n: t.read() for n, t in open_model(path).tensors.items()}
+    tensors["blk.1.nextn.eh_proj.weight"] = np.ones((64, 128), np.float32)
+    model = open_model(write_tensors(tmp_path / "b.gguf", path, tensors))
+    with pytest.raises(UnsupportedModelError, match=r"nextn\.eh_proj.*a norm of its own.*values"):
+        folding.fused(model)
+    assert "blk.1.attn_v.weight" in folding.values(model).sides
+
+
 def test_a_block_that_does_not_fit_names_the_one_that_does(tmp_path):
     model = tiny(tmp_path, "gpt2")
     with pytest.raises(PlanError, match=r"--block 32: this model's rotation needs a power of four"):

@@ -15,6 +15,7 @@ from tqgguf.models.rotation import Rotation, Sides
 from tqgguf.models.vectors import BALANCE
 
 EMBEDDING, HEAD = "token_embd.weight", "output.weight"
+_MTP = "nextn."  # multi-token prediction: llama.cpp loads these layers, and runs them only to draft
 TENSOR_BLOCK = 128  # --rotate tensor, unless --block says otherwise
 
 
@@ -68,7 +69,8 @@ def values(model: Model, *, balance: bool = True) -> Rotation:
     """
     row = _row(model)
     for name in model.tensors:
-        _on_stream(model, row, name)  # an unknown tensor may stand in between
+        if not role(name)[0].startswith(_MTP):
+            _on_stream(model, row, name)  # an unknown tensor may stand in between
     heads = _value_heads(model, row)
     if heads.order <= 1:
         raise UnsupportedModelError(
@@ -219,6 +221,12 @@ def _on_stream(model: Model, row: Architecture, name: str) -> Sides:
     for applies, make in cases:
         if applies and kind:
             return make()
+    if kind.startswith(_MTP):
+        raise UnsupportedModelError(
+            f"{model.path}: {name} belongs to a layer that predicts the token after the next, which "
+            "reads the output head through a norm of its own, so its gain cannot be folded into "
+            "the head; use --rotate values, --rotate none, or a file without that layer"
+        )
     raise UnsupportedModelError(
         f"{model.path}: {name} is not in the table of {row.name}, so a fold might break it; "
         "use --rotate none"
