@@ -223,7 +223,7 @@ def _on_stream(model: Model, row: Architecture, name: str) -> Sides:
             return make()
     if kind.startswith(_MTP):
         raise UnsupportedModelError(
-            f"{model.path}: {name} belongs to a layer that predicts the token after the next, which "
+            f"{model.path}: {name} belongs to a layer that predicts the token after the next, and "
             "reads the output head through a norm of its own, so its gain cannot be folded into "
             "the head; use --rotate values, --rotate none, or a file without that layer"
         )
