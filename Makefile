@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help bench front llama.cpp programs bench-kernels demo tables test test-oracle fuzz check lint types layers fmt clean
+.PHONY: help bench front llama.cpp programs bench-kernels bench-quantize demo tables test test-oracle fuzz check lint types layers fmt clean
 SHELL := /bin/bash
 
 VENV   ?= .venv
