@@ -50,6 +50,9 @@ fuzz: $(VENV)/.installed   ## many more accidents and broken files than `make te
 	TQGGUF_KILLS=50 TQGGUF_MUTATIONS=2000 $(BIN)/python -m pytest -q -n auto tests/test_resume.py \
 	    tests/models/huggingface/test_mutations.py tests/models/huggingface/test_hyperparameters.py
 
+bench-quantize: $(VENV)/.installed   ## a whole run against llama-quantize: time and memory
+	$(BIN)/python scripts/bench_quantize.py
+
 check: lint types layers test   ## everything a change must pass; never edits
 
 lint: $(VENV)/.installed   ## style, docstrings, shell
