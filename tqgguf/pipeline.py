@@ -34,7 +34,7 @@ from tqgguf.runtime.equivalence import check_fold
 from tqgguf.workers import in_order
 
 TILE = 1 << 21  # weights: 8 MiB as float32, a few copies of which each worker holds
-SAMPLE = 1 << 16  # weights per tensor whose error is measured; their number makes it good to 1 %
+SAMPLE = 1 << 15  # weights per tensor whose error is measured; their number makes it good to 1 %
 BYTES_PER_WEIGHT = 28  # of a tile in work: its copies, codes and control (scripts/peak_memory.py)
 FIXED_BYTES = 200 << 20  # Python, NumPy and what does not grow with tiles
 

@@ -14,6 +14,7 @@ from tqgguf.kernels.dtypes import F32, F64
 from tqgguf.models.model import Tensor
 
 CHUNK = 1 << 18  # weights at a time: their float64 copy stays in a core's cache
+SAMPLE = 256  # weights of a channel that are looked at: enough for the fourth root of an energy
 
 
 def ffn_balance(up: Tensor, down: Tensor) -> F32:
@@ -33,17 +34,20 @@ def ffn_balance(up: Tensor, down: Tensor) -> F32:
 
 
 def _row_energy(tensor: Tensor) -> F64:
-    """Sum of squares of each row: (n_rows,) float64."""
-    return np.concatenate([np.einsum("ij,ij->i", x, x) for _, x in chunks(tensor)])
+    """Sum of squares of the first SAMPLE weights of each row: (n_rows,) float64."""
+    width = SAMPLE if tensor.n_in % SAMPLE == 0 else tensor.n_in  # whole blocks of any type
+    step = max(1, CHUNK // width)
+    ranges = ((r, min(r + step, tensor.n_rows)) for r in range(0, tensor.n_rows, step))
+    tiles = (tensor.read_tile(rows, (0, width)).astype(np.float64) for rows in ranges)
+    return np.concatenate([np.einsum("ij,ij->i", x, x) for x in tiles])
 
 
 def _column_energy(tensor: Tensor) -> F64:
-    """Sum of squares down each column of each stacked matrix: (n_expert * n_in,) float64."""
-    n_out, n_in = tensor.shape[-2:]
-    sums = np.zeros((tensor.n_rows // n_out, n_in))
-    for first, x in chunks(tensor):
-        sums[first // n_out] += np.einsum("ij,ij->j", x, x)
-    return sums.reshape(-1)
+    """Sum of squares of the first SAMPLE weights of each column: (n_expert * n_in,) float64."""
+    n_out = tensor.shape[-2]
+    starts = range(0, tensor.n_rows, n_out)
+    tiles = (tensor.rows(r, r + min(n_out, SAMPLE)).astype(np.float64) for r in starts)
+    return np.concatenate([np.einsum("ij,ij->j", x, x) for x in tiles])
 
 
 def chunks(tensor: Tensor) -> Iterator[tuple[int, F64]]:

@@ -43,7 +43,7 @@ Mode = Literal["fused", "values", "tensor", "none"]
 VERSION = 1
 PREFIX = "tqgguf."
 _UNGAIN = "ungain:"
-_SLAB = 1 << 18  # weights rotated at a time
+_SLAB = 1 << 19  # weights rotated at a time
 
 
 @dataclass(frozen=True)
