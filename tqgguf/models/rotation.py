@@ -189,7 +189,15 @@ class Rotation:
         return vector
 
     def metadata(self) -> dict[str, Value]:
-        """The GGUF keys that record this rotation; `read_rotation` is the inverse."""
+        """The GGUF keys that record this rotation; `read_rotation` is the inverse.
+
+        Of no rotation little is said: a file may have to be no larger than another tool's.
+        """
+        if self == NO_ROTATION:
+            return {
+                f"{PREFIX}version": encode(VERSION),
+                f"{PREFIX}rotation.mode": encode(self.mode),
+            }
         names = list(self.sides)
         record: dict[str, Any] = {
             "version": VERSION,
@@ -226,6 +234,11 @@ def read_rotation(model: Model) -> Rotation:
         raise FileFormatError(
             f"{model.path}: rotation metadata of version {version}; this tqgguf reads {VERSION}"
         )
+    if (
+        model.get(f"{PREFIX}rotation.mode") == "none"
+        and f"{PREFIX}rotation.kind" not in model.metadata
+    ):
+        return NO_ROTATION
     names, columns, rows = (
         model.get(f"tqgguf.rotation.{key}", []) for key in ("tensors", "columns", "rows")
     )
