@@ -79,6 +79,15 @@ def test_the_bytes_do_not_depend_on_threads(tmp_path):
     assert all(np.array_equal(one[name], three[name]) for name in types if name in one)
 
 
+@pytest.mark.parametrize("name", ["llama", "llama-moe"])
+def test_activations_that_do_not_fit_are_computed_anew(tmp_path, name):
+    model = read_gguf(write_model(tmp_path / "model.gguf", RECIPES[name]))
+    types, tokens = types_of(model, "q4_0"), sequences(1, 160)
+    kept, anew = (dict(calibrate(model, types, tokens, Settings(memory=m))) for m in (1 << 30, 0))
+    assert list(kept) == list(anew)
+    assert all(np.array_equal(kept[name], anew[name]) for name in kept)
+
+
 def test_a_second_run_goes_on_where_the_first_stopped(tmp_path):
     model = read_gguf(write_model(tmp_path / "model.gguf", RECIPES["llama-tied-llama3-rope"]))
     types, tokens = types_of(model, "iq4_nl"), sequences(1)

@@ -7,10 +7,11 @@ original's. The matrix is first moved to where it makes up for the drift, then r
 feedback (tqgguf.kernels.feedback).
 """
 
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import pairwise
+from itertools import chain, count, pairwise
 from typing import Any
 
 import numpy as np
@@ -41,6 +42,7 @@ class Settings:
     drift: float = 1.0  # the share of the inputs' and the stream's drift that is made up for
     ridge: float = 0.1  # of the mean of H's diagonal: keeps what makes up for drift small
     threads: int | None = None
+    memory: int = 2 << 30  # bytes of inner activations to keep; beyond that they are computed anew
 
 
 @dataclass
@@ -144,27 +146,64 @@ class _Calibration:
     def _layer(self, index: int) -> Iterator[tuple[str, U8]]:
         original = forward.layer_weights(self.model, index)
         weights = dict(original)
-        before = [self._start(self.original, original), self._start(self.quantized, weights)]
-        ends: list[list[F32]] = []
-        while not ends:
-            steps = list(
-                map_in_order(_advance, list(zip(*before, strict=True)), threads=self.threads)
-            )
-            if steps[0] is None:
-                ends = [[g.result for g in passes] for passes in before]
-            else:
-                yield from self._step(f"blk.{index}.", steps, weights)
-        self.original, self.quantized = ends
+        held: dict[int, _Pair] | None = {} if self._fits(original) else None
+        for stage in count():
+            pairs = self._stage(stage, original, weights, held)
+            first = next(pairs)
+            if first.steps is None:
+                ends = [first, *pairs]
+                self.original = [pair.original.result for pair in ends]
+                self.quantized = [pair.quantized.result for pair in ends]
+                return
+            pairs = chain([first], pairs)
+            yield from self._step(f"blk.{index}.", first.steps[0].matrices, pairs, weights)
+            if held is not None:
+                deque(pairs, maxlen=0)  # whatever was not looked at has to get here too
 
-    def _start(self, states: list[F32], weights: Weights) -> list["_Pass"]:
-        return [_Pass(forward.layer(x, weights, self.ctx)) for x in states]
+    def _fits(self, weights: Weights) -> bool:
+        """Whether the inner activations of all tokens can be kept while a layer is worked on."""
+        widths = (max(w.shape[-2:]) for w in weights.values() if w.ndim > 1)
+        per_token = 8 * (max(widths, default=0) + 4 * self.ctx.graph.n_embd)
+        return per_token * sum(t.size for t in self.tokens) <= self.settings.memory
+
+    def _stage(
+        self, stage: int, original: Weights, weights: Weights, held: dict[int, "_Pair"] | None
+    ) -> Iterator["_Pair"]:
+        """Bring every chunk's two passes to their step number `stage`, a few chunks at a time.
+
+        They go on from where they are held, or else from the layer's begin.
+        """
+
+        def bring(i: int) -> _Pair:
+            pair = held.pop(i, None) if held else None
+            if pair is None:
+                pair = _Pair(
+                    _Pass(forward.layer(self.original[i], original, self.ctx)),
+                    _Pass(forward.layer(self.quantized[i], weights, self.ctx)),
+                )
+                for _ in range(stage if held is None else 0):
+                    pair.advance()
+            pair.advance()
+            return pair
+
+        for begin in range(0, len(self.tokens), self.threads):
+            window = range(begin, min(begin + self.threads, len(self.tokens)))
+            for i, pair in zip(
+                window, map_in_order(bring, window, threads=self.threads), strict=True
+            ):
+                if held is not None:
+                    held[i] = pair
+                yield pair
 
     def _step(
-        self, prefix: str, steps: list[Any], weights: dict[str, Array]
+        self,
+        prefix: str,
+        matrices: Sequence[str],
+        pairs: Iterator["_Pair"],
+        weights: dict[str, Array],
     ) -> Iterator[tuple[str, U8]]:
         """Round the matrices that are about to be used, and put them into `weights`."""
-        first: Step = steps[0][0]
-        names = [m for m in first.matrices if f"{prefix}{m}.weight" in self.types]
+        names = [m for m in matrices if f"{prefix}{m}.weight" in self.types]
         if not names:
             return
         moments = None
@@ -174,20 +213,22 @@ class _Calibration:
             if full in self.known:
                 data = self.known[full]
             else:
-                moments = moments or self._measure(steps)
+                moments = moments or self._measure(pairs)
                 data = self._matrix(w, moments, self.types[full])
             weights[local] = dequantize(data, self.types[full], w.shape[-1]).reshape(w.shape)
             yield full, data
 
-    def _measure(self, steps: list[Any]) -> list[_Moments]:
+    def _measure(self, pairs: Iterator["_Pair"]) -> list[_Moments]:
         """Moments of every expert's input, or of the one input."""
-        moments = [_Moments() for _ in steps[0][0].inputs]
-        for original, quantized in steps:
-            stream = None
-            if quantized.stream is not None:
+        moments: list[_Moments] = []
+        for pair in pairs:
+            original, quantized = pair.both()
+            moments = moments or [_Moments() for _ in quantized.inputs]
+            stream: Any = None
+            if original.stream is not None and quantized.stream is not None:
                 stream = original.stream - quantized.stream
             for m, x, y in zip(moments, quantized.inputs, original.inputs, strict=True):
-                drift = y - x if x.shape == y.shape and len(moments) == 1 else None
+                drift: Any = y - x if len(moments) == 1 else None
                 _accumulate(m, x, drift, stream, self.threads)
         return moments if len(moments) == 1 else _shrunk(moments)
 
@@ -247,9 +288,22 @@ class _Pass:
             return None
 
 
-def _advance(passes: tuple[_Pass, _Pass]) -> tuple[Step, Step] | None:
-    original, quantized = (p.advance() for p in passes)
-    return (original, quantized) if original and quantized else None
+@dataclass
+class _Pair:
+    """The passes of one chunk through the original and through the quantized layer."""
+
+    original: _Pass
+    quantized: _Pass
+    steps: tuple[Step, Step] | None = None
+
+    def advance(self) -> None:
+        original, quantized = self.original.advance(), self.quantized.advance()
+        self.steps = (original, quantized) if original and quantized else None
+
+    def both(self) -> tuple[Step, Step]:
+        if self.steps is None:
+            raise AssertionError("the passes have ended")
+        return self.steps
 
 
 def _round_rows(fmt: Format, moments: feedback.Moments, sweeps: int, rows: F32) -> U8:
