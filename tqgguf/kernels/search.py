@@ -44,8 +44,12 @@ def nearest(x: F32, step: F32, offset: F32, levels: F32) -> U8:
     -> uint8 of x's shape. Where step is 0 every level decodes to the offset, and the index is that
     of the level nearest 0.
     """
-    target = x - offset if offset.any() else x.copy()
-    target *= reciprocal(step)
+    inverse = reciprocal(step)
+    if offset.any():
+        target = x - offset
+        target *= inverse
+    else:
+        target = x * inverse
     np.clip(target, levels[0], levels[-1], out=target)
     if is_uniform(levels):
         np.rint(target, out=target)
