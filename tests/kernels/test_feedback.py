@@ -7,6 +7,7 @@ from tqgguf.formats import FORMATS, dequantize, quantize
 from tqgguf.kernels import feedback
 
 SCALAR = [n for n, f in FORMATS.items() if f.grid is not None]
+LATTICE = [n for n, f in FORMATS.items() if f.lattice is not None]
 
 
 def correlated(rng, n_in, rank=None):
@@ -25,7 +26,7 @@ def rounded(w, name, h, sweeps=4):
     return feedback.round_matrix(w, feedback.prepare(h), FORMATS[name], sweeps=sweeps)
 
 
-@pytest.mark.parametrize("name", SCALAR)
+@pytest.mark.parametrize("name", SCALAR + LATTICE)
 def test_the_output_error_falls_well_below_that_of_rounding_alone(name):
     rng = np.random.default_rng(1)
     w = rng.standard_normal((512, 24)).astype(np.float32)
@@ -37,7 +38,7 @@ def test_the_output_error_falls_well_below_that_of_rounding_alone(name):
     assert swept < 0.97 * greedy
 
 
-@pytest.mark.parametrize("name", SCALAR)
+@pytest.mark.parametrize("name", SCALAR + LATTICE)
 def test_the_blocks_decode_to_the_weights_it_reports(name):
     rng = np.random.default_rng(2)
     w = rng.standard_normal((256, 9)).astype(np.float32)
