@@ -5,9 +5,10 @@ import platform
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, fields
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
-from functools import partial
+from functools import lru_cache, partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -15,26 +16,33 @@ from typing import Any
 import numpy as np
 from gguf import GGML_QUANT_VERSION
 
-from tqgguf import __version__
+from tqgguf import __version__, workers
 from tqgguf.errors import PlanError, TqggufError, WeightError
 from tqgguf.formats import FORMATS, dequantize
 from tqgguf.formats import quantize as encode
 from tqgguf.kernels.dtypes import F32, U8
 from tqgguf.kernels.memory import default_memory
 from tqgguf.kernels.threads import default_threads, single_threaded_blas
-from tqgguf.models import Model, Tensor, model_files
+from tqgguf.models import Model, Tensor, model_files, open_model
 from tqgguf.models.layout import Layout, Split, TensorInfo, lay_out_shards
 from tqgguf.models.metadata import Value
 from tqgguf.models.metadata import encode as value
-from tqgguf.models.output import Output, Slot, is_finished, open_output, shard_paths
+from tqgguf.models.output import (
+    Output,
+    Slot,
+    check_output,
+    is_finished,
+    open_output,
+    shard_paths,
+)
 from tqgguf.models.rotation import PREFIX, Rotation
 from tqgguf.models.tiles import Tile, tiles
 from tqgguf.plan import PLAIN, Plan, PlannedTensor
 from tqgguf.runtime.equivalence import check_fold
-from tqgguf.workers import in_order
 
 TILE = 1 << 21  # weights: 8 MiB as float32, a few copies of which each worker holds
 SAMPLE = 1 << 15  # weights per tensor whose error is measured; their number makes it good to 1 %
+TILES_ABROAD = 16  # tiles in one task of a cluster
 BYTES_PER_WEIGHT = 28  # of a tile in work: its copies, codes and control (scripts/peak_memory.py)
 FIXED_BYTES = 200 << 20  # Python, NumPy and what does not grow with tiles
 
@@ -56,6 +64,7 @@ class Report:
     rel_mse_unrotated: float | None
     seconds: float
     reason: str = ""
+    workers: tuple[str, ...] = ()  # of a cluster, that did it
 
 
 @dataclass
@@ -68,6 +77,7 @@ class _Part:
     control_error: float = 0.0
     control_energy: float = 0.0
     seconds: float = 0.0
+    worker: str = ""
 
 
 def quantize(
@@ -84,6 +94,7 @@ def quantize(
     split: Split = Split(),  # noqa: B008  frozen
     resume: bool = False,
     force: bool = False,
+    cluster: str | None = None,
     advance: Callable[[int], object] = lambda _: None,
 ) -> Iterator[Report]:
     """Quantize a model into the file `path`, as planned; the bytes do not depend on `threads`.
@@ -95,18 +106,23 @@ def quantize(
     Yields a Report as each tensor is done; the file has its name once the iterator is exhausted.
     max_memory: bytes that this process may use, which limits the threads (None: see
     `default_memory`). resume: go on with what an interrupted run left; an output that is finished
-    already is left alone and yields nothing. advance is called with the number of bytes of each
-    part written. Raises OutputError, PlanError where the memory is too small, and WeightError
-    naming the tensor, and MismatchError where a fold would change the network's output; then
-    nothing is left behind.
+    already is left alone and yields nothing. cluster: the scheduler of a dask.distributed cluster,
+    tcp://HOST:PORT, or local:N processes, in place of threads. advance is called with the number of
+    bytes of each part written. Raises OutputError, PlanError where the memory is too small,
+    WeightError naming the tensor, and MismatchError where a fold would change the network's output;
+    then nothing is left behind.
     """
+    if cluster and rounded:
+        raise PlanError("--calibrate rounds on this machine alone; leave out --cluster")
+    inputs = model_files(model.path)
+    files = output_files(model, plan, path, split)
+    check_output(path, inputs=inputs, force=force or resume, count=len(files) if split else None)
     rotation = plan.rotation.with_vectors_of(model, threads=threads)
     infos = [TensorInfo(t.name, t.shape, t.type) for t in plan.tensors]
     layouts = lay_out_shards(output_metadata(model, plan, rotation, rounded_by), infos, split)
-    inputs = model_files(model.path)
     if resume and is_finished(path, layouts, split=bool(split), inputs=inputs):
         return
-    workers = _affordable(plan, rotation, threads or default_threads(), max_memory)
+    count = _affordable(plan, rotation, threads or default_threads(), max_memory)
     memory = (max_memory or default_memory()) - FIXED_BYTES
     run = identity(model, plan, layouts) | {
         "--calibrate": rounded_by,
@@ -117,11 +133,12 @@ def quantize(
             path, layouts, run=run, inputs=inputs, split=bool(split), resume=resume, force=force
         ) as output,
         single_threaded_blas(),
-        ThreadPoolExecutor(workers) as pool,
+        ThreadPoolExecutor(count) as pool,
+        _labour(model, pool, count, cluster) as labour,
     ):
         works = _works(model, plan, rotation, rounded or {}, importance, output)
         check = pool.submit(check_fold, model, rotation, memory=memory)
-        for report in _run(plan, rotation, works, output, pool, 2 * workers, advance):
+        for report in _run(plan, rotation, works, output, labour, advance):
             if check.done():
                 check.result()  # refuse at once, not after hours
             yield report
@@ -214,13 +231,64 @@ def _works(
     }
 
 
+@dataclass(frozen=True)
+class _Labour:
+    """Who works: an executor, how many tasks it does at once, and how a tensor becomes tasks."""
+
+    pool: Executor
+    count: int
+    tasks: Callable[["_Work", Sequence[Tile]], list[Callable[[], _Part]]]
+
+
+@contextmanager
+def _labour(model: Model, pool: Executor, count: int, cluster: str | None) -> Iterator[_Labour]:
+    """The threads of this process, a task per tile, or a cluster, a task per range of tiles."""
+    if not cluster:
+        yield _Labour(pool, count, lambda work, cut: [partial(work, tile) for tile in cut])
+        return
+    path = model.path.resolve()
+    stamp = "".join(map(_state, model_files(model.path)))
+    with workers.cluster(cluster) as crew:
+        crew.check_sight(path)
+        yield _Labour(crew.pool, crew.count, partial(_tasks_abroad, path, stamp))
+
+
+def _tasks_abroad(
+    path: Path, stamp: str, work: "_Work", cut: Sequence[Tile]
+) -> list[Callable[[], _Part]]:
+    """Tasks for processes that read and write the shared files themselves."""
+    slot = replace(work.slot, path=work.slot.path.resolve())
+    rotation = work.rotation.only(work.planned.name)
+    make = partial(
+        _Work, planned=work.planned, rotation=rotation, slot=slot, importance=work.importance
+    )
+    task = partial(_work_abroad, path, stamp, work.planned.source, make)
+    return [partial(task, cut[i : i + TILES_ABROAD]) for i in range(0, len(cut), TILES_ABROAD)]
+
+
+def _work_abroad(
+    path: Path, stamp: str, source: str, make: "Callable[[Tensor], _Work]", cut: Sequence[Tile]
+) -> _Part:
+    """Do a range of a tensor on a worker of a cluster, which opens the model itself."""
+    work = make(_opened(path, stamp).tensors[source])
+    with single_threaded_blas():
+        parts = [work(tile) for tile in cut]
+    work.slot.sync()
+    sums = {field.name: sum(getattr(p, field.name) for p in parts) for field in fields(_Part)[:-1]}
+    return _Part(**sums, worker=workers.here())
+
+
+@lru_cache(maxsize=1)
+def _opened(path: Path, stamp: str) -> Model:  # noqa: ARG001  another stamp is another model
+    return open_model(path)
+
+
 def _run(
     plan: Plan,
     rotation: Rotation,
     works: Mapping[str, "_Work"],
     output: Output,
-    pool: Executor,
-    ahead: int,
+    labour: _Labour,
     advance: Callable[[int], object],
 ) -> Iterator[Report]:
     """Keep the workers fed with tiles in file order and report each tensor when it is complete."""
@@ -233,9 +301,11 @@ def _run(
                 done[p.name] = _report_of(note)
                 advance(p.n_bytes)
             cut = _tiles(p, rotation) if note is None else []
-            yield p, [partial(works[p.name], tile) for tile in cut]
+            yield p, labour.tasks(works[p.name], cut)
 
-    groups = in_order(jobs(), pool, ahead=ahead, on_result=lambda part: advance(part.n_bytes))
+    groups = workers.in_order(
+        jobs(), labour.pool, ahead=2 * labour.count, on_result=lambda part: advance(part.n_bytes)
+    )
     for p, parts in groups:
         if p.name not in done:
             done[p.name] = _report(p, parts)
@@ -262,13 +332,15 @@ def _report(planned: PlannedTensor, parts: Sequence[_Part]) -> Report:
         control_error / control_energy if control_energy else None,
         sum(part.seconds for part in parts),
         planned.reason,
+        tuple(sorted({part.worker for part in parts} - {""})),
     )
 
 
 def _report_of(note: dict[str, Any]) -> Report:
     """A report as the journal kept it."""
     values = {field.name: note[field.name] for field in fields(Report)}
-    return Report(**{**values, "shape": tuple(note["shape"])})
+    sequences = {name: tuple(note[name]) for name in ("shape", "workers")}
+    return Report(**{**values, **sequences})
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
 
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+
 from tqgguf.allocation import Item, allocate, default_sensitivity, predicted
 from tqgguf.errors import PlanError
 from tqgguf.formats import FORMATS, find_format
@@ -62,8 +64,8 @@ class PlannedTensor:
     @property
     def n_bytes(self) -> int:
         """Bytes in the output file."""
-        form = FORMATS[self.type]
-        return self.size // form.block_size * form.type_size
+        block, size = GGML_QUANT_SIZES[GGMLQuantizationType[self.type]]
+        return int(self.size // block * size)
 
     @property
     def bpw(self) -> float:

@@ -1,13 +1,123 @@
-"""Where work runs, and how its results come back in the order they were asked for."""
+"""Results in the order they were asked for; and the workers of a dask.distributed cluster."""
 
+import logging
+import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Executor, Future
-from typing import TypeVar
+from concurrent.futures import CancelledError, Executor, Future
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from tqgguf import __version__
+from tqgguf.errors import PlanError, ToolError
 
 Key = TypeVar("Key")
 Result = TypeVar("Result")
 Task = Callable[[], Result]
+
+CONNECT_SECONDS = 20
+_LOCAL = re.compile(r"local:([1-9]\d{0,3})")
+
+
+@dataclass(frozen=True)
+class Workers:
+    """A cluster's executor, how many tasks it runs at once, and its client."""
+
+    pool: Executor
+    count: int
+    client: Any
+
+    def check_sight(self, path: Path) -> None:
+        """Refuse a cluster whose workers do not see a file: ToolError."""
+        for worker, sees in self.client.run(_sees, str(path)).items():
+            if not sees:
+                raise ToolError(
+                    f"--cluster: worker {worker} does not see {path}; model and output must "
+                    "lie on storage that all workers share under the same name"
+                )
+
+
+@contextmanager
+def cluster(address: str) -> Iterator[Workers]:
+    """The workers of a dask.distributed cluster: a scheduler's address, or local:N processes.
+
+    The scheduler gives the tasks of a worker that is lost to another one. Raises ToolError where
+    there is no scheduler, no worker or no agreement on versions, and when the cluster goes away.
+    """
+    try:
+        import distributed
+        from distributed.comm.core import CommClosedError
+    except ImportError:
+        raise ToolError("--cluster needs dask.distributed: pip install 'tqgguf[cluster]'") from None
+    lost = (CommClosedError, distributed.KilledWorker, CancelledError)
+    with ExitStack() as stack:
+        client = _client(distributed, address, stack)
+        try:
+            yield Workers(client.get_executor(pure=False), _size(client, address), client)
+        except lost as error:
+            raise ToolError(
+                f"--cluster {address}: lost: {str(error) or type(error).__name__}"
+            ) from error
+
+
+def _client(distributed: Any, address: str, stack: ExitStack) -> Any:
+    """Start or reach the cluster; it is left when the stack is unwound."""
+    local = _LOCAL.fullmatch(address)
+    if local is None and not re.match(r"\w+://.", address):
+        raise PlanError(f"--cluster {address!r} is neither tcp://HOST:PORT nor local:N")
+    try:
+        if local is not None:
+            target: Any = stack.enter_context(
+                distributed.LocalCluster(
+                    n_workers=int(local[1]),
+                    threads_per_worker=1,
+                    dashboard_address=None,
+                    silence_logs=logging.ERROR,
+                )
+            )
+        else:
+            target = address
+        client = stack.enter_context(distributed.Client(target, timeout=CONNECT_SECONDS))
+        client.wait_for_workers(1, timeout=CONNECT_SECONDS)
+    except (OSError, TimeoutError, ValueError) as error:
+        raise ToolError(f"--cluster {address}: no scheduler with workers: {error}") from None
+    return client
+
+
+def _size(client: Any, address: str) -> int:
+    """The number of tasks that run at once, all of them by this very version."""
+    try:
+        versions = client.run(_versions)
+    except ImportError as error:
+        raise ToolError(f"--cluster {address}: a worker lacks tqgguf: {error}") from None
+    for worker, version in versions.items():
+        if version != _versions():
+            raise ToolError(
+                f"--cluster {address}: worker {worker} has {version}, but here it is {_versions()}"
+            )
+    return max(1, sum(map(int, client.nthreads().values())))
+
+
+def _versions() -> str:
+    return f"tqgguf {__version__} with NumPy {np.__version__}"
+
+
+def _sees(path: str) -> bool:
+    return Path(path).exists()
+
+
+def here() -> str:
+    """The address of the cluster's worker that this runs on, "" outside of a cluster."""
+    try:
+        from distributed import get_worker
+
+        return str(get_worker().address)
+    except (ImportError, ValueError):
+        return ""
 
 
 def in_order(

@@ -1,5 +1,6 @@
 """The Typer application that the command modules register themselves with."""
 
+import warnings
 from typing import Annotated, Any
 
 import typer
@@ -15,9 +16,11 @@ class _Commands(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         try:
-            return super().invoke(ctx)
+            with warnings.catch_warnings():  # what overflows is checked where it is written
+                warnings.simplefilter("ignore", RuntimeWarning)
+                return super().invoke(ctx)
         except TqggufError as error:
-            warn(f"error: {error}")
+            warn(f"error: {' '.join(str(error).split())}")
             raise typer.Exit(1) from error
         except KeyboardInterrupt as interrupt:
             warn(str(interrupt) or "interrupted")

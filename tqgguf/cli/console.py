@@ -19,12 +19,21 @@ err = Console(stderr=True, highlight=False)
 
 def say(text: str) -> None:
     """Print a line of the result to stdout, exactly: user text is not markup and is not wrapped."""
-    out.print(text, markup=False, soft_wrap=True)
+    out.print(visible(text), markup=False, soft_wrap=True)
+
+
+def visible(text: str) -> str:
+    """Text of a file that nobody vouches for, without control codes that a terminal would obey."""
+    if text.isprintable():
+        return text
+    return "".join(
+        c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text
+    )
 
 
 def warn(text: str) -> None:
     """Print a line to stderr, exactly."""
-    err.print(text, markup=False, soft_wrap=True)
+    err.print(visible(text), markup=False, soft_wrap=True)
 
 
 def say_json(document: Any) -> None:
@@ -38,7 +47,7 @@ def say_table(columns: list[str], rows: list[list[str]], *, title: str | None = 
     for i, column in enumerate(columns):
         table.add_column(column, justify="left" if i == 0 else "right", overflow="fold")
     for row in rows:
-        table.add_row(*(cell.replace("[", "\\[") for cell in row))
+        table.add_row(*(visible(cell).replace("[", "\\[") for cell in row))
     out.print(table)
 
 

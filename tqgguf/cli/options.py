@@ -85,6 +85,10 @@ SplitMaxSize = Annotated[
 SplitMaxTensors = Annotated[
     int | None, typer.Option(min=1, help="Split the output into files of at most N tensors.")
 ]
+Cluster = Annotated[
+    str | None,
+    typer.Option(metavar="ADDRESS", help="Work on a dask cluster: tcp://HOST:PORT, or local:N."),
+]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with what an interrupted run left.")]
 Verbose = Annotated[
     bool, typer.Option("--verbose", "-v", help="One line per tensor, and the slowest ones.")

@@ -56,6 +56,7 @@ def quantize_command(
     max_memory: o.MaxMemory = None,
     split_max_size: o.SplitMaxSize = None,
     split_max_tensors: o.SplitMaxTensors = None,
+    cluster: o.Cluster = None,
     resume: o.Resume = False,
     force: o.Force = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only plan; write nothing.")] = False,
@@ -122,6 +123,7 @@ def quantize_command(
         split=split,
         resume=resume,
         force=force,
+        cluster=cluster,
     )
     _run(job, opened, plan, files, json=json, quiet=quiet, verbose=verbose)
 
@@ -233,7 +235,8 @@ def _line(report: Report) -> str:
     error = f", error {report.rel_mse:.5f}" if report.rel_mse else ""
     if report.rel_mse_unrotated is not None:
         error += f" (unrotated {report.rel_mse_unrotated:.5f})"
-    return f"{report.name}: {shape}, {report.type}, {size}{error}, {report.seconds:.2f} s"
+    where = f" on {' '.join(report.workers)}" if report.workers else ""
+    return f"{report.name}: {shape}, {report.type}, {size}{error}, {report.seconds:.2f} s{where}"
 
 
 def _warn_of_fallbacks(fallbacks: Sequence[PlannedTensor]) -> None:

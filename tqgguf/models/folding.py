@@ -50,7 +50,7 @@ def fused(
     sides = {name: streams[name] | heads.sides(name) for name in names}
     if balance:
         sides = {name: s | _balance(model, row, name) for name, s in sides.items()}
-    return Rotation(
+    rotation = Rotation(
         mode="fused",
         kind=kind,
         block=order,
@@ -58,6 +58,8 @@ def fused(
         seed=seed,
         sides={name: s for name, s in sides.items() if s},
     )
+    _check_shapes(model, rotation)
+    return rotation
 
 
 def values(model: Model, *, balance: bool = True) -> Rotation:
@@ -80,11 +82,13 @@ def values(model: Model, *, balance: bool = True) -> Rotation:
     sides = {name: heads.sides(name) for name in model.tensors}
     if balance:
         sides = {name: s | _balance(model, row, name) for name, s in sides.items()}
-    return Rotation(
+    rotation = Rotation(
         mode="values",
         value_block=heads.order,
         sides={name: s for name, s in sides.items() if s},
     )
+    _check_shapes(model, rotation)
+    return rotation
 
 
 def per_tensor(model: Model, names: list[str], *, block: int | None = None) -> Rotation:
@@ -99,6 +103,35 @@ def per_tensor(model: Model, names: list[str], *, block: int | None = None) -> R
     return Rotation(
         mode="tensor", block=order, sides={n: Sides(columns=("block",)) for n in fitting}
     )
+
+
+def _check_shapes(model: Model, rotation: Rotation) -> None:
+    """Refuse a header whose shapes contradict each other, before weights are read."""
+    for name, sides in rotation.sides.items():
+        tensor = model.tensors[name if name in model.tensors else EMBEDDING]
+        for steps, axis in ((sides.columns, -1), (sides.rows, -2)):
+            size = tensor.shape[axis] if len(tensor.shape) >= -axis else 0
+            for step in steps:
+                if size == 0 or not _fits(model, rotation, step, size):
+                    raise UnsupportedModelError(
+                        f"{model.path}: {name} has shape {tensor.shape}, which the fold's step "
+                        f"{step!r} does not fit; use --rotate none"
+                    )
+
+
+def _fits(model: Model, rotation: Rotation, step: str, size: int) -> bool:
+    _, colon, vector = step.partition(":")
+    if not colon:
+        return rotation.fits(step, size, 0)
+    if vector in model.tensors:
+        return model.tensors[vector].size % size == 0
+    if BALANCE in vector:
+        return True  # see _balance
+    if "*" not in vector:  # a norm behind the embedding, which acts on its columns
+        parts = [model.tensors.get(f"{vector}.{part}") for part in ("weight", "bias")]
+        return all(t is not None and t.size == size for t in parts)
+    matrix, factor = (model.tensors.get(name) for name in vector.split("*"))
+    return bool(matrix and factor and matrix.n_rows % size == 0 and matrix.n_in == factor.size)
 
 
 def _row(model: Model) -> Architecture:
@@ -175,9 +208,14 @@ def _value_heads(model: Model, row: Architecture) -> _ValueHeads:
     if not isinstance(n_heads, int):
         reason = "the number of heads is missing" if n_heads is None else "layers differ in heads"
         return _ValueHeads(model, reason=f"{model.path}: {reason}")
-    of_width = _embedding_width(model) // n_heads
+    of_width = _embedding_width(model) // max(1, n_heads)
     size = model.get("{arch}.attention.value_length", of_width)
     key_size = model.get("{arch}.attention.key_length", of_width)
+    if not all(isinstance(n, int) and 0 < n < 2**32 for n in (n_heads, size, key_size)):
+        raise UnsupportedModelError(
+            f"{model.path}: {n_heads!r} heads with keys of {key_size!r} and values of {size!r} "
+            "make no sense; use --rotate none"
+        )
     return _ValueHeads(model, hadamard.largest_order(size), n_heads, size, key_size, *row.values)
 
 
@@ -192,6 +230,9 @@ def _balance(model: Model, row: Architecture, name: str) -> Sides:
     names = [f"{prefix}ffn_{m}{ending}.weight" for m in ("gate", "up", "down")]
     biased = group and f"{prefix}ffn_up{ending}.bias" in model.tensors
     if biased or not all(n in model.tensors for n in names):
+        return Sides()
+    gate, up, down = (model.tensors[n].shape for n in names)
+    if len(up) < 2 or gate != up or (*down[:-2], down[-1]) != up[:-1]:
         return Sides()
     vector = f"{prefix}{BALANCE}{ending}"
     if matrix == "down":

@@ -10,6 +10,7 @@ import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -193,6 +194,7 @@ class _Shard:
         entries = [_tensor_line(cursor) for _ in range(n_tensors)]
         begin = -(-cursor.at // alignment) * alignment
         self.entries = [self._place(entry, begin, alignment) for entry in entries]
+        self._check_overlaps()
 
     def check_place(self, index: int, count: int) -> None:
         """Refuse a shard whose own numbers are not those of its name."""
@@ -211,6 +213,16 @@ class _Shard:
             rows, tile = partial(_decode_rows, self.bytes, e), partial(_decode_tile, self.bytes, e)
             raw = partial(_stored, self.bytes, e)
             yield Tensor(e.name, e.shape, e.type.name, rows=rows, raw=raw, tile=tile)
+
+    def _check_overlaps(self) -> None:
+        """Refuse tensors that share bytes: a small file could claim any amount of weights."""
+        ordered = sorted(self.entries, key=lambda entry: entry.offset)
+        for before, entry in pairwise(ordered):
+            if before.offset + before.n_bytes > entry.offset:
+                raise FileFormatError(
+                    f"{self.path}: {entry.name} begins at byte {entry.offset:,}, inside "
+                    f"{before.name}"
+                )
 
     def _place(self, entry: _Entry, begin: int, alignment: int) -> _Entry:
         offset = begin + entry.offset

@@ -80,11 +80,8 @@ class Slot:
     row_bytes: int
     n_bytes: int
 
-    def write(self, data: U8, *, row: int, begin: int = 0, sync: bool = False) -> None:
-        """Write rows row, row + 1, ... : data (n, width) uint8 at byte `begin` of each row.
-
-        sync: wait until they are on the disk, for writers on another machine.
-        """
+    def write(self, data: U8, *, row: int, begin: int = 0) -> None:
+        """Write rows row, row + 1, ... : data (n, width) uint8 at byte `begin` of each row."""
         start = self.offset + row * self.row_bytes + begin
         fd = os.open(self.path, os.O_WRONLY | _BINARY)
         try:
@@ -93,10 +90,12 @@ class Slot:
             else:
                 for i, part in enumerate(data):
                     _put(fd, memoryview(part.tobytes()), start + i * self.row_bytes)
-            if sync:
-                os.fsync(fd)
         finally:
             os.close(fd)
+
+    def sync(self) -> None:
+        """Bring what this machine has written to the disk."""
+        _sync(self.path)
 
     def checksum(self) -> str:
         """CRC-32 of the tensor's bytes as they are in the file; "" where some are missing."""
@@ -231,11 +230,7 @@ class Output:
 
     def _sync_files(self) -> None:
         for shard in self._shards:
-            fd = os.open(shard.partial, os.O_RDWR | _BINARY)
-            try:
-                os.fsync(fd)
-            finally:
-                os.close(fd)
+            _sync(shard.partial)
 
 
 def is_finished(
@@ -361,6 +356,14 @@ def _put(fd: int, data: memoryview, offset: int) -> None:
             os.lseek(fd, offset, os.SEEK_SET)
             count = os.write(fd, data)
         data, offset = data[count:], offset + count
+
+
+def _sync(path: Path) -> None:
+    fd = os.open(path, os.O_RDWR | _BINARY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -26,7 +26,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -102,6 +102,12 @@ class Rotation:
                     )
         return replace(self, vectors=vectors)
 
+    def only(self, name: str) -> "Rotation":
+        """What concerns one tensor, small enough to be sent somewhere."""
+        sides = {name: self.sides[name]} if name in self.sides else {}
+        alone = replace(self, sides=sides)
+        return replace(alone, vectors={v: self.vectors[v] for v in alone.vector_names()})
+
     def granule(self, name: str) -> tuple[int, int]:
         """How many consecutive rows and columns of a tensor its rotation mixes (1: none)."""
         sides = self.sides.get(name, Sides())
@@ -173,6 +179,26 @@ class Rotation:
         change = norm.unfold if undo else norm.fold
         return change(x, along.first[0])
 
+    def fits(self, step: str, size: int, n_rows: int) -> bool:
+        """Whether a step can be applied to an axis of this length of a tensor of n_rows."""
+        verb, colon, name = step.partition(":")
+        if verb in ("normed", "level"):
+            packed = self._vector(name, 1)
+            n_embd = int(packed[2]) if len(packed) > 2 else -1
+            rows = n_rows if verb == "normed" else (len(packed) - 3 - 2 * n_embd) // 2
+            return n_embd == size and len(packed) == 3 + 2 * n_embd + 2 * rows
+        if colon:
+            is_known = verb in ("gain", "ungain", "plus", "minus")
+            return is_known and len(self._vector(name, size)) > 0
+        order, (verb, at, start) = self._order(step), step.partition("@")
+        begin = int(start) if start.isdecimal() else 0
+        return (
+            bool(at) == start.isdecimal()
+            and hadamard.is_order(order, self._kind(verb))
+            and begin <= size
+            and (size - begin) % order == 0
+        )
+
     def _order(self, step: str) -> int:
         verb = step.partition("@")[0]
         if verb not in _ORDER:
@@ -239,22 +265,59 @@ def read_rotation(model: Model) -> Rotation:
         and f"{PREFIX}rotation.kind" not in model.metadata
     ):
         return NO_ROTATION
-    names, columns, rows = (
-        model.get(f"tqgguf.rotation.{key}", []) for key in ("tensors", "columns", "rows")
-    )
+    names, columns, rows = (_texts(model, key) for key in ("tensors", "columns", "rows"))
     if not len(names) == len(columns) == len(rows):
         raise FileFormatError(f"{model.path}: the rotation metadata's arrays differ in length")
     sides = (Sides(tuple(c.split()), tuple(r.split())) for c, r in zip(columns, rows, strict=True))
-    get = partial(_required, model)
-    return Rotation(
-        mode=get("mode"),
-        kind=get("kind"),
-        block=get("block_size"),
-        value_block=get("value_block_size"),
-        seed=get("seed"),
+    rotation = Rotation(
+        mode=_one_of(model, "mode", get_args(Mode)),
+        kind=_one_of(model, "kind", hadamard.KINDS),
+        block=_number(model, "block_size"),
+        value_block=_number(model, "value_block_size"),
+        seed=_number(model, "seed"),
         sides=dict(zip(names, sides, strict=True)),
         vectors=recorded_vectors(model),
     )
+    for name in rotation.sides.keys() & model.tensors.keys():
+        _check_sides(rotation, model, model.tensors[name])
+    return rotation
+
+
+def _texts(model: Model, key: str) -> list[str]:
+    value = model.get(f"tqgguf.rotation.{key}", [])
+    if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
+        raise FileFormatError(f"{model.path}: tqgguf.rotation.{key} is no array of texts")
+    return value
+
+
+def _one_of(model: Model, key: str, choices: tuple[Any, ...]) -> Any:
+    value = _required(model, key)
+    if value not in choices:
+        raise FileFormatError(
+            f"{model.path}: tqgguf.rotation.{key} is {value!r}; expected {', '.join(choices)}"
+        )
+    return value
+
+
+def _number(model: Model, key: str) -> int:
+    value = _required(model, key)
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**32:
+        raise FileFormatError(f"{model.path}: tqgguf.rotation.{key} is {value!r}, no 32-bit number")
+    return value
+
+
+def _check_sides(rotation: Rotation, model: Model, tensor: Tensor) -> None:
+    """Refuse steps that are unknown or that the tensor's axes do not fit."""
+    sides = rotation.sides[tensor.name]
+    if sides.rows and len(tensor.shape) < 2:
+        raise FileFormatError(f"{model.path}: rotation metadata: {tensor.name} has no rows to turn")
+    for steps, axis in ((sides.columns, -1), (sides.rows, -2)):
+        for step in steps:
+            if not rotation.fits(step, tensor.shape[axis], tensor.n_rows):
+                raise FileFormatError(
+                    f"{model.path}: rotation metadata: step {step!r} does not fit the "
+                    f"{tensor.shape[axis]} {'columns' if axis == -1 else 'rows'} of {tensor.name}"
+                )
 
 
 def restored(model: Model) -> Model:

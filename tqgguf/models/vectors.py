@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from tqgguf.errors import FileFormatError
 from tqgguf.kernels.dtypes import F32
 from tqgguf.models.balance import chunks, ffn_balance
 from tqgguf.models.embedding_norm import NORM, embedding_norm
@@ -40,10 +41,23 @@ def encode_vector(name: str, vector: F32) -> tuple[str, Value]:
 
 
 def recorded_vectors(model: Model) -> dict[str, F32]:
-    """The vectors in a model's metadata, the inverse of `encode_vector`."""
+    """The vectors in a model's metadata, the inverse of `encode_vector`.
+
+    Raises FileFormatError for what is no array of finite numbers.
+    """
     return {
-        key.removeprefix(prefix): decode(np.asarray(model.get(key), np.float32))
+        key.removeprefix(prefix): decode(_numbers(model, key))
         for prefix, decode in ((_VECTOR, np.asarray), (_EXPONENTS, np.exp2))
         for key in model.metadata
         if key.startswith(prefix)
     }
+
+
+def _numbers(model: Model, key: str) -> F32:
+    try:
+        vector = np.asarray(model.get(key), np.float32)
+    except (ValueError, TypeError, OverflowError):
+        vector = np.empty((0, 0), np.float32)
+    if vector.ndim != 1 or not np.isfinite(vector).all():
+        raise FileFormatError(f"{model.path}: {key} is no array of numbers")
+    return vector

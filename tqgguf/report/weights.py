@@ -306,7 +306,10 @@ class _Matrix:
             top, bottom = tile.rows
             raise WeightError(f"{bad} weights in rows {top} to {bottom - 1} are NaN or infinite")
         first = (tile.rows[0], tile.columns[0])
-        return x, self.rotation.apply(self.name, x, shape=self.tensor.shape, first=first)
+        turned = self.rotation.apply(self.name, x, shape=self.tensor.shape, first=first)
+        if not np.isfinite(turned).all():
+            raise WeightError("the rotated weights are beyond float32")
+        return x, turned
 
     def _scales(self, tile: Tile) -> tuple[float, float]:
         """The standard deviations that the histograms are drawn in, from one tile."""

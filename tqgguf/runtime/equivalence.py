@@ -12,13 +12,14 @@ from tqgguf.models.rotation import Rotation
 from tqgguf.runtime import forward, ops
 from tqgguf.runtime.folded import fold
 from tqgguf.runtime.forward import Tokens
-from tqgguf.runtime.graph import ARCHITECTURES, read_graph
+from tqgguf.runtime.graph import ARCHITECTURES, Graph, read_graph
 from tqgguf.runtime.ops import Array
 
 FOLD_TOLERANCE = 1e-4  # relative difference of logits that float32 explains
 _SEQUENCES, _LENGTH = 2, 12
 _HEAD_ROWS = 512
 _LARGEST = 0.7
+_MOST = 1 << 24  # of layers, heads or columns
 _BYTES_PER_WEIGHT = 28  # of one matrix: as read, as rotated, in float64, and a temporary
 
 
@@ -66,14 +67,21 @@ def check_fold(model: Model, rotation: Rotation, *, memory: int) -> float | None
     if rotation.mode not in ("fused", "values") or model.architecture not in ARCHITECTURES:
         return None
     try:
-        layers = sorted({0, read_graph(model).n_layer - 1})
+        layers = sorted({0, _graph(model).n_layer - 1})
         forward.context(model, 1, np.float64)
-    except UnsupportedModelError:  # a kind of rotary scaling, say, that the forward pass lacks
+    except (UnsupportedModelError, ArithmeticError, TypeError, ValueError):
+        # a kind of rotary scaling, say, that the forward pass lacks
         return None
     if _largest(model, layers) * _BYTES_PER_WEIGHT > memory:
         return None
-    with single_threaded_blas():
-        before, after = (_shortened(m, layers) for m in (model, fold(model, rotation)))
+    try:
+        with single_threaded_blas():
+            before, after = (_shortened(m, layers) for m in (model, fold(model, rotation)))
+    except (ArithmeticError, LookupError, MemoryError, TypeError, ValueError) as error:
+        raise UnsupportedModelError(
+            f"{model.path}: the fold cannot be checked, so the header must contradict itself "
+            f"({type(error).__name__}: {error}); use --rotate none"
+        ) from error
     difference = _relative(before, after)
     if not difference <= FOLD_TOLERANCE:
         raise MismatchError(
@@ -81,6 +89,23 @@ def check_fold(model: Model, rotation: Rotation, *, memory: int) -> float | None
             f"expected at most {FOLD_TOLERANCE:g}; use --rotate none"
         )
     return difference
+
+
+def _graph(model: Model) -> Graph:
+    """The graph, unless heads and width are no numbers that a model could have."""
+    try:
+        graph = read_graph(model)
+    except (ArithmeticError, TypeError, ValueError) as error:
+        raise UnsupportedModelError(
+            f"{model.path}: its graph makes no sense ({error}); use --rotate none"
+        ) from error
+    sizes = (graph.n_layer, graph.n_embd, graph.n_head, graph.n_head_kv, graph.head_dim)
+    if not all(0 < n < _MOST for n in sizes) or graph.n_ctx < 1:
+        raise UnsupportedModelError(
+            f"{model.path}: {graph.n_layer} layers of {graph.n_head} heads of {graph.head_dim} "
+            "make no sense; use --rotate none"
+        )
+    return graph
 
 
 def some_tokens(model: Model) -> Tokens:

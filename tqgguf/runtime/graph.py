@@ -100,6 +100,10 @@ def rotary(model: Model, graph: Graph, n_tokens: int) -> tuple[F64, F64]:
     if graph.row.rope == "none":
         return np.zeros((n_tokens, 0)), np.zeros((n_tokens, 0))
     n_rot = int(model.get("{arch}.rope.dimension_count", graph.head_dim))
+    if not 0 < n_rot <= graph.head_dim:
+        raise UnsupportedModelError(
+            f"{model.path.name}: rope.dimension_count is {n_rot} of heads of {graph.head_dim}"
+        )
     base = float(model.get("{arch}.rope.freq_base", 10000.0))
     frequencies: F64 = base ** (-np.arange(0, n_rot, 2) / n_rot)
     if "rope_freqs.weight" in model.tensors:
