@@ -14,15 +14,13 @@ from typing import Any
 import numpy as np
 
 from tqgguf.kernels.dtypes import F32, F64, Blocks
-from tqgguf.kernels.lattice import OCTET, LatticeCodes, decode
-from tqgguf.kernels.lattice import nearest as nearest_points
 from tqgguf.kernels.search import nearest, reciprocal
 
 DAMPING = 0.01  # of the mean of H's diagonal, added to it
 _STRIP = 32  # columns between two updates of the rest of a block
 
 
-AnyFormat = Any  # a tqgguf.formats.Format with a grid or a lattice; kernels cannot import it
+ScalarFormat = Any  # a tqgguf.formats.Format with levels and a grid; kernels cannot import it
 
 
 @dataclass(frozen=True)
@@ -60,15 +58,13 @@ def output_error(w: F32, q: F32, h: F32) -> F64:
 
 
 def round_matrix(
-    w: F32, moments: Moments, fmt: AnyFormat, *, sweeps: int = 4
+    w: F32, moments: Moments, fmt: ScalarFormat, *, sweeps: int = 4
 ) -> tuple[Blocks, F32]:
     """Quantize with error feedback.
 
     w: (n_in, n) float32 -> blocks: (n_in / block_size, n) and the weights they decode to, like w.
     sweeps: how often every scale and every code is revisited after the greedy pass.
     """
-    if fmt.lattice is not None:
-        return _round_on_lattice(w, moments, fmt, sweeps)
     state = _greedy(w, moments, fmt)
     for _ in range(sweeps):
         for block in range(len(state.blocks)):
@@ -76,86 +72,6 @@ def round_matrix(
     for block, codes in zip(state.blocks, state.codes, strict=True):
         fmt.pack(block, codes.astype(np.uint8))
     return state.blocks, w - state.error
-
-
-def _round_on_lattice(w: F32, moments: Moments, fmt: AnyFormat, sweeps: int) -> tuple[Blocks, F32]:
-    """The same for a lattice type, whose codes stand for eight weights at once."""
-    size, n_blocks = fmt.block_size, len(w) // fmt.block_size
-    error, fitted = np.empty_like(w), []
-    codes: list[list[LatticeCodes]] = []
-    for b in range(n_blocks):
-        here = slice(b * size, (b + 1) * size)
-        v = moments.v[here, here]
-        carried = moments.v[: here.start, here].T @ error[: here.start]
-        importance = np.broadcast_to((np.diagonal(v) ** 2)[:, None], carried.shape)
-        fitted.append(fmt.fit(w[here] + _solve(v.T, carried), importance))
-        scales = fmt.scales(fitted[-1])
-        codes.append(_octets(w[here], carried, v, scales, fmt, error[here]))
-    for _ in range(sweeps):
-        for b in range(n_blocks):
-            here = slice(b * size, (b + 1) * size)
-            pull = moments.h[here] @ error
-            _revisit_octets(
-                codes[b],
-                error[here],
-                pull,
-                w[here],
-                moments.h[here, here],
-                fmt.scales(fitted[b]),
-                fmt,
-            )
-    for blocks, parts in zip(fitted, codes, strict=True):
-        fmt.pack(blocks, LatticeCodes.join(parts))
-    return np.stack(fitted), w - error
-
-
-def _octets(
-    w: F32, carried: F32, v: F32, scales: F32, fmt: AnyFormat, error: F32
-) -> list[LatticeCodes]:
-    """Round a block's octets in turn, each with the errors before it made up for."""
-    found = []
-    for begin in range(0, len(w), OCTET):
-        part = slice(begin, begin + OCTET)
-        scale = scales[begin * len(scales) // len(w)][None]
-        target = w[part] + _solve(v[part, part].T, carried[part])
-        weight = np.broadcast_to((np.diagonal(v)[part] ** 2)[:, None], target.shape)
-        found.append(nearest_points(target, scale, weight, fmt.lattice))
-        error[part] = w[part] - decode(found[-1], scale, fmt.lattice)
-        carried[part.stop :] += v[part, part.stop :].T @ error[part]
-    return found
-
-
-def _revisit_octets(
-    codes: list[LatticeCodes],
-    error: F32,
-    pull: F32,
-    w: F32,
-    h: F32,
-    scales: F32,
-    fmt: AnyFormat,
-) -> None:
-    """Round every octet again with all others as they are, and keep what is better."""
-    for o, old in enumerate(codes):
-        part = slice(o * OCTET, (o + 1) * OCTET)
-        scale, local = scales[part.start * len(scales) // len(w)][None], h[part, part]
-        target = w[part] - error[part] + _solve(local, pull[part])
-        weight = np.broadcast_to(np.diagonal(local)[:, None], target.shape)
-        new = nearest_points(target, scale, weight, fmt.lattice)
-        change = decode(new, scale, fmt.lattice) - (w[part] - error[part])
-        gain = np.einsum("in,in->n", change, 2 * pull[part] - local @ change)
-        better = gain > 0
-        codes[o] = LatticeCodes(
-            np.where(better, new.points, old.points), np.where(better, new.signs, old.signs)
-        )
-        change *= better
-        error[part] -= change
-        pull -= h[:, part] @ change
-
-
-def _solve(a: F32, b: F32) -> F32:
-    """Solve a x = b for a small a, in float64."""
-    x: F32 = np.linalg.solve(a.astype(np.float64), b).astype(np.float32)
-    return x
 
 
 @dataclass
@@ -167,7 +83,7 @@ class _State:
     error: F32
 
 
-def _greedy(w: F32, moments: Moments, fmt: AnyFormat) -> _State:
+def _greedy(w: F32, moments: Moments, fmt: ScalarFormat) -> _State:
     size = fmt.block_size
     n_blocks, n = len(w) // size, w.shape[1]
     error = np.empty_like(w)
@@ -177,7 +93,7 @@ def _greedy(w: F32, moments: Moments, fmt: AnyFormat) -> _State:
         here = slice(b * size, (b + 1) * size)
         v = moments.v[here, here]
         carried = moments.v[: here.start, here].T @ error[: here.start]  # (size, n)
-        corrected = w[here] + _solve(v.T, carried)
+        corrected = w[here] + np.linalg.solve(v.T.astype(np.float64), carried).astype(np.float32)
         importance = np.broadcast_to((np.diagonal(v) ** 2)[:, None], corrected.shape)
         blocks = fmt.fit(corrected, importance)
         fitted.append(blocks)
@@ -187,7 +103,7 @@ def _greedy(w: F32, moments: Moments, fmt: AnyFormat) -> _State:
 
 
 def _round_block(
-    w: F32, carried: F32, v: F32, step: F32, offset: F32, fmt: AnyFormat, codes: Any, error: F32
+    w: F32, carried: F32, v: F32, step: F32, offset: F32, fmt: ScalarFormat, codes: Any, error: F32
 ) -> None:
     """Round a block's columns in turn; carried is what earlier errors ask of each, times V_cc."""
     for begin in range(0, len(w), _STRIP):
@@ -201,7 +117,7 @@ def _round_block(
         carried[end:] += v[begin:end, end:].T @ error[begin:end]
 
 
-def _revisit(state: _State, b: int, h: F32, fmt: AnyFormat) -> None:
+def _revisit(state: _State, b: int, h: F32, fmt: ScalarFormat) -> None:
     """Refit the scales and reround the codes of block b, given everything else."""
     size, group = fmt.block_size, fmt.group_size
     here = slice(b * size, (b + 1) * size)
@@ -223,7 +139,7 @@ def _revisit(state: _State, b: int, h: F32, fmt: AnyFormat) -> None:
 
 
 def _reround(
-    codes: Any, error: F32, pull: F32, h: F32, scales: "_Scales", g: int, fmt: AnyFormat
+    codes: Any, error: F32, pull: F32, h: F32, scales: "_Scales", g: int, fmt: ScalarFormat
 ) -> None:
     """Coordinate descent over a group's codes; keeps error and the group's own pull up to date."""
     step, offset = scales.step(g), scales.offset(g)
@@ -248,7 +164,7 @@ class _Scales:
     fixed: tuple[F32, F32] | None = None  # step and offset of a type whose scales stay as fitted
 
     @staticmethod
-    def read(blocks: Blocks, fmt: AnyFormat) -> "_Scales":
+    def read(blocks: Blocks, fmt: ScalarFormat) -> "_Scales":
         step, offset = fmt.grid(blocks)
         if not fmt.step_codes and (offset.any() or "d" not in (blocks.dtype.names or ())):
             return _Scales(step[0], step, step[0], step, fixed=(step, offset))
@@ -266,7 +182,7 @@ class _Scales:
         offset: F32 = self.fixed[1][g] if self.fixed else -self.dmin * self.minima[g]
         return offset
 
-    def write(self, blocks: Blocks, fmt: AnyFormat) -> None:
+    def write(self, blocks: Blocks, fmt: ScalarFormat) -> None:
         if self.fixed:
             return
         blocks["d"] = self.d.astype(np.float16)
