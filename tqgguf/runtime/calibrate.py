@@ -28,7 +28,7 @@ from tqgguf.runtime.ops import Array
 
 _PLAIN = ("F32", "F16", "BF16", "F64")
 _CHUNK = 2048  # tokens that go through a layer at a time
-_ROWS = 512  # rows of a matrix that are rounded at a time
+_ROWS = 1024  # rows of a matrix that are rounded at a time
 _COLUMNS = 1024  # columns of the second moments that a thread works on
 _EMBEDDING_SHARE = 0.1  # of a tied table's second moments: its rows are also read as they are
 
