@@ -33,7 +33,7 @@ def whole(novels, tmp_path_factory):
 
 def lose(novels, path, victim):
     command = [sys.executable, "-m", "tests.lose_worker", novels, path, victim]
-    env = {**os.environ, "DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT": "3s"}
+    env = {**os.environ, "DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT": "10s"}
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])

@@ -53,7 +53,7 @@ def cluster(address: str) -> Iterator[Workers]:
         from distributed.comm.core import CommClosedError
     except ImportError:
         raise ToolError("--cluster needs dask.distributed: pip install 'tqgguf[cluster]'") from None
-    lost = (CommClosedError, distributed.KilledWorker, CancelledError)
+    lost = (CommClosedError, distributed.KilledWorker, CancelledError, TimeoutError)
     with ExitStack() as stack:
         client = _client(distributed, address, stack)
         try:
