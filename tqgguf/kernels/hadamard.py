@@ -118,12 +118,8 @@ def _multiply_exactly(x: F32, order: int, kind: Kind) -> F64:
 
 
 def _largest(x: F32) -> F32:
-    """The largest magnitude along the middle axis: (n, 2^k, m) -> (n, 1, m)."""
-    most: F32 = np.abs(x)
-    while most.shape[1] > 16:  # halving is faster than a maximum along a short axis
-        half = most.shape[1] // 2
-        most = np.maximum(most[:, :half], most[:, half:])
-    largest: F32 = most.max(axis=1, keepdims=True)
+    """The largest magnitude along the middle axis: (n, order, m) -> (n, 1, m)."""
+    largest: F32 = np.abs(x).max(axis=1, keepdims=True)
     return largest
 
 
