@@ -9,13 +9,13 @@ the median of the ratios of neighbouring runs, and our peak resident memory, all
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
+
+import measuring
 
 from tqgguf.llamacpp.tools import find
 
@@ -50,39 +50,13 @@ def compare(model: Path, output: Path, type: str, threads: int, rounds: int) -> 
     ours += ["--type", type, "--threads", str(threads), "--force", "--quiet"]
     theirs = [str(find("llama-quantize")), "--pure", str(model), str(output)]
     theirs += [type, str(threads)]
-    runs = [(measure(ours), measure(theirs)) for _ in range(rounds)]
+    runs = [(measuring.run(ours), measuring.run(theirs)) for _ in range(rounds)]
     return {
         "seconds": statistics.median(mine[0] for mine, _ in runs),
         "seconds_ggml": statistics.median(other[0] for _, other in runs),
         "ratio": statistics.median(mine[0] / other[0] for mine, other in runs),
-        "peak_mib": max(mine[1] for mine, _ in runs),
+        "peak_mib": max(mine[1] for mine, _ in runs) / 2**20,
     }
-
-
-def measure(command: list[str]) -> tuple[float, float]:
-    """Seconds of wall time, and peak resident MiB of the process and its children together."""
-    began = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    peak = 0.0
-    while process.poll() is None:
-        peak = max(peak, resident(process.pid))
-        time.sleep(0.05)
-    if process.returncode != 0:
-        raise SystemExit(f"{' '.join(command)} ended with {process.returncode}")
-    return time.perf_counter() - began, peak
-
-
-def resident(pid: int) -> float:
-    """Resident MiB of a process and its children, pages that they share counted for each."""
-    pages = 0
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = stat.read_text().rpartition(")")[2].split()
-        except OSError:  # it has just ended
-            continue
-        if int(fields[1]) == pid or stat.parent.name == str(pid):
-            pages += int(fields[21])
-    return pages * resource.getpagesize() / 2**20
 
 
 if __name__ == "__main__":

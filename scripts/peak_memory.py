@@ -7,13 +7,11 @@ The model is a Llama of F16 weights in a sparse file: random at the beginning of
 """
 
 import argparse
-import os
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
+import measuring
 import numpy as np
 
 from tqgguf.models.layout import TensorInfo, lay_out
@@ -80,20 +78,6 @@ def write_model(path: Path, gigabytes: float) -> None:
             file.write(values.tobytes()[: info.n_bytes])
 
 
-def measure(command: list[str]) -> tuple[float, int]:
-    """Run a command; its seconds and its peak resident set in bytes, mapped pages included.
-
-    Linux counts what this process had when it started the child, so this one must stay small.
-    """
-    began = time.perf_counter()
-    child = subprocess.Popen(command)
-    _, status, usage = os.wait4(child.pid, 0)
-    child.returncode = os.waitstatus_to_exitcode(status)
-    if child.returncode:
-        raise SystemExit(f"{' '.join(command)} failed: {child.returncode}")
-    return time.perf_counter() - began, usage.ru_maxrss * 1024
-
-
 def main() -> None:
     """Write, quantize, measure, print one line."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -108,7 +92,7 @@ def main() -> None:
         write_model(source, asked.gigabytes)
         command = [sys.executable, "-m", "tqgguf", "quantize", str(source), "-o", str(output)]
         command += ["--type", asked.type, "--threads", asked.threads, "--quiet"]
-        seconds, peak = measure([*command, "--max-memory", asked.max_memory])
+        seconds, peak = measuring.run([*command, "--max-memory", asked.max_memory])
         print(
             f"{source.stat().st_size / 1e9:.2f} GB F16 -> {output.stat().st_size / 1e9:.2f} GB "
             f"{asked.type}, {asked.threads} threads, --max-memory {asked.max_memory}: "

@@ -45,6 +45,8 @@ SAMPLE = 1 << 15  # weights per tensor whose error is measured; their number mak
 TILES_ABROAD = 16  # tiles in one task of a cluster
 BYTES_PER_WEIGHT = 28  # of a tile in work: its copies, codes and control (scripts/peak_memory.py)
 FIXED_BYTES = 200 << 20  # Python, NumPy and what does not grow with tiles
+PROCESS_BYTES = 80 << 20  # of each worker that is a process
+WORTH_PROCESSES = 1 << 27  # weights of a model: starting processes takes about half a second
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,7 @@ def quantize(
     resume: bool = False,
     force: bool = False,
     cluster: str | None = None,
+    processes: bool = False,
     advance: Callable[[int], object] = lambda _: None,
 ) -> Iterator[Report]:
     """Quantize a model into the file `path`, as planned; the bytes do not depend on `threads`.
@@ -107,7 +110,8 @@ def quantize(
     max_memory: bytes that this process may use, which limits the threads (None: see
     `default_memory`). resume: go on with what an interrupted run left; an output that is finished
     already is left alone and yields nothing. cluster: the scheduler of a dask.distributed cluster,
-    tcp://HOST:PORT, or local:N processes, in place of threads. advance is called with the number of
+    tcp://HOST:PORT, or local:N processes, in place of threads. processes: use processes in place of
+    threads where it pays (`workers.processes`). advance is called with the number of
     bytes of each part written. Raises OutputError, PlanError where the memory is too small,
     WeightError naming the tensor, and MismatchError where a fold would change the network's output;
     then nothing is left behind.
@@ -122,7 +126,8 @@ def quantize(
     layouts = lay_out_shards(output_metadata(model, plan, rotation, rounded_by), infos, split)
     if resume and is_finished(path, layouts, split=bool(split), inputs=inputs):
         return
-    count = _affordable(plan, rotation, threads or default_threads(), max_memory)
+    apart = processes and not rounded and plan.source_weights >= WORTH_PROCESSES
+    count, apart = _crew_size(plan, rotation, threads or default_threads(), max_memory, apart=apart)
     memory = (max_memory or default_memory()) - FIXED_BYTES
     run = identity(model, plan, layouts) | {
         "--calibrate": rounded_by,
@@ -134,7 +139,7 @@ def quantize(
         ) as output,
         single_threaded_blas(),
         ThreadPoolExecutor(count) as pool,
-        _labour(model, pool, count, cluster) as labour,
+        _labour(model, pool, count, cluster, apart=apart) as labour,
     ):
         works = _works(model, plan, rotation, rounded or {}, importance, output)
         check = pool.submit(check_fold, model, rotation, memory=memory)
@@ -195,18 +200,25 @@ def output_metadata(
     }
 
 
-def _affordable(plan: Plan, rotation: Rotation, threads: int, max_memory: int | None) -> int:
-    """How many tiles may be in work at once; tiles themselves are fixed, or bytes would change."""
+def _crew_size(
+    plan: Plan, rotation: Rotation, wanted: int, max_memory: int | None, *, apart: bool
+) -> tuple[int, bool]:
+    """How many tiles may be in work at once, and whether there is memory to do so in processes.
+
+    The tiles themselves are fixed, or bytes would change.
+    """
     allowed = default_memory() if max_memory is None else max_memory
     largest = max((t.weights for p in plan.tensors for t in _tiles(p, rotation)[:1]), default=0)
-    count = (allowed - FIXED_BYTES) // max(1, largest * BYTES_PER_WEIGHT)
-    if count < 1 and max_memory is not None:
-        need = FIXED_BYTES + largest * BYTES_PER_WEIGHT
+    free, each = allowed - FIXED_BYTES, max(1, largest * BYTES_PER_WEIGHT)
+    processes = min(wanted, free // (each + PROCESS_BYTES))
+    if apart and processes > 1:
+        return processes, True
+    if free < each and max_memory is not None:
         raise PlanError(
             f"--max-memory {allowed >> 20:,} MiB is too little for this model: one thread needs "
-            f"{-(-need >> 20):,} MiB"
+            f"{-(-(FIXED_BYTES + each) >> 20):,} MiB"
         )
-    return max(1, min(threads, count))
+    return max(1, min(wanted, free // each)), False
 
 
 def _works(
@@ -241,41 +253,67 @@ class _Labour:
 
 
 @contextmanager
-def _labour(model: Model, pool: Executor, count: int, cluster: str | None) -> Iterator[_Labour]:
-    """The threads of this process, a task per tile, or a cluster, a task per range of tiles."""
-    if not cluster:
-        yield _Labour(pool, count, lambda work, cut: [partial(work, tile) for tile in cut])
-        return
+def _labour(
+    model: Model, pool: Executor, count: int, cluster: str | None, *, apart: bool
+) -> Iterator[_Labour]:
+    """Threads or processes of this machine, with a task per tile, or a cluster."""
     path = model.path.resolve()
-    stamp = "".join(map(_state, model_files(model.path)))
-    with workers.cluster(cluster) as crew:
-        crew.check_sight(path)
-        yield _Labour(crew.pool, crew.count, partial(_tasks_abroad, path, stamp))
+    find = partial(_find, path, "".join(map(_state, model_files(model.path))))
+    if cluster:
+        with workers.cluster(cluster) as crew:
+            crew.check_sight(path)
+            yield _Labour(crew.pool, crew.count, partial(_tasks_of_cluster, find))
+    elif apart:
+        with workers.processes(count) as pool:
+            yield _Labour(pool, count, partial(_tasks_apart, find, 1))
+    else:
+        yield _Labour(pool, count, lambda work, cut: [partial(work, tile) for tile in cut])
 
 
-def _tasks_abroad(
-    path: Path, stamp: str, work: "_Work", cut: Sequence[Tile]
+def _tasks_apart(
+    find: Callable[[str], Tensor], size: int, work: "_Work", cut: Sequence[Tile]
 ) -> list[Callable[[], _Part]]:
-    """Tasks for processes that read and write the shared files themselves."""
-    slot = replace(work.slot, path=work.slot.path.resolve())
-    rotation = work.rotation.only(work.planned.name)
+    """Tasks of `size` tiles for processes that read and write the files themselves."""
     make = partial(
-        _Work, planned=work.planned, rotation=rotation, slot=slot, importance=work.importance
+        _Work,
+        planned=work.planned,
+        rotation=work.rotation.only(work.planned.name),
+        slot=replace(work.slot, path=work.slot.path.resolve()),
+        importance=work.importance,
     )
-    task = partial(_work_abroad, path, stamp, work.planned.source, make)
-    return [partial(task, cut[i : i + TILES_ABROAD]) for i in range(0, len(cut), TILES_ABROAD)]
+    task = partial(_work_apart, partial(find, work.planned.source), make)
+    return [partial(task, cut[i : i + size]) for i in range(0, len(cut), size)]
 
 
-def _work_abroad(
-    path: Path, stamp: str, source: str, make: "Callable[[Tensor], _Work]", cut: Sequence[Tile]
+def _work_apart(
+    find: Callable[[], Tensor], make: "Callable[[Tensor], _Work]", cut: Sequence[Tile]
 ) -> _Part:
-    """Do a range of a tensor on a worker of a cluster, which opens the model itself."""
-    work = make(_opened(path, stamp).tensors[source])
+    """Do some tiles of a tensor in a process that opens the model itself."""
+    work = make(find())
     with single_threaded_blas():
         parts = [work(tile) for tile in cut]
-    work.slot.sync()
     sums = {field.name: sum(getattr(p, field.name) for p in parts) for field in fields(_Part)[:-1]}
-    return _Part(**sums, worker=workers.here())
+    return _Part(**sums)
+
+
+def _tasks_of_cluster(
+    find: Callable[[str], Tensor], work: "_Work", cut: Sequence[Tile]
+) -> list[Callable[[], _Part]]:
+    """Tasks for the workers of a cluster, which share the files but perhaps not the disk."""
+    tasks = _tasks_apart(find, TILES_ABROAD, work, cut)
+    return [partial(_work_abroad, task, work.slot) for task in tasks]
+
+
+def _work_abroad(task: Callable[[], _Part], slot: Slot) -> _Part:
+    """Do a task on a worker of a cluster and bring its bytes to the disk."""
+    part = task()
+    slot.sync()
+    part.worker = workers.here()
+    return part
+
+
+def _find(path: Path, stamp: str, name: str) -> Tensor:
+    return _opened(path, stamp).tensors[name]
 
 
 @lru_cache(maxsize=1)

@@ -1,13 +1,19 @@
-"""Results in the order they were asked for; and the workers of a dask.distributed cluster."""
+"""Who works: processes of this machine or of a dask.distributed cluster; and results in order."""
 
 import logging
+import multiprocessing
+import os
 import re
+import signal
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import CancelledError, Executor, Future
+from concurrent.futures import CancelledError, Executor, Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Thread
 from typing import Any, TypeVar
 
 import numpy as np
@@ -21,6 +27,40 @@ Task = Callable[[], Result]
 
 CONNECT_SECONDS = 20
 _LOCAL = re.compile(r"local:([1-9]\d{0,3})")
+
+
+@contextmanager
+def processes(count: int) -> Iterator[Executor]:
+    """`count` processes of this machine, which never wait for each other's interpreter.
+
+    They leave Ctrl-C to this process and end with it, however it ends. The main module must be one
+    that can be imported (`if __name__ == "__main__"`). Raises ToolError where one of them dies.
+    """
+    fork_server = "forkserver" in multiprocessing.get_all_start_methods()
+    context = multiprocessing.get_context("forkserver" if fork_server else "spawn")
+    context.set_forkserver_preload(["__main__", "tqgguf.pipeline"])  # imported once, not by each
+    try:
+        with ProcessPoolExecutor(count, mp_context=context, initializer=_begin_worker) as pool:
+            yield pool
+    except BrokenProcessPool:
+        raise ToolError(
+            "a worker process died, perhaps for lack of memory; go on with --resume and a smaller "
+            "--max-memory or --threads 1"
+        ) from None
+
+
+def _begin_worker() -> None:
+    """Leave Ctrl-C to the parent process, end when it ends; it checks what overflows."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    warnings.simplefilter("ignore", RuntimeWarning)
+    Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 @dataclass(frozen=True)

@@ -124,6 +124,7 @@ def quantize_command(
         resume=resume,
         force=force,
         cluster=cluster,
+        processes=True,
     )
     _run(job, opened, plan, files, json=json, quiet=quiet, verbose=verbose)
 
