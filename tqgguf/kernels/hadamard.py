@@ -7,7 +7,7 @@ Two families of symmetric orthogonal matrices, H = H^T = H^-1 with entries +-1/s
   H 1 = 1. It keeps the mean of a vector, as LayerNorm needs.
 
 A large order is never a dense matrix nor a butterfly of tiny steps: H_(ab) = H_a (x) H_b, so order
-4096 is two products with 64 x 64 matrices.
+4096 is three products with 16 x 16 matrices.
 """
 
 import math
@@ -29,7 +29,7 @@ _BASE: dict[Kind, F64] = {
 }
 _GRID_BITS = 38  # of an exact product's weights below their largest; 38 + 14 < 53
 _PART = 1 << 18  # weights multiplied exactly at a time
-_FACTOR = {"sylvester": 128, "regular": 64}  # the largest matrix multiplied with densely
+_LARGEST_FACTOR = 16  # matrices multiplied with densely; more small products beat fewer large ones
 
 
 def largest_order(size: int, kind: Kind = "sylvester") -> int:
@@ -140,10 +140,10 @@ def signs(size: int, *, seed: int) -> I8:
 
 
 def _factors(order: int, kind: Kind) -> list[int]:
-    """Split an order into Kronecker factors that are near-equal and at most _FACTOR[kind]."""
+    """Split an order into Kronecker factors that are near-equal and at most _LARGEST_FACTOR."""
     base = len(_BASE[kind])
     powers = round(math.log(order, base))
-    largest = round(math.log(_FACTOR[kind], base))
+    largest = round(math.log(_LARGEST_FACTOR, base))
     count = max(1, -(-powers // largest))
     return [base ** (powers // count + (i < powers % count)) for i in range(count)]
 

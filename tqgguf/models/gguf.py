@@ -21,6 +21,7 @@ from gguf import GGUFValueType as Type
 
 from tqgguf.errors import FileFormatError
 from tqgguf.kernels.dtypes import F32, U8
+from tqgguf.kernels.halves import single_from_half
 from tqgguf.models.metadata import SCALARS, Value
 from tqgguf.models.model import Model, Tensor
 
@@ -324,6 +325,8 @@ def _decode_tile(
 
 
 def _decode(tile: U8, entry: _Entry) -> F32:
+    if entry.type == GGMLQuantizationType.F16:
+        return single_from_half(tile.view("<f2"))
     dtype = _PLAIN.get(entry.type)
     if dtype is not None:
         return tile.view(dtype).astype(np.float32)
@@ -350,7 +353,6 @@ def _release(data: U8, begin: int, end: int) -> None:
 _PLAIN: dict[GGMLQuantizationType, str] = {
     GGMLQuantizationType.F64: "<f8",
     GGMLQuantizationType.F32: "<f4",
-    GGMLQuantizationType.F16: "<f2",
     GGMLQuantizationType.I8: "<i1",
     GGMLQuantizationType.I16: "<i2",
     GGMLQuantizationType.I32: "<i4",

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from tqgguf.errors import FileFormatError, UnsupportedModelError
 from tqgguf.kernels.dtypes import F32, U8
+from tqgguf.kernels.halves import single_from_half
 from tqgguf.models.huggingface.folder import Config, load_optional, read_json
 from tqgguf.models.model import Tensor
 
@@ -84,7 +85,7 @@ def _to_float32(values: NDArray[Any]) -> F32:
 
 _READ: dict[str, Callable[[NDArray[Any]], F32]] = {
     "F32": _to_float32,
-    "F16": _to_float32,
+    "F16": single_from_half,
     "BF16": _from_bf16,
     "F8_E4M3": _to_float32,
 }
