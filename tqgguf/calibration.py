@@ -1,18 +1,21 @@
 """Calibrated quantization: a text, the model that is to be written, and a cache of what came out.
 
-What feedback rounding made of each matrix is kept in the user's cache under the hash of everything
-it depends on, so that an interrupted calibration goes on where it stopped and a repeated one is
-read from disk.
+Two things are kept in the user's cache under the hash of everything they depend on. What feedback
+rounding made of each matrix, so that an interrupted calibration goes on where it stopped and a
+repeated one is read from disk; and what the original network computes on the text, which another
+type of the same model needs as well.
 """
 
 import hashlib
-import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tqgguf.errors import FileFormatError, PlanError
 from tqgguf.kernels.dtypes import U8
@@ -20,15 +23,18 @@ from tqgguf.llamacpp import programs
 from tqgguf.llamacpp.tools import user_cache
 from tqgguf.models import Model, model_files
 from tqgguf.models.layout import lay_out
+from tqgguf.models.rotation import Rotation
 from tqgguf.plan import Plan
 from tqgguf.runtime.calibrate import Settings, calibrate
 from tqgguf.runtime.folded import fold
 from tqgguf.runtime.forward import Tokens
 from tqgguf.runtime.graph import read_graph
+from tqgguf.runtime.kept import Kept, open_kept
 
 LONGEST_CONTEXT = 512
 DEFAULT_TOKENS = 1 << 16
-_VERSION = 2  # of what is cached; raised when the same inputs give other bytes
+_VERSION = 3  # of what is cached; raised when the same inputs give other bytes
+_STATISTICS_BYTES = 4 << 30  # of what one model computes on one text
 _HASHED_AT_ONCE = 1 << 24
 
 
@@ -56,18 +62,24 @@ def calibrate_plan(
     read_graph(model)
     settings = settings or Settings()
     types = {t.name: t.type for t in plan.tensors if len(t.shape) > 1}
-    key = cache_key(model, plan, tokens, settings)
-    folder = user_cache() / "calibration" / key
-    folder.mkdir(parents=True, exist_ok=True)
-    folded = fold(model, plan.rotation.with_vectors_of(model))
-    known = dict(_read_known(folder))
+    rotation = plan.rotation.with_vectors_of(model)
+    statistics = kept_statistics(model, rotation, tokens)
+    key = _results_key(model, plan, rotation, tokens, settings)
+    results = open_kept(_folder(), key)
+    known = {name: found[0] for name in types if (found := results.read(name))}
+    folded = fold(model, rotation)
     rows = {}
-    for name, data in calibrate(folded, types, tokens, settings, known=known):
-        if name not in known:
-            _keep(folder, name, data)
-        rows[name] = known[name] if name in known else np.load(_file(folder, name), mmap_mode="r")
+    for name, data in calibrate(folded, types, tokens, settings, known=known, kept=statistics):
+        rows[name] = known[name] if name in known else _kept_rows(results, name, data)
         advance(folded.tensors[name].size)
     return Calibrated(rows, key)
+
+
+def _kept_rows(results: Kept, name: str, data: U8) -> U8:
+    """The same rows, mapped from the disk if that took them: not all of a model fit in memory."""
+    results.write(name, [data])
+    found = results.read(name)
+    return found[0] if found else data
 
 
 def calibration_weights(plan: Plan) -> int:
@@ -109,19 +121,48 @@ def read_tokens(model: Model, text: Path, *, limit: int | None = None) -> Tokens
     return tokens
 
 
-def cache_key(model: Model, plan: Plan, tokens: Tokens, settings: Settings) -> str:
-    """A hash of the model's bytes, the plan, the tokens and the settings, in hexadecimal."""
+def kept_statistics(model: Model, rotation: Rotation, tokens: Tokens) -> Kept:
+    """Where what the rotated model computes on these tokens is kept, whatever it is quantized to.
+
+    rotation: with its vectors.
+    """
+    return open_kept(_folder(), _statistics_key(model, rotation, tokens), room=_STATISTICS_BYTES)
+
+
+def _folder() -> Path:
+    return user_cache() / "calibration"
+
+
+def _statistics_key(model: Model, rotation: Rotation, tokens: Tokens) -> str:
+    files = [(p, p.stat().st_size, p.stat().st_mtime_ns) for p in model_files(model.path)]
+    said = (_VERSION, np.__version__, _content(tuple(files)), rotation, tokens.shape)
+    return _hash(said, tokens, *rotation.vectors.values())
+
+
+def _results_key(
+    model: Model, plan: Plan, rotation: Rotation, tokens: Tokens, settings: Settings
+) -> str:
+    choices = [(t.name, t.source, t.type) for t in plan.tensors]
+    settled = (settings.sweeps, settings.damping, settings.drift, settings.ridge)
+    return _hash((_statistics_key(model, rotation, tokens), choices, settled))
+
+
+@lru_cache(maxsize=1)
+def _content(files: tuple[tuple[Path, int, int], ...]) -> str:
+    """A hash of what is in the files; size and time tell when they have to be read again."""
     digest = hashlib.blake2b(digest_size=16)
-    for path in model_files(model.path):
+    for path, _, _ in files:
         with path.open("rb") as file:
             while part := file.read(_HASHED_AT_ONCE):
                 digest.update(part)
-    choices = [(t.name, t.source, t.type, t.sides) for t in plan.tensors]
-    rotation = (plan.rotation.mode, plan.rotation.block, plan.rotation.value_block)
-    settled = (settings.sweeps, settings.damping, settings.drift, settings.ridge)
-    said = (_VERSION, np.__version__, choices, rotation, plan.rotation.seed, settled, tokens.shape)
-    digest.update(repr(said).encode())
-    digest.update(tokens.tobytes())
+    return digest.hexdigest()
+
+
+def _hash(said: object, *arrays: NDArray[Any]) -> str:
+    """A hash of a text and of arrays, in hexadecimal."""
+    digest = hashlib.blake2b(repr(said).encode(), digest_size=16)
+    for array in arrays:
+        digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()
 
 
@@ -153,20 +194,3 @@ def _beginning(model: Model, ids: "np.ndarray[tuple[int, ...], np.dtype[np.int32
     """The token that llama-tokenize put first, if it is the beginning of a text."""
     bos = model.get("tokenizer.ggml.bos_token_id")
     return [int(ids[0])] if len(ids) and bos is not None and int(ids[0]) == bos else []
-
-
-def _read_known(folder: Path) -> Iterator[tuple[str, U8]]:
-    for path in folder.glob("*.npy"):
-        yield path.stem, np.load(path, mmap_mode="r")
-
-
-def _keep(folder: Path, name: str, data: U8) -> None:
-    """Write an array so that it is there as a whole or not at all."""
-    scratch = folder / f"{name}.{os.getpid()}.partial"
-    with scratch.open("wb") as file:
-        np.save(file, data)
-    scratch.replace(_file(folder, name))
-
-
-def _file(folder: Path, name: str) -> Path:
-    return folder / f"{name}.npy"

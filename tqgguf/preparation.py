@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tqgguf.calibration import read_tokens
+from tqgguf.calibration import kept_statistics, read_tokens
 from tqgguf.errors import PlanError, UnsupportedModelError
 from tqgguf.formats import FORMATS, dequantize, quantize
 from tqgguf.kernels.dtypes import F32
@@ -21,6 +21,7 @@ from tqgguf.runtime.equivalence import compare
 from tqgguf.runtime.folded import fold
 from tqgguf.runtime.forward import Tokens
 from tqgguf.runtime.graph import ARCHITECTURES
+from tqgguf.runtime.kept import Arrays
 from tqgguf.runtime.sensitivity import measure
 from tqgguf.runtime.statistics import input_energies
 
@@ -143,8 +144,14 @@ def _sensitivity(
     if tokens is None:
         return None
     names = [t.name for t in plan.tensors if is_matrix(model.tensors[t.source])]
-    folded = fold(model, plan.rotation.with_vectors_of(model))
-    return measure(folded, names, tokens, threads=threads)
+    rotation = plan.rotation.with_vectors_of(model)
+
+    def found() -> Arrays:
+        by_name = measure(fold(model, rotation), names, tokens, threads=threads)
+        return [np.array([by_name[name] for name in names])]
+
+    (values,) = kept_statistics(model, rotation, tokens).once("sensitivity", found)
+    return dict(zip(names, values.tolist(), strict=True))
 
 
 def _check_shapes(plan: Plan, imatrix: Imatrix, path: Path) -> None:

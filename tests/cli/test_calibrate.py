@@ -1,13 +1,20 @@
 """Stories of --calibrate: what it takes, what it refuses, and what comes out."""
 
 import json
+import os
+import shutil
+import signal
+import time
 
 import pytest
 
 from tests.cli.story import fails, succeeds
+from tests.runtime.small_models import RECIPES, write_model
 from tqgguf.models import open_model
+from tqgguf.runtime import forward
 
 HALF = 100_000  # characters: one half of the text calibrates, another one judges
+SHORT_WORDS = "the cat sat on a mat and then it ran far off " * 200  # for models of few tokens
 
 
 def test_a_binary_file_is_no_text(novels, tmp_path):
@@ -60,7 +67,7 @@ def test_calibration_halves_the_divergence_at_the_same_size(novels, text, tmp_pa
     succeeds("quantize", novels, *options, "-o", plain)
     calibrated = ("--calibrate", tmp_path / "calibrate.txt", "--calibrate-tokens", 8192)
     succeeds("quantize", novels, *options, *calibrated, "-o", ours)
-    assert len(list((cache / "calibration").glob("*/*.npy"))) == 43
+    assert len(list((cache / "calibration").glob("*/*.weight.kept"))) == 43
     assert ours.stat().st_size <= plain.stat().st_size + 128
     assert open_model(ours).get("tqgguf.calibration")
     judged = succeeds(
@@ -68,3 +75,48 @@ def test_calibration_halves_the_divergence_at_the_same_size(novels, text, tmp_pa
     )
     by_name = {row["model"].split("/")[-1]: row for row in json.loads(judged)["rows"]}
     assert by_name["ours.gguf"]["kld_mean"] < 0.6 * by_name["plain.gguf"]["kld_mean"]
+
+
+def calibrated(model, type, text, output):
+    options = ("--rotate", "none", "--quiet", "--calibrate", text, "--calibrate-tokens", 4096)
+    succeeds("quantize", model, "--type", type, *options, "-o", output)
+    return output.read_bytes()
+
+
+@pytest.mark.tools
+def test_a_second_type_reuses_what_the_first_computed(tmp_path, cache, monkeypatch):
+    model = write_model(tmp_path / "model.gguf", RECIPES["llama-tied-llama3-rope"])
+    text, passes, layer = tmp_path / "text.txt", [], forward.layer
+    text.write_text(SHORT_WORDS)
+    monkeypatch.setattr(forward, "layer", lambda *args: passes.append(1) or layer(*args))
+    alone = calibrated(model, "iq4_nl", text, tmp_path / "alone.gguf")
+    first = len(passes)  # of the original for its head, and of the quantized network
+    shutil.rmtree(cache / "calibration")
+    calibrated(model, "q4_0", text, tmp_path / "other.gguf")
+    passes.clear()
+    assert calibrated(model, "iq4_nl", text, tmp_path / "second.gguf") == alone
+    assert len(passes) == first // 2
+    passes.clear()
+    assert calibrated(model, "iq4_nl", text, tmp_path / "again.gguf") == alone
+    assert not passes
+
+
+@pytest.mark.tools
+def test_a_killed_calibration_goes_on_to_the_same_bytes(tmp_path, cache):
+    model = write_model(tmp_path / "model.gguf", RECIPES["llama-tied-llama3-rope"])
+    text = tmp_path / "text.txt"
+    text.write_text(SHORT_WORDS)
+    whole = calibrated(model, "q4_0", text, tmp_path / "whole.gguf")
+    for delay in (0.1, 0.3, 0.6):
+        shutil.rmtree(cache / "calibration")
+        child = os.fork()
+        if child == 0:
+            try:
+                calibrated(model, "q4_0", text, tmp_path / "killed.gguf")
+            finally:
+                os._exit(0)
+        time.sleep(delay)
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        output = tmp_path / f"{delay}.gguf"
+        assert calibrated(model, "q4_0", text, output) == whole

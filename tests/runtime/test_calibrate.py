@@ -14,6 +14,7 @@ from tqgguf.plan import Options, make_plan
 from tqgguf.runtime import forward, ops
 from tqgguf.runtime.calibrate import Settings, calibrate
 from tqgguf.runtime.folded import fold
+from tqgguf.runtime.kept import Kept
 
 NOVELS = Path(__file__).parent.parent / "data" / "novels-5m-f16.gguf"
 
@@ -95,6 +96,79 @@ def test_a_second_run_goes_on_where_the_first_stopped(tmp_path):
     kept = dict(list(whole.items())[:6])
     resumed = dict(calibrate(model, types, tokens, known=kept))
     assert all(np.array_equal(whole[name], resumed[name]) for name in whole)
+
+
+def counted(monkeypatch):
+    """Counts the passes of a chunk of tokens through a layer."""
+    passes, layer = [], forward.layer
+
+    def counting(*args):
+        passes.append(1)
+        return layer(*args)
+
+    monkeypatch.setattr(forward, "layer", counting)
+    return passes
+
+
+@pytest.mark.parametrize(
+    "name", ["llama", "llama-tied-llama3-rope", "llama-moe", "qwen2moe", "gpt2", "granite"]
+)
+@pytest.mark.parametrize("memory", [1 << 30, 0])
+def test_another_type_does_not_run_the_original_again(tmp_path, monkeypatch, name, memory):
+    """The same bytes as without what was kept, from the quantized network's passes alone."""
+    model = read_gguf(write_model(tmp_path / "model.gguf", RECIPES[name]))
+    tokens, settings = sequences(1, 160), Settings(memory=memory, sweeps=1)
+    passes = counted(monkeypatch)
+    alone = dict(calibrate(model, types_of(model, "q4_0"), tokens, settings))
+    in_all = len(passes)
+    kept = Kept(tmp_path)
+    for _ in calibrate(model, types_of(model, "iq4_nl"), tokens, settings, kept=kept):
+        pass
+    passes.clear()
+    again = dict(calibrate(model, types_of(model, "q4_0"), tokens, settings, kept=kept))
+    assert all(np.array_equal(alone[name], again[name]) for name in alone)
+    quantized = (in_all - 6 * RECIPES[name].tied) // 2  # 3 chunks, 2 layers; a tied head's pass
+    assert len(passes) == quantized
+
+
+@pytest.mark.parametrize("name", ["llama-tied-llama3-rope", "llama-moe"])
+def test_damaged_or_lost_statistics_are_computed_again(tmp_path, name):
+    model = read_gguf(write_model(tmp_path / "model.gguf", RECIPES[name]))
+    types, tokens, kept = types_of(model, "q4_0"), sequences(1, 160), Kept(tmp_path)
+    whole = dict(calibrate(model, types, tokens, kept=kept))
+    entries = sorted(tmp_path.glob("*.kept"))
+    random = np.random.default_rng(0)
+    for entry in entries:
+        data = bytearray(entry.read_bytes())
+        data[random.integers(len(data))] ^= 1
+        fate = random.integers(4)
+        entry.write_bytes(data[: len(data) // 2] if fate == 1 else data)
+        if fate == 2:
+            entry.unlink()
+    again = dict(calibrate(model, types, tokens, kept=kept))
+    assert all(np.array_equal(whole[name], again[name]) for name in whole)
+    assert sorted(tmp_path.glob("*.kept")) == entries
+    assert all(kept.read(entry.stem) for entry in entries)
+
+
+@pytest.mark.parametrize("room", [2_000_000, 5_000_000])
+def test_statistics_that_do_not_fit_are_computed_again(tmp_path, room):
+    model = read_gguf(write_model(tmp_path / "model.gguf", RECIPES["llama"]))
+    types, tokens = types_of(model, "q4_0"), sequences(1, 160)
+    whole = dict(calibrate(model, types, tokens))
+    for _ in range(2):
+        found = dict(calibrate(model, types, tokens, kept=Kept(tmp_path, room=room)))
+        assert all(np.array_equal(whole[name], found[name]) for name in whole)
+        assert 0 < sum(f.stat().st_size for f in tmp_path.glob("*.kept")) < 1.1 * room
+
+
+def test_a_finished_calibration_runs_nothing(tmp_path, monkeypatch):
+    model = read_gguf(write_model(tmp_path / "model.gguf", RECIPES["llama"]))
+    types, tokens = types_of(model, "q4_0"), sequences(1)
+    whole = dict(calibrate(model, types, tokens))
+    passes = counted(monkeypatch)
+    assert whole == dict(calibrate(model, types, tokens, known=whole))
+    assert not passes
 
 
 @pytest.mark.parametrize("name", ["llama", "llama-tied-llama3-rope", "qwen2", "qwen3", "gpt2"])

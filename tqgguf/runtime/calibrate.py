@@ -23,8 +23,10 @@ from tqgguf.kernels.threads import default_threads, map_in_order, single_threade
 from tqgguf.models import Model
 from tqgguf.models.folding import EMBEDDING, HEAD
 from tqgguf.runtime import forward
-from tqgguf.runtime.forward import Layer, Step, Tokens, Weights
+from tqgguf.runtime.forward import Step, Tokens, Weights
+from tqgguf.runtime.kept import Arrays, Kept
 from tqgguf.runtime.ops import Array
+from tqgguf.runtime.passes import Computed, Noted, Pass
 
 _PLAIN = ("F32", "F16", "BF16", "F64")
 _CHUNK = 2048  # tokens that go through a layer at a time
@@ -65,19 +67,21 @@ def calibrate(
     settings: Settings = Settings(),
     *,
     known: Mapping[str, U8] | None = None,
+    kept: Kept | None = None,
 ) -> Iterator[tuple[str, U8]]:
     """Quantize every matrix that `types` names.
 
     model: in the basis in which it is stored (see `fold`). types: tensor name -> GGUF type, float
     types are left alone. tokens: (n_seq, n_tokens) int32. known: what an earlier run with the same
-    arguments yielded, or part of it. Yields name and rows, (n_rows, n_bytes) uint8, in the order of
-    the network. The bytes do not depend on the number of threads.
+    arguments yielded, or part of it. kept: what the original network computed on these tokens is
+    taken from here, or put here. Yields name and rows, (n_rows, n_bytes) uint8, in the order of the
+    network. The bytes depend neither on the number of threads nor on what was kept.
 
     Raises:
         UnsupportedModelError: there is no forward pass for the architecture.
     """
     with single_threaded_blas():
-        yield from _Calibration(model, types, tokens, settings, known or {}).run()
+        yield from _Calibration(model, types, tokens, settings, known or {}, kept).run()
 
 
 class _Calibration:
@@ -90,8 +94,9 @@ class _Calibration:
         tokens: Tokens,
         settings: Settings,
         known: Mapping[str, U8],
+        kept: Kept | None,
     ) -> None:
-        self.model, self.settings, self.known = model, settings, known
+        self.model, self.settings, self.known, self.kept = model, settings, known, kept
         self.types = {n: t for n, t in types.items() if t not in _PLAIN and n in model.tensors}
         self.ctx = forward.context(model, tokens.shape[1])
         per_chunk = max(1, _CHUNK // tokens.shape[1])
@@ -99,6 +104,9 @@ class _Calibration:
         self.threads = settings.threads or default_threads()
 
     def run(self) -> Iterator[tuple[str, U8]]:
+        if self.types.keys() <= self.known.keys():
+            yield from ((name, self.known[name]) for name in self.types)
+            return
         self.original = [forward.embed(self.model, t) for t in self.tokens]
         embedded = yield from self._embedding()
         self.quantized = [forward.embed(embedded, t) for t in self.tokens]
@@ -117,8 +125,8 @@ class _Calibration:
         elif HEAD in self.model.tensors:
             data = quantize(table.read(), self.types[EMBEDDING], threads=self.threads)
         else:
-            h = self._head_moments()
-            h *= len(h) / max(float(np.trace(h)), 1e-30)
+            (h,) = self.kept.once("head", self._head_moments) if self.kept else self._head_moments()
+            h = h * np.float32(len(h) / max(float(np.trace(h)), 1e-30))
             h[np.diag_indices(len(h))] += _EMBEDDING_SHARE
             data = self._round(table.read(), h, self.types[EMBEDDING])
         yield EMBEDDING, data
@@ -126,29 +134,41 @@ class _Calibration:
         tensors = {**self.model.tensors, EMBEDDING: replace(table, rows=rows, raw=None, tile=None)}
         return replace(self.model, tensors=tensors)
 
-    def _head_moments(self) -> F32:
+    def _head_moments(self) -> Arrays:
         """Second moments of what the head reads, from a pass of the original alone."""
-        states = list(self.original)
-        for weights in forward.layers(self.model, self.ctx.graph):
-            states = self._through(states, weights)
+        states = self.original
+        for index in range(self.ctx.graph.n_layer):
+            weights = forward.layer_weights(self.model, index)
+            work = partial(self._through, index, weights, states)
+            states = list(map_in_order(work, range(len(states)), threads=self.threads))
         moments = _Moments()
         for x in states:
             flat = _flat(forward.final_norm(self.model, x))
             _accumulate(moments, flat, None, None, self.threads)
-        return np.asarray(moments.xx / np.float32(moments.count), np.float32)
+        return [np.asarray(moments.xx / np.float32(moments.count), np.float32)]
 
-    def _through(self, states: Sequence[F32], weights: Weights) -> list[F32]:
-        def run(x: F32) -> F32:
-            return forward.drain(forward.layer(x, weights, self.ctx))
+    def _through(self, index: int, weights: Weights, states: Sequence[F32], i: int) -> F32:
+        """Chunk i after layer `index` of the original."""
+        going = self._original_pass(index, weights, states, i)
+        while going.advance():
+            pass
+        out: F32 = going.result
+        return out
 
-        return list(map_in_order(run, states, threads=self.threads))
+    def _original_pass(self, index: int, weights: Weights, states: Sequence[F32], i: int) -> Pass:
+        """A pass of chunk i through layer `index` of the original, from its state before it."""
+
+        def compute() -> Computed:
+            return Computed(forward.layer(states[i], weights, self.ctx))
+
+        return Noted(self.kept, f"{index}.{i}", compute) if self.kept else compute()
 
     def _layer(self, index: int) -> Iterator[tuple[str, U8]]:
         original = forward.layer_weights(self.model, index)
         weights = dict(original)
         held: dict[int, _Pair] | None = {} if self._fits(original) else None
         for stage in count():
-            pairs = self._stage(stage, original, weights, held)
+            pairs = self._stage(stage, index, original, weights, held)
             first = next(pairs)
             if first.steps is None:
                 ends = [first, *pairs]
@@ -167,7 +187,12 @@ class _Calibration:
         return per_token * sum(t.size for t in self.tokens) <= self.settings.memory
 
     def _stage(
-        self, stage: int, original: Weights, weights: Weights, held: dict[int, "_Pair"] | None
+        self,
+        stage: int,
+        index: int,
+        original: Weights,
+        weights: Weights,
+        held: dict[int, "_Pair"] | None,
     ) -> Iterator["_Pair"]:
         """Bring every chunk's two passes to their step number `stage`, a few chunks at a time.
 
@@ -178,11 +203,10 @@ class _Calibration:
             pair = held.pop(i, None) if held else None
             if pair is None:
                 pair = _Pair(
-                    _Pass(forward.layer(self.original[i], original, self.ctx)),
-                    _Pass(forward.layer(self.quantized[i], weights, self.ctx)),
+                    self._original_pass(index, original, self.original, i),
+                    Computed(forward.layer(self.quantized[i], weights, self.ctx)),
                 )
-                for _ in range(stage if held is None else 0):
-                    pair.advance()
+                pair.skip(stage if held is None else 0)
             pair.advance()
             return pair
 
@@ -273,32 +297,21 @@ class _Calibration:
         yield HEAD, self._matrix(self.model.tensors[HEAD].read(), [moments], self.types[HEAD])
 
 
-class _Pass:
-    """A layer's generator that remembers what it returned."""
-
-    def __init__(self, generator: Layer) -> None:
-        self.generator = generator
-        self.result: Any = None
-
-    def advance(self) -> Step | None:
-        try:
-            return next(self.generator)
-        except StopIteration as end:
-            self.result = end.value
-            return None
-
-
 @dataclass
 class _Pair:
     """The passes of one chunk through the original and through the quantized layer."""
 
-    original: _Pass
-    quantized: _Pass
+    original: Pass
+    quantized: Pass
     steps: tuple[Step, Step] | None = None
 
     def advance(self) -> None:
         original, quantized = self.original.advance(), self.quantized.advance()
         self.steps = (original, quantized) if original and quantized else None
+
+    def skip(self, steps: int) -> None:
+        self.original.skip(steps)
+        self.quantized.skip(steps)
 
     def both(self) -> tuple[Step, Step]:
         if self.steps is None:

@@ -1,0 +1,142 @@
+"""Arrays that outlive the process, in a folder of the user's cache.
+
+An entry is a file of arrays in NumPy's format, one after the other, and a CRC-32 of them all. It
+appears under its name when it is whole; an entry that is damaged counts as absent, so whoever kept
+it computes it again.
+"""
+
+import os
+import shutil
+import threading
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.lib import format as npy
+from numpy.typing import NDArray
+
+LIMIT = 8 << 30  # bytes of all folders beside each other; the least recently used go first
+_FREE_SHARE = 4  # take at most one of so many free bytes of the disk
+_CHECKSUM = 4  # bytes at the end of an entry
+_READ = 1 << 24  # bytes read at a time for a checksum
+_SUFFIX = ".kept"
+
+Arrays = Sequence[NDArray[Any]]
+
+
+class Kept:
+    """A folder of entries; room: bytes that it may hold (None: what the disk has to spare)."""
+
+    def __init__(self, folder: Path, *, room: int | None = None) -> None:
+        self.folder = folder
+        spare = shutil.disk_usage(folder).free // _FREE_SHARE
+        self._room = spare if room is None else min(spare, room - _size(folder))
+        self._lock = threading.Lock()
+
+    def read(self, name: str) -> list[NDArray[Any]] | None:
+        """An entry's arrays, mapped from the disk; None where it is absent or damaged."""
+        path = self._path(name)
+        try:
+            return list(_arrays(path)) if _is_whole(path) else None
+        except (OSError, ValueError):
+            return None
+
+    def write(self, name: str, arrays: Arrays) -> None:
+        """Keep an entry if there is room for it."""
+        if not self._take(sum(a.nbytes for a in arrays)):
+            return
+        scratch = self._path(name).with_suffix(f".{os.getpid()}.partial")
+        with suppress(OSError):  # a full disk, say: what is not kept is computed again
+            try:
+                _write(scratch, arrays)
+                scratch.replace(self._path(name))
+            finally:
+                scratch.unlink(missing_ok=True)
+
+    def once(self, name: str, make: Callable[[], Arrays]) -> Arrays:
+        """An entry's arrays, made and kept if they are not there."""
+        found = self.read(name)
+        if found is not None:
+            return found
+        made = make()
+        self.write(name, made)
+        return made
+
+    def _take(self, n_bytes: int) -> bool:
+        with self._lock:
+            fits = n_bytes <= self._room
+            self._room -= n_bytes if fits else 0
+        return fits
+
+    def _path(self, name: str) -> Path:
+        return self.folder / f"{name}{_SUFFIX}"
+
+
+def open_kept(root: Path, key: str, *, room: int | None = None) -> Kept:
+    """The folder of a key below `root`, from now on the most recently used one."""
+    folder = root / key
+    folder.mkdir(parents=True, exist_ok=True)
+    os.utime(folder)
+    _prune(root, keep=folder)
+    return Kept(folder, room=room)
+
+
+def _prune(root: Path, *, keep: Path) -> None:
+    """Delete the least recently used folders until the rest fit the limit."""
+    total = 0
+    with suppress(FileNotFoundError):  # another process prunes too
+        for folder in sorted(root.iterdir(), key=lambda path: path.stat().st_mtime, reverse=True):
+            total += _size(folder)
+            if total > LIMIT and folder != keep:
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _size(folder: Path) -> int:
+    """Bytes of a folder's files; another process may be deleting them."""
+    total = 0
+    with suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            total += entry.stat().st_size
+    return total
+
+
+def _write(path: Path, arrays: Arrays) -> None:
+    with path.open("w+b") as file:
+        for array in arrays:
+            npy.write_array(file, np.ascontiguousarray(array), allow_pickle=False)
+        crc = _checksum(file, file.tell())
+        file.write(crc)
+
+
+def _is_whole(path: Path) -> bool:
+    size = path.stat().st_size - _CHECKSUM
+    with path.open("rb") as file:
+        return size > 0 and _checksum(file, size) == file.read(_CHECKSUM)
+
+
+def _checksum(file: BinaryIO, n_bytes: int) -> bytes:
+    """The CRC-32 of the first bytes of a file, which is left at their end."""
+    file.seek(0)
+    crc = 0
+    while n_bytes and (data := file.read(min(n_bytes, _READ))):
+        crc, n_bytes = zlib.crc32(data, crc), n_bytes - len(data)
+    return crc.to_bytes(_CHECKSUM, "little")
+
+
+def _arrays(path: Path) -> Iterator[NDArray[Any]]:
+    """The arrays of a whole entry, in the order in which they were given."""
+    end = path.stat().st_size - _CHECKSUM
+    with path.open("rb") as file:
+        while file.tell() < end:
+            npy.read_magic(file)
+            shape, _, dtype = npy.read_array_header_1_0(file)
+            array = (
+                np.asarray(np.memmap(path, dtype, "r", file.tell(), shape))
+                if 0 not in shape
+                else np.empty(shape, dtype)  # which cannot be mapped
+            )
+            file.seek(array.nbytes, os.SEEK_CUR)
+            yield array
