@@ -17,10 +17,10 @@ from tqgguf.models.layout import TensorInfo, lay_out
 from tqgguf.models.rotation import Rotation
 from tqgguf.pipeline import output_metadata
 from tqgguf.plan import PLAIN, Options, Plan, is_matrix, make_plan
+from tqgguf.runtime import forward
 from tqgguf.runtime.equivalence import compare
 from tqgguf.runtime.folded import fold
 from tqgguf.runtime.forward import Tokens
-from tqgguf.runtime.graph import ARCHITECTURES
 from tqgguf.runtime.kept import Arrays
 from tqgguf.runtime.sensitivity import measure
 from tqgguf.runtime.statistics import input_energies
@@ -111,15 +111,21 @@ def take_statistics(
 
 
 def _tokens(model: Model, request: Request) -> tuple[Tokens | None, str]:
-    """The text's tokens; none where only the importance matrix can be used."""
-    if request.calibrate is None:
+    """The text's tokens, and a note; no tokens where only the importance matrix can be used."""
+    text, imatrix = request.calibrate, request.imatrix
+    if text is None:
         return None, ""
-    if request.imatrix is not None and model.architecture not in ARCHITECTURES:
-        return None, (
-            f"no forward pass for architecture {model.architecture!r}: errors are weighed by "
-            f"{request.imatrix} instead of calibrated on {request.calibrate}"
-        )
-    return read_tokens(model, request.calibrate, limit=request.calibrate_tokens), ""
+    try:
+        forward.context(model, 1)
+    except UnsupportedModelError as error:
+        if imatrix is None:
+            raise UnsupportedModelError(
+                f"{error}; --calibrate needs one: give --imatrix FILE as well, and errors are "
+                "weighed by that instead"
+            ) from error
+        return None, f"{error}: errors are weighed by {imatrix} instead of calibrated on {text}"
+    note = f"calibrated on {text}: {imatrix} was not needed" if imatrix else ""
+    return read_tokens(model, text, limit=request.calibrate_tokens), note
 
 
 def _few(tokens: Tokens) -> int:

@@ -5,11 +5,13 @@ import os
 import shutil
 import signal
 import time
+from dataclasses import replace
 
 import pytest
 
 from tests.cli.story import fails, succeeds
-from tests.runtime.small_models import RECIPES, write_model
+from tests.runtime.small_models import RECIPES, Recipe, write_model
+from tqgguf.llamacpp import programs
 from tqgguf.models import open_model
 from tqgguf.runtime import forward
 
@@ -55,6 +57,59 @@ def test_a_short_text_says_how_much_is_needed(novels, tmp_path):
         *("quantize", novels, "--calibrate", text, "-o", tmp_path / "out"),
         says="tokens, and calibration needs at least 255; 20,000 or more do well",
     )
+
+
+@pytest.mark.tools
+def test_a_token_beyond_the_table_is_refused(tmp_path):
+    """A tokenizer with more tokens than the embedding has rows, as a mixed-up file has it."""
+    model = write_model(tmp_path / "model.gguf", Recipe("llama", rows=20))
+    text = tmp_path / "text.txt"
+    text.write_text(SHORT_WORDS)
+    fails(
+        *("quantize", model, "-t", "q4_0", "--calibrate", text, "-o", tmp_path / "out"),
+        says="is beyond the model's table of 20; the tokenizer belongs to another model",
+    )
+
+
+def test_without_a_forward_pass_the_way_out_is_named(novels, tmp_path):
+    model, text = tmp_path / "model.gguf", tmp_path / "text.txt"
+    model.write_bytes(novels.read_bytes().replace(b"llama", b"mamba"))
+    text.write_text("words")
+    fails(
+        *("quantize", model, "--rotate", "none", "--calibrate", text, "-o", tmp_path / "out"),
+        says="starcoder2; --calibrate needs one: give --imatrix FILE as well, and errors are "
+        "weighed by that instead",
+    )
+
+
+@pytest.mark.tools
+def test_without_a_forward_pass_an_imatrix_takes_its_place(tmp_path):
+    """From llama-imatrix's file to one that llama.cpp runs."""
+    recipe = replace(RECIPES["llama"], arch="internlm2", hidden=128, kv_heads=4, head_dim=32)
+    model = write_model(tmp_path / "model.gguf", recipe)
+    text, taken = tmp_path / "text.txt", tmp_path / "imatrix.gguf"
+    text.write_text(SHORT_WORDS)
+    programs.imatrix(model, text, taken, context=64)
+    options = ("quantize", model, "-t", "q4_0", "--rotate", "none", "--quiet")
+    weighed, asked = tmp_path / "weighed.gguf", tmp_path / "asked.gguf"
+    succeeds(*options, "--imatrix", taken, "-o", weighed)
+    shown = succeeds(*options, "--calibrate", text, "--imatrix", taken, "-o", asked, "--json")
+    assert any(f"errors are weighed by {taken}" in note for note in json.loads(shown)["notes"])
+    assert asked.read_bytes() == weighed.read_bytes()
+    assert programs.generate(asked, "the cat", tokens=3)
+
+
+@pytest.mark.tools
+@pytest.mark.usefixtures("cache")
+def test_an_imatrix_beside_a_forward_pass_is_said_to_be_idle(tmp_path, novels):
+    model, text = write_model(tmp_path / "model.gguf", RECIPES["llama"]), tmp_path / "text.txt"
+    text.write_text(SHORT_WORDS)
+    idle = novels.with_name("novels-5m.imatrix.gguf")
+    shown = succeeds(
+        *("quantize", model, "-t", "q4_0", "--calibrate", text, "--imatrix", idle, "--quiet"),
+        *("-o", tmp_path / "out.gguf", "--json"),
+    )
+    assert f"calibrated on {text}: {idle} was not needed" in json.loads(shown)["notes"]
 
 
 @pytest.mark.tools

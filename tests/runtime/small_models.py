@@ -33,6 +33,7 @@ class Recipe:
     fused_qkv: bool = False
     positions: bool = False
     rope_freqs: bool = False
+    rows: int = N_VOCAB  # of the embedding and the head
     keys: dict = field(default_factory=dict)
 
 
@@ -137,7 +138,7 @@ def _tokenizer(writer: gguf.GGUFWriter) -> None:
 
 
 def _shapes(recipe: Recipe) -> dict[str, tuple[int, ...]]:
-    shapes: dict[str, tuple[int, ...]] = {"token_embd.weight": (N_VOCAB, recipe.hidden)}
+    shapes: dict[str, tuple[int, ...]] = {"token_embd.weight": (recipe.rows, recipe.hidden)}
     if recipe.positions:
         shapes["position_embd.weight"] = (64, recipe.hidden)
     if recipe.rope_freqs:
@@ -152,7 +153,7 @@ def _shapes(recipe: Recipe) -> dict[str, tuple[int, ...]]:
     if recipe.layer_norm:
         shapes["output_norm.bias"] = (recipe.hidden,)
     if not recipe.tied:
-        shapes["output.weight"] = (N_VOCAB, recipe.hidden)
+        shapes["output.weight"] = (recipe.rows, recipe.hidden)
     return shapes
 
 
