@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help bench front llama.cpp programs bench-kernels bench-quantize demo tables test test-oracle fuzz check lint types layers fmt clean
+.PHONY: help bench front calibration llama.cpp programs bench-kernels bench-quantize demo tables test test-oracle fuzz check lint types layers fmt clean
 SHELL := /bin/bash
 
 VENV   ?= .venv
@@ -29,6 +29,9 @@ bench: $(VENV)/.installed programs $(RANDOM_MODEL)   ## speed and quality, ours 
 
 front: $(VENV)/.installed programs $(RANDOM_MODEL)   ## which type buys which quality at which speed, here
 	$(BIN)/python scripts/measure_front.py $(RANDOM_MODEL) $(MODEL) tests/data/novels-eval.txt
+
+calibration: $(VENV)/.installed programs   ## what --calibrate is worth, beside llama-quantize with an imatrix
+	$(BIN)/python scripts/measure_calibration.py $(MODEL) tests/data/novels-calib.txt tests/data/novels-eval.txt
 
 llama.cpp:     ## build llama.cpp's programs from PyPI's llama-cpp-python, once, into the user's cache
 	scripts/build_llama_cpp.sh

@@ -26,6 +26,12 @@ def text() -> Path:
     return DATA / "novels-eval.txt"
 
 
+@pytest.fixture(scope="session")
+def calibration() -> Path:
+    """Other novels, for calibration."""
+    return DATA / "novels-calib.txt"
+
+
 @pytest.fixture
 def cache(tmp_path, monkeypatch) -> Path:
     """An empty user cache, with llama.cpp's programs from where they are."""

@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -19,10 +18,9 @@ from numpy.typing import NDArray
 
 from tqgguf.errors import FileFormatError, PlanError
 from tqgguf.kernels.dtypes import U8
-from tqgguf.llamacpp import programs
+from tqgguf.llamacpp.tokenizer import tokenize
 from tqgguf.llamacpp.tools import user_cache
 from tqgguf.models import Model, model_files
-from tqgguf.models.layout import lay_out
 from tqgguf.models.rotation import Rotation
 from tqgguf.plan import Plan
 from tqgguf.runtime.calibrate import Settings, calibrate
@@ -90,16 +88,17 @@ def calibration_weights(plan: Plan) -> int:
 _FLOATS = ("F32", "F16", "BF16", "F64")
 
 
-def read_tokens(model: Model, text: Path, *, limit: int | None = None) -> Tokens:
+def read_tokens(model: Model, text: Path, *, limit: int | None = None) -> tuple[Tokens, str]:
     """Tokenize a text into sequences that each begin as the model expects a text to begin.
 
-    limit: tokens to use (None: DEFAULT_TOKENS). -> (n_seq, n_tokens) int32. Raises ToolError
-    without llama-tokenize, FileFormatError for a file that is no text, PlanError where it is too
-    short or holds tokens beyond the model's table.
+    limit: tokens to use (None: DEFAULT_TOKENS). -> (n_seq, n_tokens) int32, and what tokenized it.
+    Raises ToolError where no llama.cpp is at hand for that, FileFormatError for a file that is no
+    text, PlanError where it is too short or holds tokens beyond the model's table.
     """
     _check_text(text)
     context = min(read_graph(model).n_ctx, LONGEST_CONTEXT)
-    ids = np.array(_tokenize(model, text), np.int32)
+    found, tokenizer = tokenize(model.metadata, text)
+    ids = np.array(found, np.int32)
     first = _beginning(model, ids)
     body = ids[len(first) :]
     size = context - len(first)
@@ -118,7 +117,7 @@ def read_tokens(model: Model, text: Path, *, limit: int | None = None) -> Tokens
             f"{text}: token {int(tokens.max())} is beyond the model's table of {n_vocab}; the "
             "tokenizer belongs to another model"
         )
-    return tokens
+    return tokens, tokenizer
 
 
 def kept_statistics(model: Model, rotation: Rotation, tokens: Tokens) -> Kept:
@@ -182,15 +181,7 @@ def _check_text(text: Path) -> None:
         raise FileFormatError(f"{text}: a binary file; calibration needs a plain text file")
 
 
-def _tokenize(model: Model, text: Path) -> list[int]:
-    """The text's tokens, through llama-tokenize on a file that holds only the vocabulary."""
-    with TemporaryDirectory(prefix="tqgguf-") as folder:
-        vocabulary = Path(folder) / "vocabulary.gguf"
-        vocabulary.write_bytes(lay_out(model.metadata, []).header)
-        return programs.tokenize(vocabulary, text)
-
-
 def _beginning(model: Model, ids: "np.ndarray[tuple[int, ...], np.dtype[np.int32]]") -> list[int]:
-    """The token that llama-tokenize put first, if it is the beginning of a text."""
+    """The token that llama.cpp put first, if it is the beginning of a text."""
     bos = model.get("tokenizer.ggml.bos_token_id")
     return [int(ids[0])] if len(ids) and bos is not None and int(ids[0]) == bos else []

@@ -124,8 +124,9 @@ def _tokens(model: Model, request: Request) -> tuple[Tokens | None, str]:
                 "weighed by that instead"
             ) from error
         return None, f"{error}: errors are weighed by {imatrix} instead of calibrated on {text}"
-    note = f"calibrated on {text}: {imatrix} was not needed" if imatrix else ""
-    return read_tokens(model, text, limit=request.calibrate_tokens), note
+    tokens, tokenizer = read_tokens(model, text, limit=request.calibrate_tokens)
+    idle = f"; {imatrix} was not needed" if imatrix else ""
+    return tokens, f"calibrated on {tokens.size:,} tokens of {text}, made by {tokenizer}{idle}"
 
 
 def _few(tokens: Tokens) -> int:

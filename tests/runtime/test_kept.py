@@ -81,6 +81,8 @@ def test_the_folders_used_longest_ago_go_first(tmp_path, monkeypatch):
     os.utime(tmp_path / "old", (9, 9))
     open_kept(tmp_path, "another")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["another", "new", "old"]
+    open_kept(tmp_path, "roomy", room=1000)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["another", "old", "roomy"]
 
 
 @pytest.mark.parametrize("delay", [0.002, 0.01, 0.05])

@@ -9,6 +9,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import threading
 from collections.abc import Sequence
 from contextlib import suppress
@@ -70,7 +71,15 @@ def run(name: str, *arguments: str | Path | int) -> Output:
     Raises ToolError if it is missing, cannot start, is killed by a signal, or exits with an error;
     some failures leave exit status 0, so callers still look for the result they wanted.
     """
-    argv = [str(find(name)), *map(str, arguments)]
+    return _run(name, [str(find(name)), *map(str, arguments)])
+
+
+def run_module(module: str, *arguments: str | Path | int) -> Output:
+    """Run a Python module as a program, as `run` does."""
+    return _run(module, [sys.executable, "-m", module, *map(str, arguments)])
+
+
+def _run(name: str, argv: Sequence[str]) -> Output:
     with _Child() as child:
         status, output = child.run(argv)
     if status:

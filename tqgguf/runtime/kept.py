@@ -5,6 +5,7 @@ appears under its name when it is whole; an entry that is damaged counts as abse
 it computes it again.
 """
 
+import math
 import os
 import shutil
 import threading
@@ -18,8 +19,8 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-LIMIT = 8 << 30  # bytes of all folders beside each other; the least recently used go first
-_FREE_SHARE = 4  # take at most one of so many free bytes of the disk
+LIMIT = 8 << 30  # bytes of all folders together; the least recently used go first
+_FREE_SHARE = 4  # a limited folder takes at most one of so many free bytes
 _CHECKSUM = 4  # bytes at the end of an entry
 _READ = 1 << 24  # bytes read at a time for a checksum
 _SUFFIX = ".kept"
@@ -28,12 +29,17 @@ Arrays = Sequence[NDArray[Any]]
 
 
 class Kept:
-    """A folder of entries; room: bytes that it may hold (None: what the disk has to spare)."""
+    """A folder of entries.
+
+    room: bytes that it may hold, and then not too many of the free ones (None: no limit).
+    """
 
     def __init__(self, folder: Path, *, room: int | None = None) -> None:
         self.folder = folder
-        spare = shutil.disk_usage(folder).free // _FREE_SHARE
-        self._room = spare if room is None else min(spare, room - _size(folder))
+        self._room = math.inf
+        if room is not None:
+            spare = shutil.disk_usage(folder).free // _FREE_SHARE
+            self._room = min(spare, room - _size(folder))
         self._lock = threading.Lock()
 
     def read(self, name: str) -> list[NDArray[Any]] | None:
@@ -80,17 +86,21 @@ def open_kept(root: Path, key: str, *, room: int | None = None) -> Kept:
     folder = root / key
     folder.mkdir(parents=True, exist_ok=True)
     os.utime(folder)
-    _prune(root, keep=folder)
+    _prune(root, keep=folder, reserved=room or 0)
     return Kept(folder, room=room)
 
 
-def _prune(root: Path, *, keep: Path) -> None:
-    """Delete the least recently used folders until the rest fit the limit."""
-    total = 0
+def _prune(root: Path, *, keep: Path, reserved: int) -> None:
+    """Delete the least recently used folders until the rest fit the limit.
+
+    reserved: bytes that `keep` may come to hold.
+    """
+    total = max(reserved, _size(keep))
     with suppress(FileNotFoundError):  # another process prunes too
-        for folder in sorted(root.iterdir(), key=lambda path: path.stat().st_mtime, reverse=True):
+        others = [path for path in root.iterdir() if path != keep]
+        for folder in sorted(others, key=lambda path: path.stat().st_mtime, reverse=True):
             total += _size(folder)
-            if total > LIMIT and folder != keep:
+            if total > LIMIT:
                 shutil.rmtree(folder, ignore_errors=True)
 
 
