@@ -96,6 +96,14 @@ def test_processes_change_nothing(novels, tmp_path, whole, monkeypatch, threads)
 
 
 @pytest.mark.usefixtures("small")
+def test_workers_that_began_in_another_folder_find_the_files(novels, tmp_path, whole, monkeypatch):
+    list(job(novels, tmp_path / "first.gguf", threads=2, processes=True))
+    monkeypatch.chdir(tmp_path)
+    list(job(Path(os.path.relpath(novels)), Path("q.gguf"), threads=2, processes=True))
+    assert (tmp_path / "q.gguf").read_bytes() == whole
+
+
+@pytest.mark.usefixtures("small")
 def test_where_memory_is_short_threads_do_the_work(novels, tmp_path, whole, monkeypatch):
     monkeypatch.setattr(pipeline.workers, "processes", None)
     path = tmp_path / "q.gguf"

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from functools import lru_cache, partial
 from itertools import pairwise
@@ -278,7 +278,7 @@ def _tasks_apart(
         _Work,
         planned=work.planned,
         rotation=work.rotation.only(work.planned.name),
-        slot=replace(work.slot, path=work.slot.path.resolve()),
+        slot=work.slot,
         importance=work.importance,
     )
     task = partial(_work_apart, partial(find, work.planned.source), make)

@@ -173,8 +173,8 @@ class Output:
     def slot(self, name: str) -> Slot:
         """Where a tensor is to be written."""
         shard = next(s for s in self._shards if name in s.layout.tensors)
-        info = shard.layout.tensors[name]
-        return Slot(shard.partial, shard.layout.offsets[name], info.row_bytes, info.n_bytes)
+        info, path = shard.layout.tensors[name], shard.partial.resolve()
+        return Slot(path, shard.layout.offsets[name], info.row_bytes, info.n_bytes)
 
     def recorded(self, name: str) -> Record | None:
         """What `record` noted of a tensor in an earlier run, if its bytes are still those."""
