@@ -17,6 +17,7 @@ import numpy as np
 from tqgguf.models.gguf import read_gguf
 
 DATA = Path(__file__).parent / "data"
+NOVELS = DATA / "novels-5m-f16.gguf"
 # D width, F feed-forward, Q query rows, K key and value rows, H head, R half of it, E experts,
 # C context, V vocabulary
 SIZES = {"D": 64, "F": 96, "Q": 64, "K": 32, "H": 16, "R": 8, "E": 4, "C": 256, "V": 2048}
@@ -385,6 +386,23 @@ def write_tensors(path: Path, source: Path, tensors: Mapping[str, np.ndarray]) -
     return path
 
 
+def write_twin(path: Path) -> Path:
+    """The trained model with outliers: the same function, and one channel in forty of every norm
+    weak in the gain and strong in the columns of what reads it.
+    """
+    rng = np.random.default_rng(5)
+    tensors = {name: t.read() for name, t in read_gguf(NOVELS).tensors.items()}
+    readers = {"attn_norm": ("attn_q", "attn_k", "attn_v"), "ffn_norm": ("ffn_gate", "ffn_up")}
+    for name in [n for n in tensors if n.startswith("blk.") and "norm" in n]:
+        layer, norm = name.split(".")[1:3]
+        factors = np.ones(256, np.float32)
+        factors[rng.choice(256, 6, replace=False)] = rng.uniform(8, 30, 6)
+        tensors[name] = tensors[name] / factors
+        for reader in readers[norm]:
+            tensors[f"blk.{layer}.{reader}.weight"] *= factors
+    return write_tensors(path, NOVELS, tensors)
+
+
 def _add_raw(writer: gguf.GGUFWriter, model, key: str) -> None:
     value, type = model.get(key), model.metadata[key].type
     item = None
@@ -420,7 +438,7 @@ def _write_keys(writer: gguf.GGUFWriter, model: Tiny, layers: int) -> None:
 
 @cache
 def _tokenizer() -> list[tuple[str, tuple]]:
-    model = read_gguf(DATA / "novels-5m-f16.gguf")
+    model = read_gguf(NOVELS)
     pairs = []
     for key, value in model.metadata.items():
         if key.startswith("tokenizer."):

@@ -16,7 +16,7 @@ from tqgguf.formats import FORMATS, find_format
 from tqgguf.models import Model, Tensor, folding
 from tqgguf.models.architectures import layer_prefix, role
 from tqgguf.models.rotation import NO_ROTATION, Rotation, Sides, read_rotation
-from tqgguf.models.vectors import BALANCE
+from tqgguf.models.vectors import BALANCE, NORM_BALANCE
 from tqgguf.recipes import Recipe, fitting, recipe
 
 PLAIN = ("F32", "F16", "BF16", "F64")  # types that hold exact source weights
@@ -248,8 +248,11 @@ def _rotation_notes(rotation: Rotation, tensors: Sequence[PlannedTensor]) -> Ite
         count = f", {width // order} of them" if width > order else ""
         yield f"rotated along the residual stream of {width} in {kind} blocks of {order}{count}"
         yield f"rotated {within}" if rotation.value_block > 1 else "value heads are untouched"
-    if any(BALANCE in step for t in tensors for step in t.sides.columns):
+    steps = " ".join(step for t in tensors for step in t.sides.columns)
+    if BALANCE in steps:
         yield "the FFN's channels are balanced between ffn_up and ffn_down"
+    if NORM_BALANCE in steps:
+        yield "channels are balanced between the norms' gains and the matrices that read them"
 
 
 def _notes(plan: Plan) -> tuple[str, ...]:

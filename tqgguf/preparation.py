@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +10,11 @@ from tqgguf.calibration import kept_statistics, read_tokens
 from tqgguf.errors import PlanError, UnsupportedModelError
 from tqgguf.formats import FORMATS, dequantize, quantize
 from tqgguf.kernels.dtypes import F32
+from tqgguf.kernels.metrics import ratio, sum_squares
 from tqgguf.models import Model, Tensor
 from tqgguf.models.imatrix import Imatrix, basis_of, check_basis, read_imatrix
 from tqgguf.models.layout import TensorInfo, lay_out
-from tqgguf.models.rotation import Rotation
+from tqgguf.models.rotation import NO_ROTATION, Rotation
 from tqgguf.pipeline import output_metadata
 from tqgguf.plan import PLAIN, Options, Plan, is_matrix, make_plan
 from tqgguf.runtime import forward
@@ -84,16 +84,23 @@ def choose_rotation(
     """Fused or none, whichever measures lower, and a line that says so.
 
     With tokens: KL divergence of the model rounded both ways. Without: mean relative squared error
-    of the matrices of three layers. Where no fold is known it is none.
+    of the matrices of three layers, weighted as their inputs are by the norms' gains. Where no
+    fold is known it is none.
     """
     none, fused = (replace(options, rotate=mode) for mode in ("none", "fused"))
     try:
         plans = [make_plan(model, choice) for choice in (none, fused)]
     except UnsupportedModelError as error:
         return none, f"--rotate auto: none, because {error}"
-    loss = partial(_divergence, tokens=tokens[: _few(tokens)]) if tokens is not None else _error
-    unit = "KL divergence" if tokens is not None else "mean relative error"
-    plain, rotated = (loss(model, plan, threads=threads) for plan in plans)
+    if tokens is not None:
+        unit, few = "KL divergence", tokens[: _few(tokens)]
+        plain, rotated = (_divergence(model, plan, few, threads) for plan in plans)
+    else:
+        unit, gains = "mean relative error", plans[1].rotation.with_vectors_of(model).diagonal()
+        plain, rotated = (
+            _error(model, plan, seen, threads)
+            for plan, seen in zip(plans, (gains, NO_ROTATION), strict=True)
+        )
     better = fused if rotated < plain else none
     return better, (
         f"--rotate auto: {better.rotate}; {unit} {rotated:.4g} rotated and {plain:.4g} unrotated, "
@@ -172,7 +179,7 @@ def _check_shapes(plan: Plan, imatrix: Imatrix, path: Path) -> None:
             )
 
 
-def _divergence(model: Model, plan: Plan, *, tokens: Tokens, threads: int | None) -> float:
+def _divergence(model: Model, plan: Plan, tokens: Tokens, threads: int | None) -> float:
     rounded = _rounded(fold(model, plan.rotation.with_vectors_of(model)), plan, threads)
     return compare(model, rounded, tokens).divergence
 
@@ -197,8 +204,12 @@ def _through(tensor: Tensor, type: str, threads: int | None) -> Callable[[int, i
     return rows
 
 
-def _error(model: Model, plan: Plan, *, threads: int | None) -> float:
-    """Mean relative squared error of the matrices of the first, the middle and the last layer."""
+def _error(model: Model, plan: Plan, seen: Rotation, threads: int | None) -> float:
+    """Mean relative squared error of the matrices of the first, the middle and the last layer.
+
+    seen: what the weights are multiplied by before errors are summed. A rotated matrix holds the
+    gain of the norm above it, an unrotated one has to be given it.
+    """
     rotation: Rotation = plan.rotation.with_vectors_of(model)
     folded = fold(model, rotation)
     last = int(model.get("{arch}.block_count", 1)) - 1
@@ -209,6 +220,8 @@ def _error(model: Model, plan: Plan, *, threads: int | None) -> float:
             tensor = folded.tensors[t.name]
             x = tensor.rows(0, min(tensor.n_rows, max(1, _SAMPLED_WEIGHTS // tensor.n_in)))
             rounded = dequantize(quantize(x, t.type, threads=threads), t.type, tensor.n_in)
-            error = np.square(rounded - x, dtype=np.float64).sum()
-            errors.append(float(error) / max(float(np.square(x, dtype=np.float64).sum()), 1e-30))
+            error, energy = (
+                sum_squares(seen.apply(t.name, v, shape=tensor.shape)) for v in (rounded - x, x)
+            )
+            errors.append(ratio(error, energy))
     return float(np.mean(errors)) if errors else 0.0

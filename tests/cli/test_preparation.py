@@ -6,11 +6,15 @@ import numpy as np
 import pytest
 
 from tests.cli.story import fails, succeeds
+from tests.llama import tokenize
 from tests.runtime.small_models import RECIPES, write_model
+from tests.tiny_models import write_twin
 from tqgguf.formats import dequantize
 from tqgguf.llamacpp import programs
 from tqgguf.models import open_model
 from tqgguf.models.imatrix import read_imatrix
+from tqgguf.plan import Options
+from tqgguf.preparation import choose_rotation
 
 
 @pytest.fixture
@@ -81,6 +85,22 @@ def test_rotate_auto_says_what_it_measured(novels):
     shown = json.loads(succeeds("plan", novels, "--rotate", "auto", "-t", "q3_k", "--json"))
     (note,) = [n for n in shown["notes"] if n.startswith("--rotate auto")]
     assert f"auto: {shown['rotation']['mode']}; mean relative error" in note
+
+
+@pytest.mark.parametrize("type", ["q4_0", "q3_k", "q2_k", "tq-q2"])
+def test_rotate_auto_tells_outliers_from_the_weights(novels, tmp_path, type):
+    """Few bits: the error of the twin's weights is smaller unrotated, that of its outputs larger."""
+    for path, mode in ((novels, "none"), (write_twin(tmp_path / "twin.gguf"), "fused")):
+        options, why = choose_rotation(open_model(path), Options(type=type), None)
+        assert options.rotate == mode, why
+
+
+def test_rotate_auto_tells_outliers_on_a_text(novels, text, tmp_path):
+    ids = tokenize(novels, text.read_text()[:5000])[: 2 * 256]
+    tokens = np.array(ids, np.int32).reshape(2, 256)
+    for path, mode in ((novels, "none"), (write_twin(tmp_path / "twin.gguf"), "fused")):
+        options, why = choose_rotation(open_model(path), Options(type="q3_k"), tokens)
+        assert (options.rotate, "KL divergence" in why) == (mode, True), why
 
 
 def test_rotate_auto_is_none_where_nothing_can_be_folded(novels, tmp_path):

@@ -1,12 +1,16 @@
-"""Balance the FFN's channels: a fold that needs no rotation and costs nothing at run time.
+"""Balance channels: folds that need no rotation and cost nothing at run time.
 
 A gated FFN computes down @ (act(gate @ x) * (up @ x)). A channel's row of `up` may be multiplied by
 any s if its column of `down` is divided by it. No rotation reaches that axis, because an activation
 stands on it, so an outlier channel of `down` would spoil the blocks it lies in. With
 s = sqrt(|down column| / |up row|) both are alike, whatever factors the training left.
+
+A norm's gain may be divided by any s if the columns of all matrices that read it are multiplied by
+it. With s = 1 / |column| no column stands out of its block. Where the stream is rotated the gains
+are folded into those columns anyway.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -14,23 +18,43 @@ from tqgguf.kernels.dtypes import F32, F64
 from tqgguf.models.model import Tensor
 
 CHUNK = 1 << 18  # weights at a time: their float64 copy stays in a core's cache
-SAMPLE = 256  # weights of a channel that are looked at: enough for the fourth root of an energy
+SAMPLE = 256  # weights of a channel that are looked at: enough for a root of their energy
+_MOST = 24.0  # exponent of a factor: no gain leaves float32's range by it
 
 
 def ffn_balance(up: Tensor, down: Tensor) -> F32:
     """The factors of `up`'s rows: (n_expert * n_ff,) float32, all of them powers of two.
 
-    up: (..., n_ff, n_in), down: (..., n_out, n_ff). Powers of two multiply without rounding; only
-    what a channel differs from the median channel counts, dead channels stay.
+    up: (..., n_ff, n_in), down: (..., n_out, n_ff). See `_powers_of_two`.
     """
-    rows, columns = _row_energy(up), _column_energy(down)
-    alive = (rows > 0) & (columns > 0)
-    if not alive.any():
-        return np.ones(len(rows), np.float32)
-    ratio = np.ones_like(rows)
-    np.divide(columns, rows, out=ratio, where=alive)
-    ratio[alive] /= np.median(ratio[alive])
-    return np.exp2(np.round(np.log2(ratio) / 4)).astype(np.float32)  # energies: fourth root
+    return _powers_of_two(_column_energy(down), _row_energy(up), root=4)
+
+
+def norm_balance(readers: Sequence[Tensor]) -> F32:
+    """The factors of the columns of all that read one norm: (n_in,) float32, powers of two.
+
+    readers: (..., n_out, n_in) each; they have equal say, whatever their size. See
+    `_powers_of_two`.
+    """
+    total = np.zeros(readers[0].n_in)
+    for reader in readers:
+        energy = _column_energy(reader).reshape(-1, reader.n_in).sum(axis=0)
+        total += energy / max(float(energy.sum()), 1e-300)
+    return _powers_of_two(np.ones_like(total), total, root=2)
+
+
+def _powers_of_two(more: F64, less: F64, *, root: int) -> F32:
+    """The root of more / less, as powers of two, which multiply without rounding.
+
+    Only what a channel differs from the median channel counts; dead channels stay.
+    """
+    alive = (more > 0) & (less > 0)
+    ratio = np.ones_like(more)
+    np.divide(more, less, out=ratio, where=alive)
+    if alive.any():
+        ratio[alive] /= np.median(ratio[alive])
+    exponents = np.clip(np.round(np.log2(ratio) / root), -_MOST, _MOST)
+    return np.exp2(exponents).astype(np.float32)
 
 
 def _row_energy(tensor: Tensor) -> F64:
@@ -44,7 +68,7 @@ def _row_energy(tensor: Tensor) -> F64:
 
 def _column_energy(tensor: Tensor) -> F64:
     """Sum of squares of the first SAMPLE weights of each column: (n_expert * n_in,) float64."""
-    n_out = tensor.shape[-2]
+    n_out = tensor.shape[-2] if len(tensor.shape) > 1 else 1
     starts = range(0, tensor.n_rows, n_out)
     tiles = (tensor.rows(r, r + min(n_out, SAMPLE)).astype(np.float64) for r in starts)
     return np.concatenate([np.einsum("ij,ij->j", x, x) for x in tiles])

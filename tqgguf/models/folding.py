@@ -12,7 +12,7 @@ from tqgguf.kernels import hadamard
 from tqgguf.models.architectures import ARCHITECTURES, Architecture, layer_prefix, role
 from tqgguf.models.model import Model
 from tqgguf.models.rotation import Rotation, Sides
-from tqgguf.models.vectors import BALANCE
+from tqgguf.models.vectors import BALANCE, NORM_BALANCE, is_balance
 
 EMBEDDING, HEAD = "token_embd.weight", "output.weight"
 _MTP = "nextn."  # multi-token prediction: llama.cpp loads these layers, and runs them only to draft
@@ -65,7 +65,7 @@ def fused(
 def values(model: Model, *, balance: bool = True) -> Rotation:
     """The rotation of the value heads alone (R2); the residual stream stays as it is.
 
-    balance: scale the FFN's channels alike too.
+    balance: scale channels alike too, the FFN's and those between a norm's gain and its readers.
 
     Raises UnsupportedModelError where something stands between values and attention output.
     """
@@ -81,7 +81,10 @@ def values(model: Model, *, balance: bool = True) -> Rotation:
         )
     sides = {name: heads.sides(name) for name in model.tensors}
     if balance:
-        sides = {name: s | _balance(model, row, name) for name, s in sides.items()}
+        sides = {
+            name: s | _balance(model, row, name) | _norm_balance(model, row, name)
+            for name, s in sides.items()
+        }
     rotation = Rotation(
         mode="values",
         value_block=heads.order,
@@ -125,8 +128,8 @@ def _fits(model: Model, rotation: Rotation, step: str, size: int) -> bool:
         return rotation.fits(step, size, 0)
     if vector in model.tensors:
         return model.tensors[vector].size % size == 0
-    if BALANCE in vector:
-        return True  # see _balance
+    if is_balance(vector):
+        return True  # see _balance and _norm_balance
     if "*" not in vector:  # a norm behind the embedding, which acts on its columns
         parts = [model.tensors.get(f"{vector}.{part}") for part in ("weight", "bias")]
         return all(t is not None and t.size == size for t in parts)
@@ -241,6 +244,20 @@ def _balance(model: Model, row: Architecture, name: str) -> Sides:
     return Sides(columns=gain) if part == "bias" else Sides(rows=gain)
 
 
+def _norm_balance(model: Model, row: Architecture, name: str) -> Sides:
+    """The balancing of channels between a norm's gain, its bias too, and all that read it."""
+    (kind, part), prefix = role(name), layer_prefix(name)
+    reads = kind in row.readers
+    norm = _norm_above(model, row, kind, prefix) if reads else prefix + kind
+    gain = model.tensors.get(f"{norm}.weight")
+    readers = _readers(model, row, norm) if gain else []
+    widths = {model.tensors[f"{prefix}{reader}.weight"].n_in for reader in readers}
+    if gain is None or widths != {gain.size} or (reads and part == "bias"):
+        return Sides()
+    vector = "+".join((f"{prefix}{NORM_BALANCE}", *readers))
+    return Sides(columns=(f"{'gain' if reads else 'ungain'}:{vector}",))
+
+
 def _on_stream(model: Model, row: Architecture, name: str) -> Sides:
     """What the rotation of the residual stream does to a tensor.
 
@@ -301,6 +318,13 @@ def _norm_above(model: Model, row: Architecture, kind: str, prefix: str) -> str:
     return next((prefix + n for n in reversed(norms) if f"{prefix}{n}.weight" in model.tensors), "")
 
 
+def _readers(model: Model, row: Architecture, norm: str) -> list[str]:
+    """The roles of the matrices that read a layer's norm, `blk.3.attn_norm` say."""
+    kind, prefix = role(f"{norm}.weight")[0], layer_prefix(f"{norm}.weight")
+    present = [r for r in row.norms.get(kind, ()) if f"{prefix}{r}.weight" in model.tensors]
+    return [r for r in present if _norm_above(model, row, r, prefix) == norm]
+
+
 def _norm_bias(model: Model, row: Architecture, name: str) -> Sides:
     """Q^T (c/g), which is large where a gain is small; nothing where the readers take it all."""
     if _gives_away(model, row, name.removesuffix(".bias")):
@@ -315,12 +339,10 @@ def _gives_away(model: Model, row: Architecture, norm: str) -> bool:
     kind, prefix = role(f"{norm}.bias")[0], layer_prefix(f"{norm}.bias")
     if kind == row.head_norm:
         return "output.bias" in model.tensors
-    readers = [r for r in row.norms[kind] if f"{prefix}{r}.weight" in model.tensors]
-    readers = [r for r in readers if _norm_above(model, row, r, prefix) == norm]
     return all(
         f"{prefix}{r}.bias" in model.tensors
         and len(model.tensors[f"{prefix}{r}.weight"].shape) == 2
-        for r in readers
+        for r in _readers(model, row, norm)
     )
 
 

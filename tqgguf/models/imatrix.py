@@ -18,6 +18,7 @@ from tqgguf.models.gguf import MAGIC, read_gguf
 from tqgguf.models.layout import TensorInfo, lay_out
 from tqgguf.models.metadata import encode
 from tqgguf.models.rotation import NO_ROTATION, Rotation
+from tqgguf.models.vectors import is_balance
 
 _SUMS, _COUNTS = ".in_sum2", ".counts"
 _BASIS = "tqgguf.imatrix.basis"
@@ -53,7 +54,7 @@ def basis_of(rotation: Rotation) -> str:
     if rotation.mode == "none":
         return "none"
     steps = (step for sides in rotation.sides.values() for step in sides.columns)
-    balanced = "balanced" if any("ffn_balance" in step for step in steps) else "plain"
+    balanced = "balanced" if any(map(is_balance, steps)) else "plain"
     shape = (rotation.kind, rotation.block, rotation.value_block, rotation.seed)
     parts = (rotation.mode, *shape, balanced)
     return " ".join(map(str, parts))

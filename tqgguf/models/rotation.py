@@ -16,8 +16,8 @@ W <- M^T W. Every step is named by a short string, which is also its record in t
 * ``normed:NAME``  what a norm behind the embedding makes of its rows, rotated instead of the rows;
                    ``level:NAME`` is that norm's gain, made uniform (embedding_norm.py)
 
-NAME is a tensor of the unrotated model, or what is derived from two (vectors.py): `ffn_balance` in
-place of `ffn_up` and `ffn_down`, or the product `MATRIX*VECTOR`.
+NAME is a tensor of the unrotated model, or what is derived from several (vectors.py): `ffn_balance`
+in place of `ffn_up` and `ffn_down`, `norm_balance+READER+READER`, or the product `MATRIX*VECTOR`.
 
 Steps apply left to right. A 1-D tensor has columns only.
 """
@@ -107,6 +107,15 @@ class Rotation:
         sides = {name: self.sides[name]} if name in self.sides else {}
         alone = replace(self, sides=sides)
         return replace(alone, vectors={v: self.vectors[v] for v in alone.vector_names()})
+
+    def diagonal(self) -> "Rotation":
+        """What it multiplies rows and columns by, without the turns in between."""
+
+        def factors(steps: tuple[str, ...]) -> tuple[str, ...]:
+            return tuple(step for step in steps if ":" in step)
+
+        sides = {n: Sides(factors(s.columns), factors(s.rows)) for n, s in self.sides.items()}
+        return replace(self, sides=sides)
 
     def granule(self, name: str) -> tuple[int, int]:
         """How many consecutive rows and columns of a tensor its rotation mixes (1: none)."""

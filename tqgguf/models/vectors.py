@@ -4,12 +4,13 @@ import numpy as np
 
 from tqgguf.errors import FileFormatError
 from tqgguf.kernels.dtypes import F32
-from tqgguf.models.balance import chunks, ffn_balance
+from tqgguf.models.balance import chunks, ffn_balance, norm_balance
 from tqgguf.models.embedding_norm import NORM, embedding_norm
 from tqgguf.models.metadata import Value, encode
 from tqgguf.models.model import Model, Tensor
 
 BALANCE = "ffn_balance"  # stands in a name in the place of ffn_up and ffn_down
+NORM_BALANCE = "norm_balance"  # and what reads the norm: blk.0.norm_balance+attn_q+attn_k+attn_v
 _VECTOR = "tqgguf.vector."
 _EXPONENTS = "tqgguf.exponents."
 
@@ -23,8 +24,16 @@ def vector_of(model: Model, name: str) -> F32:
     if "*" in name:
         matrix, vector = (model.tensors[n] for n in name.split("*"))
         return product(matrix, vector.read())
+    if NORM_BALANCE in name:
+        prefix, *readers = name.replace(NORM_BALANCE, "").split("+")
+        return norm_balance([model.tensors[f"{prefix}{reader}.weight"] for reader in readers])
     up, down = (f"{name.replace(BALANCE, matrix)}.weight" for matrix in ("ffn_up", "ffn_down"))
     return ffn_balance(model.tensors[up], model.tensors[down])
+
+
+def is_balance(name: str) -> bool:
+    """Whether a vector, or the step that names it, balances channels."""
+    return BALANCE in name or NORM_BALANCE in name
 
 
 def product(matrix: Tensor, vector: F32) -> F32:
@@ -35,7 +44,7 @@ def product(matrix: Tensor, vector: F32) -> F32:
 
 def encode_vector(name: str, vector: F32) -> tuple[str, Value]:
     """The metadata key and value; powers of two as their exponents, a quarter of the size."""
-    if BALANCE in name:
+    if is_balance(name):
         return _EXPONENTS + name, encode(np.log2(vector).astype(np.int8))
     return _VECTOR + name, encode(vector)
 

@@ -3,13 +3,13 @@
 Any quantizer's GGUF will do; the rotation that tqgguf records in its own is undone first. Undoing a
 fold also divides by a norm's gain, which magnifies errors in columns that the network then
 multiplies by that small gain again. So every error is also given `seen`: with rows and columns
-weighted by the factors that a fold would multiply in (norms' gains, the balance of the FFN's
-channels), for all files alike. That is the fair comparison.
+weighted by the factors that a fold would multiply in (norms' gains, the balance of channels), for
+all files alike. That is the fair comparison.
 """
 
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from tqgguf.kernels.dtypes import F32
 from tqgguf.kernels.threads import run_all
 from tqgguf.models import Model, Tensor, folding
 from tqgguf.models.gguf import shard_files
-from tqgguf.models.rotation import NO_ROTATION, Rotation, Sides, read_rotation, restored
+from tqgguf.models.rotation import NO_ROTATION, Rotation, read_rotation, restored
 from tqgguf.models.tiles import tiles
 
 _TILE = 1 << 20  # weights compared at a time, unless the rotation mixes more
@@ -163,13 +163,8 @@ def _weighting(model: Model) -> Rotation:
     """What a fold of this model would multiply rows and columns by, without its rotations."""
     for fold in (folding.fused, folding.values):
         with suppress(UnsupportedModelError):
-            rotation = fold(model).with_vectors_of(model)
-            return replace(rotation, sides={n: _diagonal(s) for n, s in rotation.sides.items()})
+            return fold(model).with_vectors_of(model).diagonal()
     return NO_ROTATION
-
-
-def _diagonal(sides: Sides) -> Sides:
-    return Sides(*(tuple(s for s in steps if ":" in s) for steps in (sides.columns, sides.rows)))
 
 
 def _tensor_error(
