@@ -89,7 +89,7 @@ def test_rotate_auto_says_what_it_measured(novels):
 
 @pytest.mark.parametrize("type", ["q4_0", "q3_k", "q2_k", "tq-q2"])
 def test_rotate_auto_tells_outliers_from_the_weights(novels, tmp_path, type):
-    """Few bits: the error of the twin's weights is smaller unrotated, that of its outputs larger."""
+    """At few bits the twin loses less in its weights unrotated, and more in its outputs."""
     for path, mode in ((novels, "none"), (write_twin(tmp_path / "twin.gguf"), "fused")):
         options, why = choose_rotation(open_model(path), Options(type=type), None)
         assert options.rotate == mode, why
