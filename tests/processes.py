@@ -1,8 +1,29 @@
 """Watch processes from the outside."""
 
 import os
+import signal
+import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+
+@contextmanager
+def started(command: list[Any], **options: Any) -> Iterator[subprocess.Popen[str]]:
+    """A process that Ctrl-C reaches, also where the tests run in the background; gone afterwards.
+
+    What a shell starts in the background, and all that starts in turn, ignores SIGINT.
+    """
+
+    def listen() -> None:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    with subprocess.Popen(command, text=True, preexec_fn=listen, **options) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def alive(pid: int) -> bool:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.processes import alive, wait_for
+from tests.processes import alive, started, wait_for
 from tests.tiny_models import write_tensors
 from tqgguf import pipeline
 from tqgguf.errors import WeightError
@@ -30,21 +30,20 @@ def job(source, path, **options):
     return quantize(model, make_plan(model, Options(type="tq-q3")), path, **options)
 
 
-def start(novels, path, *options, slow=""):
+def quantizing(novels, path, *options, slow=""):
     """`tqgguf quantize` with processes for a small model too, in a session of its own."""
     command = [sys.executable, "-c", f"{SMALL}{slow}; main()", "quantize", novels, "-o", path]
-    return subprocess.Popen(
+    return started(
         [*command, "-t", "tq-q3", "--quiet", "--threads", "2", *options],
         cwd=ROOT,
         stderr=subprocess.PIPE,
-        text=True,
         start_new_session=True,
     )
 
 
 def resumed(novels, path):
-    run = start(novels, path, "--resume")
-    assert run.communicate(timeout=60) == (None, "")
+    with quantizing(novels, path, "--resume") as run:
+        assert run.communicate(timeout=60) == (None, "")
     return path.read_bytes()
 
 
@@ -124,12 +123,12 @@ def test_a_bad_weight_is_named_as_ever(stories, tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_workers_end_with_the_run_and_resume_finishes_it(novels, tmp_path, whole, number):
     path = tmp_path / "q.gguf"
-    run = start(novels, path, slow=SLOW)
-    wait_for(lambda: count_records(path) > 0)
-    crew = processes_below(run.pid)
-    assert len(crew) >= 4  # the resource tracker, the fork server and two workers
-    os.killpg(run.pid, number) if number == signal.SIGINT else os.kill(run.pid, number)
-    _, said = run.communicate(timeout=30)
+    with quantizing(novels, path, slow=SLOW) as run:
+        wait_for(lambda: count_records(path) > 0)
+        crew = processes_below(run.pid)
+        assert len(crew) >= 4  # the resource tracker, the fork server and two workers
+        os.killpg(run.pid, number) if number == signal.SIGINT else os.kill(run.pid, number)
+        _, said = run.communicate(timeout=30)
     wait_for(lambda: not any(map(alive, crew)), seconds=10)
     if number == signal.SIGINT:
         assert run.returncode == 130
@@ -141,10 +140,10 @@ def test_workers_end_with_the_run_and_resume_finishes_it(novels, tmp_path, whole
 
 def test_a_worker_that_dies_is_one_line(novels, tmp_path, whole):
     path = tmp_path / "q.gguf"
-    run = start(novels, path, slow=SLOW)
-    wait_for(lambda: count_records(path) > 0)
-    os.kill(processes_below(run.pid)[-1], signal.SIGKILL)
-    _, said = run.communicate(timeout=30)
+    with quantizing(novels, path, slow=SLOW) as run:
+        wait_for(lambda: count_records(path) > 0)
+        os.kill(processes_below(run.pid)[-1], signal.SIGKILL)
+        _, said = run.communicate(timeout=30)
     assert run.returncode == 1
     assert "a worker process died" in said
     assert said.count("\n") == 1

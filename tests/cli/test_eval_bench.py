@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from processes import alive, wait_for
+from processes import alive, started, wait_for
 from typer.testing import CliRunner
 
 from tqgguf.cli import app
@@ -160,12 +160,12 @@ def test_a_stopped_benchmark_leaves_no_llama_bench_running(novels, tmp_path, num
     program.chmod(0o755)
     script = [ROOT / "scripts" / "bench_e2e.sh", novels, "-n", "1000000", "--threads", "1"]
     settings = {"PYTHON": sys.executable, "LLAMA_CPP_BIN": str(tmp_path)}
-    parent = subprocess.Popen(script, env=os.environ | settings, stderr=subprocess.PIPE, text=True)
-    wait_for(note.exists)
-    child = int(note.read_text())
-    assert alive(child)
-    parent.send_signal(number)
-    said = parent.communicate(timeout=20)[1]
+    with started(script, env=os.environ | settings, stderr=subprocess.PIPE) as parent:
+        wait_for(note.exists)
+        child = int(note.read_text())
+        assert alive(child)
+        parent.send_signal(number)
+        said = parent.communicate(timeout=20)[1]
     assert (parent.returncode, said.strip()) == {
         signal.SIGINT: (130, "interrupted"),
         signal.SIGTERM: (-signal.SIGTERM, ""),

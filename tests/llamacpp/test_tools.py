@@ -1,10 +1,9 @@
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from processes import alive, wait_for
+from processes import alive, started, wait_for
 
 from tqgguf.errors import ToolError
 from tqgguf.llamacpp.tools import VERSION, Output, built_tools, cause, find, run
@@ -117,12 +116,12 @@ except KeyboardInterrupt:
 def test_a_stopping_signal_leaves_no_child_running(program, tmp_path, number, status):
     program("llama-bench", 'sleep 60 & echo "$$ $!" > "$1.new"; mv "$1.new" "$1"; wait')
     note = tmp_path / "pids"
-    parent = subprocess.Popen([sys.executable, "-c", PARENT, note], cwd=ROOT)
-    wait_for(note.exists)
-    children = [int(pid) for pid in note.read_text().split()]
-    assert all(map(alive, children))
-    parent.send_signal(number)
-    assert parent.wait(20) == status
+    with started([sys.executable, "-c", PARENT, note], cwd=ROOT) as parent:
+        wait_for(note.exists)
+        children = [int(pid) for pid in note.read_text().split()]
+        assert all(map(alive, children))
+        parent.send_signal(number)
+        assert parent.wait(20) == status
     wait_for(lambda: not any(map(alive, children)))
 
 
