@@ -139,6 +139,18 @@ def calibrated(model, type, text, output):
     return output.read_bytes()
 
 
+def test_none_of_llama_cpps_programs_is_needed(tmp_path, monkeypatch):
+    monkeypatch.setenv("LLAMA_CPP_BIN", str(tmp_path / "nowhere"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    model, text = write_model(tmp_path / "model.gguf", RECIPES["llama"]), tmp_path / "text.txt"
+    text.write_text(SHORT_WORDS)
+    output = tmp_path / "out.gguf"
+    options = ("-t", "q4_0", "--calibrate", text, "--quiet", "--json", "-o", output)
+    notes = json.loads(succeeds("quantize", model, *options))["notes"]
+    assert notes[-1].endswith(f"tokens of {text}, made by xllamacpp")
+    assert open_model(output).get("tqgguf.calibration")
+
+
 @pytest.mark.tools
 def test_a_second_type_reuses_what_the_first_computed(tmp_path, cache, monkeypatch):
     model = write_model(tmp_path / "model.gguf", RECIPES["llama-tied-llama3-rope"])

@@ -53,8 +53,9 @@ def test_no_damaged_entry_is_returned(tmp_path):
     for size in range(0, len(whole), 7):
         path.write_bytes(whole[:size])
         assert store.read("a") is None
-    path.write_bytes(whole + b"\0")
-    assert store.read("a") is None
+    for other in (whole + b"\0", bytes(4), bytes(len(whole))):
+        path.write_bytes(other)
+        assert store.read("a") is None
     path.write_bytes(whole)
     assert same(store.read("a"), ARRAYS)
 

@@ -8,7 +8,7 @@ feedback (tqgguf.kernels.feedback).
 """
 
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, count, pairwise
@@ -167,8 +167,15 @@ class _Calibration:
         original = forward.layer_weights(self.model, index)
         weights = dict(original)
         held: dict[int, _Pair] | None = {} if self._fits(original) else None
+
+        def begin(i: int) -> _Pair:
+            return _Pair(
+                self._original_pass(index, original, self.original, i),
+                Computed(forward.layer(self.quantized[i], weights, self.ctx)),
+            )
+
         for stage in count():
-            pairs = self._stage(stage, index, original, weights, held)
+            pairs = self._stage(stage, begin, held)
             first = next(pairs)
             if first.steps is None:
                 ends = [first, *pairs]
@@ -187,12 +194,7 @@ class _Calibration:
         return per_token * sum(t.size for t in self.tokens) <= self.settings.memory
 
     def _stage(
-        self,
-        stage: int,
-        index: int,
-        original: Weights,
-        weights: Weights,
-        held: dict[int, "_Pair"] | None,
+        self, stage: int, begin: Callable[[int], "_Pair"], held: dict[int, "_Pair"] | None
     ) -> Iterator["_Pair"]:
         """Bring every chunk's two passes to their step number `stage`, a few chunks at a time.
 
@@ -202,16 +204,13 @@ class _Calibration:
         def bring(i: int) -> _Pair:
             pair = held.pop(i, None) if held else None
             if pair is None:
-                pair = _Pair(
-                    self._original_pass(index, original, self.original, i),
-                    Computed(forward.layer(self.quantized[i], weights, self.ctx)),
-                )
+                pair = begin(i)
                 pair.skip(stage if held is None else 0)
             pair.advance()
             return pair
 
-        for begin in range(0, len(self.tokens), self.threads):
-            window = range(begin, min(begin + self.threads, len(self.tokens)))
+        for first in range(0, len(self.tokens), self.threads):
+            window = range(first, min(first + self.threads, len(self.tokens)))
             for i, pair in zip(
                 window, map_in_order(bring, window, threads=self.threads), strict=True
             ):

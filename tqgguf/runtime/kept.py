@@ -12,17 +12,20 @@ import threading
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from io import BytesIO
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
+from tqgguf.kernels.dtypes import U8
+
 LIMIT = 8 << 30  # bytes of all folders together; the least recently used go first
 _FREE_SHARE = 4  # a limited folder takes at most one of so many free bytes
 _CHECKSUM = 4  # bytes at the end of an entry
-_READ = 1 << 24  # bytes read at a time for a checksum
+_LONGEST_HEADER = 1 << 10  # bytes before an array's data
 _SUFFIX = ".kept"
 
 Arrays = Sequence[NDArray[Any]]
@@ -44,11 +47,12 @@ class Kept:
 
     def read(self, name: str) -> list[NDArray[Any]] | None:
         """An entry's arrays, mapped from the disk; None where it is absent or damaged."""
-        path = self._path(name)
         try:
-            return list(_arrays(path)) if _is_whole(path) else None
-        except (OSError, ValueError):
+            data = _mapped(self._path(name))
+        except (OSError, ValueError):  # ValueError: an empty file
             return None
+        is_whole = _checksum(data[:-_CHECKSUM]) == data[-_CHECKSUM:].tobytes()
+        return list(_arrays(data[:-_CHECKSUM])) if is_whole else None
 
     def write(self, name: str, arrays: Arrays) -> None:
         """Keep an entry if there is room for it."""
@@ -114,39 +118,29 @@ def _size(folder: Path) -> int:
 
 
 def _write(path: Path, arrays: Arrays) -> None:
-    with path.open("w+b") as file:
+    with path.open("wb") as file:
         for array in arrays:
             npy.write_array(file, np.ascontiguousarray(array), allow_pickle=False)
-        crc = _checksum(file, file.tell())
-        file.write(crc)
+        file.flush()
+        file.write(_checksum(_mapped(path)))
 
 
-def _is_whole(path: Path) -> bool:
-    size = path.stat().st_size - _CHECKSUM
-    with path.open("rb") as file:
-        return size > 0 and _checksum(file, size) == file.read(_CHECKSUM)
+def _mapped(path: Path) -> U8:
+    return np.asarray(np.memmap(path, np.uint8, "r"))
 
 
-def _checksum(file: BinaryIO, n_bytes: int) -> bytes:
-    """The CRC-32 of the first bytes of a file, which is left at their end."""
-    file.seek(0)
-    crc = 0
-    while n_bytes and (data := file.read(min(n_bytes, _READ))):
-        crc, n_bytes = zlib.crc32(data, crc), n_bytes - len(data)
-    return crc.to_bytes(_CHECKSUM, "little")
+def _checksum(data: U8) -> bytes:
+    """Not that of zeros for no data, or a file of zeros would do."""
+    return zlib.crc32(data.data, 1).to_bytes(_CHECKSUM, "little")
 
 
-def _arrays(path: Path) -> Iterator[NDArray[Any]]:
-    """The arrays of a whole entry, in the order in which they were given."""
-    end = path.stat().st_size - _CHECKSUM
-    with path.open("rb") as file:
-        while file.tell() < end:
-            npy.read_magic(file)
-            shape, _, dtype = npy.read_array_header_1_0(file)
-            array = (
-                np.asarray(np.memmap(path, dtype, "r", file.tell(), shape))
-                if 0 not in shape
-                else np.empty(shape, dtype)  # which cannot be mapped
-            )
-            file.seek(array.nbytes, os.SEEK_CUR)
-            yield array
+def _arrays(data: U8) -> Iterator[NDArray[Any]]:
+    """The arrays in an entry's bytes, in the order in which they were given."""
+    while data.size:
+        header = BytesIO(data[:_LONGEST_HEADER].tobytes())
+        npy.read_magic(header)
+        shape, _, dtype = npy.read_array_header_1_0(header)
+        begin = header.tell()
+        end = begin + math.prod(shape) * dtype.itemsize
+        yield data[begin:end].view(dtype).reshape(shape)
+        data = data[end:]
