@@ -11,6 +11,7 @@ from tqgguf.errors import FileFormatError, ToolError
 from tqgguf.llamacpp import programs
 from tqgguf.llamacpp.tokenizer import by_wheel, tokenize, write_vocabulary
 from tqgguf.models import open_model
+from tqgguf.models.metadata import encode
 
 
 def bytes_folder(path):
@@ -76,8 +77,11 @@ def test_a_vocabulary_that_llama_cpp_refuses_is_an_error(tmp_path):
         tokenize(open_model(model).metadata, text)
 
 
-def test_a_model_without_a_vocabulary_is_refused(novels, manifold):
+@pytest.mark.parametrize("tokens", [None, [], "words", 7])
+def test_a_model_without_a_vocabulary_is_refused(novels, manifold, tokens):
     metadata = dict(open_model(novels).metadata)
     del metadata["tokenizer.ggml.tokens"]
+    if tokens is not None:
+        metadata["tokenizer.ggml.tokens"] = encode(tokens)
     with pytest.raises(FileFormatError, match="no vocabulary"):
         tokenize(metadata, manifold)

@@ -20,7 +20,7 @@ from tqgguf.models.metadata import Value, encode
 _TOKENS = "tokenizer.ggml.tokens"
 _NAME = "general.name"  # llama.cpp treats some vocabularies by it
 _TEMPLATE = "tokenizer.chat_template"
-_WIDTH = 32
+_WIDTH = 32  # of one layer of zeros, which stands in for the weights
 _NUMBERS = {
     "block_count": 1,
     "context_length": _WIDTH,
@@ -65,13 +65,13 @@ def by_wheel(vocabulary: Path, text: Path) -> list[int]:
 
 def write_vocabulary(path: Path, metadata: Mapping[str, Value]) -> None:
     """Write a model of the same vocabulary whose few weights are all zero."""
-    if _TOKENS not in metadata:
-        raise FileFormatError("the model has no vocabulary: no text can be tokenized for it")
+    tokens = metadata[_TOKENS].decode() if _TOKENS in metadata else None
+    if not (isinstance(tokens, list) and tokens):
+        raise FileFormatError(f"the model has no vocabulary ({_TOKENS}) to tokenize a text with")
     kept = {k: v for k, v in metadata.items() if k.startswith("tokenizer.") or k == _NAME}
     kept = {k: v for k, v in kept.items() if not k.startswith(_TEMPLATE)}
     numbers = {f"llama.{key}": encode(number) for key, number in _NUMBERS.items()}
-    rows = len(metadata[_TOKENS].decode())
-    tensors = [TensorInfo("token_embd.weight", (rows, _WIDTH), "Q4_0")]
+    tensors = [TensorInfo("token_embd.weight", (len(tokens), _WIDTH), "Q4_0")]
     tensors += [TensorInfo(f"{name}.weight", (_WIDTH,), "F32") for name in _VECTORS]
     tensors += [TensorInfo(f"{name}.weight", (_WIDTH, _WIDTH), "F32") for name in _MATRICES]
     layout = lay_out({"general.architecture": encode("llama")} | numbers | kept, tensors)
