@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import dask
 import pytest
 
 from tests.tiny_models import write_tiny
@@ -84,10 +85,10 @@ def test_an_address_that_is_none(tmp_path, address):
         assert len(list(job(source, tmp_path / "q.gguf", cluster=address))) > 0
 
 
-def test_no_scheduler_is_said_in_time(tmp_path, monkeypatch):
-    monkeypatch.setattr("tqgguf.workers.CONNECT_SECONDS", 1)
+def test_no_scheduler_is_said_in_time(tmp_path):
     source = write_tiny(tmp_path / "m.gguf", "llama")
-    with pytest.raises(ToolError, match=r"--cluster tcp://127\.0\.0\.1:9: no scheduler with work"):
+    says = pytest.raises(ToolError, match=r"--cluster tcp://127\.0\.0\.1:9: no scheduler with work")
+    with says, dask.config.set({"distributed.comm.timeouts.connect": "1s"}):
         list(job(source, tmp_path / "q.gguf", cluster="tcp://127.0.0.1:9"))
     assert [p.name for p in tmp_path.iterdir()] == ["m.gguf"]
 

@@ -5,6 +5,7 @@ import shutil
 import struct
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 
@@ -19,7 +20,7 @@ from tqgguf.cli.console import visible
 from tqgguf.errors import FileFormatError, UnsupportedModelError
 from tqgguf.models import open_model
 from tqgguf.models.layout import TensorInfo, lay_out
-from tqgguf.models.metadata import encode
+from tqgguf.models.metadata import Value, encode
 from tqgguf.models.rotation import read_rotation
 from tqgguf.plan import Options, make_plan
 
@@ -149,6 +150,33 @@ def test_heads_that_make_no_sense_do_not_reach_the_arithmetic(tmp_path, heads):
     else:
         plan = make_plan(open_model(path), Options(type="q8_0"))
         assert plan.rotation.value_block == 0
+
+
+def damaged(tmp_path, keys, shapes):
+    """A tiny model without a head, some keys and shapes of which are others."""
+    metadata, infos, data = fuzz.llama(Random(1))
+    metadata = {k: v for k, v in metadata.items() if not k.startswith("tqgguf.")} | keys
+    infos = [
+        replace(i, shape=shapes.get(i.name, i.shape)) for i in infos if "output.w" not in i.name
+    ]
+    path = tmp_path / "m.gguf"
+    path.write_bytes(fuzz.serialise((metadata, infos, data)))
+    return open_model(path)
+
+
+def test_a_gain_for_two_matrices_does_not_fit_four(tmp_path):
+    model = damaged(tmp_path, {}, {"token_embd.weight": (2, 2, 32, 32)})
+    says = r"output\.weight has shape \(2, 2, 32, 32\), which the fold's step 'gain:output_norm"
+    with pytest.raises(UnsupportedModelError, match=says):
+        make_plan(model, Options(type="q8_0"))
+
+
+def test_heads_that_are_lists_of_lists_are_no_number_of_heads(tmp_path):
+    four = encode([4])
+    nested = struct.pack("<IQ", four.type, 2) + 2 * four.raw
+    model = damaged(tmp_path, {"llama.attention.head_count": Value(four.type, nested)}, {})
+    assert model.get("llama.attention.head_count") == [[4], [4]]
+    assert make_plan(model, Options(type="q8_0")).rotation.value_block == 0
 
 
 def test_control_codes_of_a_file_do_not_reach_the_terminal():

@@ -1,5 +1,6 @@
 """Who works: processes of this machine or of a dask.distributed cluster; and results in order."""
 
+import asyncio
 import logging
 import multiprocessing
 import os
@@ -25,7 +26,6 @@ Key = TypeVar("Key")
 Result = TypeVar("Result")
 Task = Callable[[], Result]
 
-CONNECT_SECONDS = 20
 _LOCAL = re.compile(r"local:([1-9]\d{0,3})")
 
 
@@ -86,25 +86,48 @@ def cluster(address: str) -> Iterator[Workers]:
     """The workers of a dask.distributed cluster: a scheduler's address, or local:N processes.
 
     The scheduler gives the tasks of a worker that is lost to another one. Raises ToolError where
-    there is no scheduler, no worker or no agreement on versions, and when the cluster goes away.
+    there is no scheduler, no worker or no agreement on versions, and when the cluster goes away:
+    after as long as dask's `distributed.comm.timeouts.connect` says.
     """
     try:
+        import dask
         import distributed
+        from distributed.client import ClosedClientError
         from distributed.comm.core import CommClosedError
     except ImportError:
         raise ToolError("--cluster needs dask.distributed: pip install 'tqgguf[cluster]'") from None
-    lost = (CommClosedError, distributed.KilledWorker, CancelledError, TimeoutError)
+    patience = dask.config.get("distributed.comm.timeouts.connect")
     with ExitStack() as stack:
-        client = _client(distributed, address, stack)
+        client = _client(distributed, address, patience, stack)
         try:
-            yield Workers(client.get_executor(pure=False), _size(client, address), client)
-        except lost as error:
-            raise ToolError(
-                f"--cluster {address}: lost: {str(error) or type(error).__name__}"
-            ) from error
+            yield Workers(_ClusterPool(client), _size(client, address), client)
+        except (ClosedClientError, CommClosedError, CancelledError) as error:
+            raise ToolError(f"--cluster {address}: lost the connection to it") from error
+        except (distributed.KilledWorker, TimeoutError) as error:
+            raise ToolError(f"--cluster {address}: {error}") from error
 
 
-def _client(distributed: Any, address: str, stack: ExitStack) -> Any:
+class _ClusterPool(Executor):
+    """Tasks on a cluster, as futures that end whatever becomes of the cluster.
+
+    Those of dask's own executor stay pending for ever where the scheduler is lost while a result is
+    on its way.
+    """
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+
+    def submit(self, task: Callable[..., Result], /, *args: Any, **kwargs: Any) -> Future[Result]:
+        """Run a task on a worker; what it returns or raises comes back."""
+        outcome = _outcome(self._client.submit(task, *args, pure=False, **kwargs))
+        return asyncio.run_coroutine_threadsafe(outcome, self._client.loop.asyncio_loop)
+
+
+async def _outcome(task: Any) -> Any:
+    return await task
+
+
+def _client(distributed: Any, address: str, patience: str, stack: ExitStack) -> Any:
     """Start or reach the cluster; it is left when the stack is unwound."""
     local = _LOCAL.fullmatch(address)
     if local is None and not re.match(r"\w+://.", address):
@@ -121,8 +144,8 @@ def _client(distributed: Any, address: str, stack: ExitStack) -> Any:
             )
         else:
             target = address
-        client = stack.enter_context(distributed.Client(target, timeout=CONNECT_SECONDS))
-        client.wait_for_workers(1, timeout=CONNECT_SECONDS)
+        client = stack.enter_context(distributed.Client(target, timeout=patience))
+        client.wait_for_workers(1, timeout=patience)
     except (OSError, TimeoutError, ValueError) as error:
         raise ToolError(f"--cluster {address}: no scheduler with workers: {error}") from None
     return client

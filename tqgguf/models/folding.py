@@ -11,7 +11,7 @@ from tqgguf.errors import PlanError, UnsupportedModelError
 from tqgguf.kernels import hadamard
 from tqgguf.models.architectures import ARCHITECTURES, Architecture, layer_prefix, role
 from tqgguf.models.model import Model
-from tqgguf.models.rotation import Rotation, Sides
+from tqgguf.models.rotation import Axis, Rotation, Sides
 from tqgguf.models.vectors import BALANCE, NORM_BALANCE, is_balance
 
 EMBEDDING, HEAD = "token_embd.weight", "output.weight"
@@ -112,29 +112,29 @@ def _check_shapes(model: Model, rotation: Rotation) -> None:
     """Refuse a header whose shapes contradict each other, before weights are read."""
     for name, sides in rotation.sides.items():
         tensor = model.tensors[name if name in model.tensors else EMBEDDING]
-        for steps, axis in ((sides.columns, -1), (sides.rows, -2)):
-            size = tensor.shape[axis] if len(tensor.shape) >= -axis else 0
+        for steps, axis in ((sides.columns, -1), (sides.rows, 0)):
+            along = Axis(axis, (0, 0), tensor.shape)
             for step in steps:
-                if size == 0 or not _fits(model, rotation, step, size):
+                if (axis == 0 and len(tensor.shape) < 2) or not _fits(model, rotation, step, along):
                     raise UnsupportedModelError(
                         f"{model.path}: {name} has shape {tensor.shape}, which the fold's step "
                         f"{step!r} does not fit; use --rotate none"
                     )
 
 
-def _fits(model: Model, rotation: Rotation, step: str, size: int) -> bool:
+def _fits(model: Model, rotation: Rotation, step: str, along: Axis) -> bool:
     _, colon, vector = step.partition(":")
     if not colon:
-        return rotation.fits(step, size, 0)
+        return rotation.fits(step, along)
     if vector in model.tensors:
-        return model.tensors[vector].size % size == 0
+        return model.tensors[vector].size in along.sizes
     if is_balance(vector):
         return True  # see _balance and _norm_balance
     if "*" not in vector:  # a norm behind the embedding, which acts on its columns
         parts = [model.tensors.get(f"{vector}.{part}") for part in ("weight", "bias")]
-        return all(t is not None and t.size == size for t in parts)
+        return all(t is not None and t.size == along.size for t in parts)
     matrix, factor = (model.tensors.get(name) for name in vector.split("*"))
-    return bool(matrix and factor and matrix.n_rows % size == 0 and matrix.n_in == factor.size)
+    return bool(matrix and factor and matrix.n_rows in along.sizes and matrix.n_in == factor.size)
 
 
 def _row(model: Model) -> Architecture:
@@ -206,7 +206,7 @@ def _value_heads(model: Model, row: Architecture) -> _ValueHeads:
     if model.get("{arch}.attention.clamp_kqv"):
         return _ValueHeads(model, reason=f"{row.name}.attention.clamp_kqv clamps each value")
     n_heads = model.get("{arch}.attention.head_count")
-    if isinstance(n_heads, list) and len(set(n_heads)) == 1:
+    if isinstance(n_heads, list) and n_heads and n_heads.count(n_heads[0]) == len(n_heads):
         n_heads = n_heads[0]
     if not isinstance(n_heads, int):
         reason = "the number of heads is missing" if n_heads is None else "layers differ in heads"

@@ -135,18 +135,18 @@ class Rotation:
         row and column, both multiples of `granule`.
         """
         sides = self.sides.get(name, Sides())
-        x = self._take(sides.columns, x, _Axis(-1, first, shape), undo=False)
-        return self._take(sides.rows, x, _Axis(0, first, shape), undo=False)
+        x = self._take(sides.columns, x, Axis(-1, first, shape), undo=False)
+        return self._take(sides.rows, x, Axis(0, first, shape), undo=False)
 
     def undo(
         self, name: str, x: F32, *, shape: tuple[int, ...], first: tuple[int, int] = (0, 0)
     ) -> F32:
         """Undo `apply` on a tile: (rows, columns) float32 -> the same shape."""
         sides = self.sides.get(name, Sides())
-        x = self._take(sides.rows[::-1], x, _Axis(0, first, shape), undo=True)
-        return self._take(sides.columns[::-1], x, _Axis(-1, first, shape), undo=True)
+        x = self._take(sides.rows[::-1], x, Axis(0, first, shape), undo=True)
+        return self._take(sides.columns[::-1], x, Axis(-1, first, shape), undo=True)
 
-    def _take(self, steps: tuple[str, ...], x: F32, along: "_Axis", *, undo: bool) -> F32:
+    def _take(self, steps: tuple[str, ...], x: F32, along: "Axis", *, undo: bool) -> F32:
         """Take steps along one axis, on slabs of the other that stay in a core's cache."""
         if not steps:
             return x
@@ -158,12 +158,12 @@ class Rotation:
             out[slab] = turned
         return out
 
-    def _step(self, x: F32, step: str, along: "_Axis", *, undo: bool) -> F32:
+    def _step(self, x: F32, step: str, along: "Axis", *, undo: bool) -> F32:
         verb, _, name = step.partition(":")
         if verb in ("normed", "level"):
-            return self._through_norm(verb, x, along, self._vector(name, 1), undo=undo)
+            return self._through_norm(verb, x, along, self._vector(name), undo=undo)
         if name:
-            factor = along.facing(x, self._vector(name, along.size))
+            factor = along.facing(x, self._vector(name, *along.sizes))
             if verb in ("plus", "minus"):
                 return x + factor if (verb == "plus") != undo else x - factor
             if (verb == "gain") != undo:
@@ -180,7 +180,7 @@ class Rotation:
         return turn(x) * signs if undo else turn(x * signs)
 
     @staticmethod
-    def _through_norm(verb: str, x: F32, along: "_Axis", packed: F32, *, undo: bool) -> F32:
+    def _through_norm(verb: str, x: F32, along: "Axis", packed: F32, *, undo: bool) -> F32:
         """An embedding that a norm follows (embedding_norm.py), or the gain of that norm."""
         norm = unpacked(packed)
         if verb == "level":
@@ -188,17 +188,19 @@ class Rotation:
         change = norm.unfold if undo else norm.fold
         return change(x, along.first[0])
 
-    def fits(self, step: str, size: int, n_rows: int) -> bool:
-        """Whether a step can be applied to an axis of this length of a tensor of n_rows."""
+    def fits(self, step: str, along: "Axis") -> bool:
+        """Whether a step can be applied to an axis of a tensor."""
+        size = along.size
         verb, colon, name = step.partition(":")
         if verb in ("normed", "level"):
-            packed = self._vector(name, 1)
+            packed = self._vector(name)
             n_embd = int(packed[2]) if len(packed) > 2 else -1
-            rows = n_rows if verb == "normed" else (len(packed) - 3 - 2 * n_embd) // 2
+            levels = (len(packed) - 3 - 2 * n_embd) // 2
+            rows = math.prod(along.shape[:-1]) if verb == "normed" else levels
             return n_embd == size and len(packed) == 3 + 2 * n_embd + 2 * rows
         if colon:
             is_known = verb in ("gain", "ungain", "plus", "minus")
-            return is_known and len(self._vector(name, size)) > 0
+            return is_known and len(self._vector(name, *along.sizes)) > 0
         order, (verb, at, start) = self._order(step), step.partition("@")
         begin = int(start) if start.isdecimal() else 0
         return (
@@ -217,10 +219,12 @@ class Rotation:
     def _kind(self, verb: str) -> hadamard.Kind:
         return self.kind if verb == "residual" else "sylvester"
 
-    def _vector(self, name: str, size: int) -> F32:
+    def _vector(self, name: str, *sizes: int) -> F32:
+        """The vector of a name, and of one of these sizes where any is given."""
         vector = self.vectors.get(name)
-        if vector is None or vector.ndim != 1 or vector.size == 0 or vector.size % size:
-            raise FileFormatError(f"rotation metadata: no vector {name!r} of {size} values")
+        if vector is None or vector.ndim != 1 or vector.size not in (sizes or (vector.size,)):
+            wanted = f" of {sizes[0]} values" if sizes else ""
+            raise FileFormatError(f"rotation metadata: no vector {name!r}{wanted}")
         return vector
 
     def metadata(self) -> dict[str, Value]:
@@ -320,12 +324,13 @@ def _check_sides(rotation: Rotation, model: Model, tensor: Tensor) -> None:
     sides = rotation.sides[tensor.name]
     if sides.rows and len(tensor.shape) < 2:
         raise FileFormatError(f"{model.path}: rotation metadata: {tensor.name} has no rows to turn")
-    for steps, axis in ((sides.columns, -1), (sides.rows, -2)):
+    for steps, axis in ((sides.columns, -1), (sides.rows, 0)):
+        along = Axis(axis, (0, 0), tensor.shape)
         for step in steps:
-            if not rotation.fits(step, tensor.shape[axis], tensor.n_rows):
+            if not rotation.fits(step, along):
                 raise FileFormatError(
                     f"{model.path}: rotation metadata: step {step!r} does not fit the "
-                    f"{tensor.shape[axis]} {'columns' if axis == -1 else 'rows'} of {tensor.name}"
+                    f"{along.size} {'rows' if axis == 0 else 'columns'} of {tensor.name}"
                 )
 
 
@@ -389,7 +394,7 @@ def _divide(x: F32, factor: F32, *, dead: F32) -> F32:
 
 
 @dataclass(frozen=True)
-class _Axis:
+class Axis:
     """The axis a step acts on (0: rows, -1: columns), and where the tile lies in its tensor."""
 
     axis: int
@@ -406,7 +411,12 @@ class _Axis:
         """Rows or columns of the whole matrix, one of those that are stacked."""
         return self.shape[-2] if self.axis == 0 else self.shape[-1]
 
-    def slabs(self, x: F32) -> Iterator[tuple[tuple[slice, slice], "_Axis"]]:
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """Lengths of a vector for one matrix, and of one for all that are stacked."""
+        return self.size, self.size * math.prod(self.shape[:-2])
+
+    def slabs(self, x: F32) -> Iterator[tuple[tuple[slice, slice], "Axis"]]:
         """Cut a tile across this axis: where each slab lies in it, and its place in the tensor."""
         whole, (row, column) = slice(None), self.first
         width = max(1, _SLAB // x.shape[self.axis])
