@@ -9,6 +9,7 @@ from pathlib import Path
 import dask
 import pytest
 
+from tests.models.huggingface.folders import write_folder
 from tests.tiny_models import write_tiny
 from tqgguf.errors import PlanError, ToolError
 from tqgguf.models import open_model
@@ -73,6 +74,16 @@ def test_local_processes_on_the_command_line_say_who_did_what(novels, tmp_path, 
     assert all(" on tcp://127.0.0.1:" in line for line in lines)
     assert len({line.rpartition(" on ")[2] for line in lines}) == 2
     assert path.read_bytes() == whole
+
+
+def test_workers_need_no_tokenizer(novels, tmp_path):
+    folder = write_folder(tmp_path / "hf")
+    (folder / "tokenizer.model").unlink()
+    model = open_model(folder, vocab_from=novels)
+    plan = make_plan(model, Options(type="q8_0"))
+    for path, cluster in ((tmp_path / "here", None), (tmp_path / "there", "local:1")):
+        list(quantize(model, plan, path, cluster=cluster))
+    assert (tmp_path / "there").read_bytes() == (tmp_path / "here").read_bytes()
 
 
 @pytest.mark.parametrize("address", ["here", "local:0", "local:x", "local:-2", ""])

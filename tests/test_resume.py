@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.models.huggingface.folders import write_folder
 from tqgguf.errors import OutputError
 from tqgguf.models import open_model, output
 from tqgguf.models.journal import journal_path
@@ -27,6 +28,13 @@ KILLS = int(os.environ.get("TQGGUF_KILLS", "10"))  # make fuzz: 50
 def job(source, path, *, type="tq-q3", seed=0, **options):
     model = open_model(source)
     return quantize(model, make_plan(model, Options(type=type, seed=seed)), path, **options)
+
+
+def importance(of_first):
+    """Importance of the matrices with 256 columns: all ones but for the first column."""
+    row = np.ones((1, 256), np.float32)
+    row[0, 0] = of_first
+    return lambda name: row if name.endswith(("attn_q.weight", "attn_k.weight")) else None
 
 
 def interrupt(source, path, after=20, **options):
@@ -127,17 +135,56 @@ def _change(tmp_path, what):
         ("", {"type": "tq-q2"}, "--type was TQ-Q3 and is TQ-Q2 now; start over with --force"),
         ("", {"seed": 1}, "--seed was 0 and is 1 now"),
         ("", {"split": Split(max_tensors=10)}, "number of files was 1 and is 6 now"),
+        (
+            "",
+            {"importance": lambda _: None},
+            "content of --imatrix was [0-9a-f]{16} and is none now",
+        ),
+        (
+            "",
+            {"importance": importance(2)},
+            "content of --imatrix was [0-9a-f]{16} and is [0-9a-f]",
+        ),
+        ("", {"rounded_by": "text"}, "content of --calibrate was none and is text now"),
     ],
 )
 def test_another_run_is_not_resumed(novels, tmp_path, what, options, says):
     source, path = tmp_path / "m.gguf", tmp_path / "q.gguf"
     source.write_bytes(novels.read_bytes())
-    interrupt(source, path)
+    interrupt(source, path, importance=importance(1))
     _change(tmp_path, what)
     before = journal_path(partial_path(path)).read_bytes()
     with pytest.raises(OutputError, match=f"cannot resume: .*{says}"):
-        list(job(source, path, resume=True, **options))
+        list(job(source, path, resume=True, **{"importance": importance(1)} | options))
     assert journal_path(partial_path(path)).read_bytes() == before
+
+
+def test_the_importance_of_a_finished_output_is_remembered(novels, tmp_path):
+    path = tmp_path / "q.gguf"
+    interrupt(novels, path, importance=importance(1))
+    assert len(list(job(novels, path, resume=True, importance=importance(1)))) == 57
+    list(job(novels, tmp_path / "whole.gguf", importance=importance(1)))
+    assert path.read_bytes() == (tmp_path / "whole.gguf").read_bytes()
+    assert list(job(novels, path, resume=True, importance=importance(1))) == []
+    with pytest.raises(OutputError, match="exists already"):
+        list(job(novels, path, resume=True, importance=importance(2)))
+
+
+def test_another_tokenizer_under_the_same_name_is_another_run(novels, tmp_path):
+    folder, vocabulary = write_folder(tmp_path / "hf"), tmp_path / "vocabulary.gguf"
+    vocabulary.write_bytes(novels.read_bytes())
+
+    def run(**options):
+        model = open_model(folder, vocab_from=vocabulary)
+        return quantize(model, make_plan(model, Options(type="q8_0")), tmp_path / "q", **options)
+
+    reports = run(threads=1)
+    for _ in range(12):
+        next(reports)
+    reports.close()
+    vocabulary.write_bytes(novels.read_bytes().replace("\u2581the".encode(), "\u2581teh".encode()))
+    with pytest.raises(OutputError, match="cannot resume: the metadata was"):
+        list(run(resume=True))
 
 
 def test_a_journal_of_another_version_is_not_resumed(novels, tmp_path):

@@ -1,5 +1,7 @@
 """Split outputs: named, numbered and read as llama-gguf-split does it."""
 
+import subprocess
+
 import gguf
 import numpy as np
 import pytest
@@ -7,6 +9,7 @@ import pytest
 from tests import llama
 from tests.tiny_models import write_tiny
 from tqgguf.errors import FileFormatError, OutputError
+from tqgguf.llamacpp import find
 from tqgguf.models import open_model
 from tqgguf.models.layout import Split
 from tqgguf.models.output import partial_path
@@ -14,9 +17,9 @@ from tqgguf.pipeline import output_files, quantize
 from tqgguf.plan import Options, make_plan
 
 
-def convert(source, path, split=Split(), type="tq-q4", rotate="fused", **options):  # noqa: B008
+def convert(source, path, split=Split(), type="tq-q4", rotate="fused", seed=0, **options):  # noqa: B008
     model = open_model(source)
-    plan = make_plan(model, Options(type=type, rotate=rotate))
+    plan = make_plan(model, Options(type=type, rotate=rotate, seed=seed))
     list(quantize(model, plan, path, split=split, **options))
     return output_files(model, plan, path, split)
 
@@ -40,7 +43,8 @@ def test_shards_hold_together_what_one_file_holds(novels, tmp_path, split, count
     assert many.metadata == one.metadata
     assert list(many.tensors) == list(one.tensors)
     for name, tensor in many.tensors.items():
-        np.testing.assert_array_equal(tensor.raw(), one.tensors[name].raw())
+        rows = (0, tensor.n_rows)
+        np.testing.assert_array_equal(tensor.stored(*rows), one.tensors[name].stored(*rows))
     for i, file in enumerate(files):
         reader = gguf.GGUFReader(file)
         assert reader.fields["split.no"].contents() == i
@@ -116,6 +120,37 @@ def test_a_shard_of_another_set_is_refused(novels, tmp_path):
     c[2].replace(a[1])
     with pytest.raises(FileFormatError, match=r"split\.no is 2, but the name says 1"):
         open_model(a[0])
+
+
+def test_a_shard_of_another_run_with_the_same_numbers_is_refused(novels, tmp_path):
+    """Stale shards differ in a type, in the options, or only in the weights they are made of."""
+    split = Split(max_tensors=20)
+    ours = convert(novels, tmp_path / "a.gguf", split)
+    tuned = tmp_path / "tuned.gguf"
+    data = bytearray(novels.read_bytes())
+    data[-2:] = b"\0\0"  # the last weight of a norm's gain
+    tuned.write_bytes(data)
+    others = [
+        convert(novels, tmp_path / "t.gguf", split, type="tq-q3"),
+        convert(novels, tmp_path / "s.gguf", split, seed=1),
+        convert(tuned, tmp_path / "w.gguf", split),
+    ]
+    for theirs in others:
+        ours[1].replace(tmp_path / "kept")
+        ours[1].write_bytes(theirs[1].read_bytes())
+        with pytest.raises(FileFormatError, match=r"a-00002-of-00003.*: belongs to another run"):
+            open_model(ours[0])
+        (tmp_path / "kept").replace(ours[1])
+    again = convert(novels, tmp_path / "b.gguf", split)
+    assert [p.read_bytes() for p in again] == [p.read_bytes() for p in ours]
+
+
+@pytest.mark.tools
+def test_shards_of_llama_gguf_split_have_no_run_and_are_read(novels, tmp_path):
+    command = [find("llama-gguf-split"), "--split", "--split-max-tensors", "20"]
+    subprocess.run([*command, novels, tmp_path / "m"], check=True, capture_output=True)
+    model = open_model(tmp_path / "m-00001-of-00003.gguf")
+    assert len(model.tensors) == len(open_model(novels).tensors)
 
 
 def test_a_renamed_shard_is_told_from_a_whole_file(novels, tmp_path):

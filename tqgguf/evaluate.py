@@ -17,6 +17,7 @@ from tqgguf.llamacpp import Divergence, NoResultError, Settings, Speed
 from tqgguf.llamacpp.logits import distance
 from tqgguf.models import Model, open_model
 from tqgguf.models.gguf import shard_files
+from tqgguf.models.layout import TensorInfo
 
 NOISE = 1e-3  # at or below this maximum, 16-bit codes blur llama-perplexity's own divergence
 KEPT_BYTES = 8 << 30  # predictions kept for later runs; the least recently used go first
@@ -126,7 +127,7 @@ def open_gguf(path: Path) -> Model:
 
 def tensor_bytes(model: Model) -> int:
     """Bytes of all tensors as stored, without header and padding."""
-    return sum(len(tensor.raw()) for tensor in model.tensors.values() if tensor.raw)
+    return sum(TensorInfo(t.name, t.shape, t.type).n_bytes for t in model.tensors.values())
 
 
 def disk_bytes(path: Path) -> int:

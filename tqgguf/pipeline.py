@@ -3,12 +3,12 @@
 import hashlib
 import platform
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,8 @@ from tqgguf.formats import quantize as encode
 from tqgguf.kernels.dtypes import F32, U8
 from tqgguf.kernels.memory import default_memory
 from tqgguf.kernels.threads import default_threads, single_threaded_blas
-from tqgguf.models import Model, Tensor, model_files, open_model
-from tqgguf.models.layout import Layout, Split, TensorInfo, lay_out_shards
+from tqgguf.models import Model, Tensor, model_files, open_tensors
+from tqgguf.models.layout import Layout, Split, TensorInfo, lay_out, lay_out_shards
 from tqgguf.models.metadata import Value
 from tqgguf.models.metadata import encode as value
 from tqgguf.models.output import (
@@ -90,7 +90,6 @@ def quantize(
     rounded: Mapping[str, U8] | None = None,
     rounded_by: str = "",
     importance: Callable[[str], F32 | None] = lambda _: None,
-    weighed_by: str = "",
     threads: int | None = None,
     max_memory: int | None = None,
     split: Split = Split(),  # noqa: B008  frozen
@@ -104,8 +103,7 @@ def quantize(
 
     rounded: rows of tensors that were encoded already, (n_rows, n_bytes) uint8, by calibration;
     rounded_by: a key of what made them. importance: of a tensor's columns in the stored basis, one
-    row for each of the matrices stacked in it, (n_mat, n_in) float32 >= 0, or None; weighed_by: a
-    key of where it comes from.
+    row for each of the matrices stacked in it, (n_mat, n_in) float32 >= 0, or None.
     Yields a Report as each tensor is done; the file has its name once the iterator is exhausted.
     max_memory: bytes that this process may use, which limits the threads (None: see
     `default_memory`). resume: go on with what an interrupted run left; an output that is finished
@@ -119,31 +117,26 @@ def quantize(
     if cluster and rounded:
         raise PlanError("--calibrate rounds on this machine alone; leave out --cluster")
     inputs = model_files(model.path)
-    files = output_files(model, plan, path, split)
-    check_output(path, inputs=inputs, force=force or resume, count=len(files) if split else None)
+    n_files = len(output_files(model, plan, path, split)) if split else None
+    check_output(path, inputs=inputs, force=force or resume, count=n_files)
     rotation = plan.rotation.with_vectors_of(model, threads=threads)
-    infos = [TensorInfo(t.name, t.shape, t.type) for t in plan.tensors]
-    layouts = lay_out_shards(output_metadata(model, plan, rotation, rounded_by), infos, split)
+    importances = {t.name: importance(t.name) for t in plan.tensors}
+    job = _Job(model, plan, rotation, rounded or {}, rounded_by, importances)
+    layouts = job.layouts(split)
     if resume and is_finished(path, layouts, split=bool(split), inputs=inputs):
         return
     apart = processes and not rounded and plan.source_weights >= WORTH_PROCESSES
     count, apart = _crew_size(plan, rotation, threads or default_threads(), max_memory, apart=apart)
     memory = (max_memory or default_memory()) - FIXED_BYTES
-    run = identity(model, plan, layouts) | {
-        "--calibrate": rounded_by,
-        "--imatrix": weighed_by,
-    }
+    kept = {"split": bool(split), "resume": resume, "force": force}
     with (
-        open_output(
-            path, layouts, run=run, inputs=inputs, split=bool(split), resume=resume, force=force
-        ) as output,
+        open_output(path, layouts, run=job.identity(layouts), inputs=inputs, **kept) as output,
         single_threaded_blas(),
         ThreadPoolExecutor(count) as pool,
         _labour(model, pool, count, cluster, apart=apart) as labour,
     ):
-        works = _works(model, plan, rotation, rounded or {}, importance, output)
         check = pool.submit(check_fold, model, rotation, memory=memory)
-        for report in _run(plan, rotation, works, output, labour, advance):
+        for report in _run(job, output, labour, advance):
             if check.done():
                 check.result()  # refuse at once, not after hours
             yield report
@@ -154,26 +147,85 @@ def output_files(model: Model, plan: Plan, path: Path, split: Split) -> list[Pat
     """The files that `quantize` writes: `path` itself, or its shards in order."""
     if not split:
         return [path]
-    infos = [TensorInfo(t.name, t.shape, t.type) for t in plan.tensors]
-    return shard_paths(path, len(lay_out_shards(model.metadata, infos, split)))
+    return shard_paths(path, len(lay_out_shards(model.metadata, _infos(plan), split)))
 
 
-def identity(model: Model, plan: Plan, layouts: Sequence[Layout]) -> dict[str, str]:
-    """What must be the same for a run to continue another: a text for each aspect."""
-    header = hashlib.blake2b(digest_size=8)
-    for layout in layouts:
-        header.update(layout.header)
-    header.update(repr(plan.tensors).encode())
-    return {
-        "tqgguf": f"version {__version__}",
-        "the machine": f"{platform.machine()} with NumPy {np.__version__}",
-        **{f"input {p.name}": _state(p) for p in model_files(model.path)},
-        "--type": plan.recipe.name,
-        "--rotate": plan.rotation.mode,
-        "--seed": str(plan.rotation.seed),
-        "the number of files": str(len(layouts)),
-        "the plan": header.hexdigest(),
-    }
+def _infos(plan: Plan) -> list[TensorInfo]:
+    return [TensorInfo(t.name, t.shape, t.type) for t in plan.tensors]
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A model, what is to become of it, and what was found out about it; see `quantize`."""
+
+    model: Model
+    plan: Plan
+    rotation: Rotation  # the plan's, with its vectors
+    rounded: Mapping[str, U8]
+    rounded_by: str
+    importance: Mapping[str, F32 | None]
+
+    @cached_property
+    def weighed_by(self) -> str:
+        """What the importance matrix says, wherever it lies; "" without one."""
+        given = {name: x for name, x in self.importance.items() if x is not None}
+        parts = (part for name, x in given.items() for part in (name.encode(), x.tobytes()))
+        return _digest(parts) if given else ""
+
+    def layouts(self, split: Split) -> list[Layout]:
+        """Every byte but the tensors'."""
+        metadata = output_metadata(
+            self.model, self.plan, self.rotation, self.rounded_by, self.weighed_by
+        )
+        infos = _infos(self.plan)
+        if not split:
+            return [lay_out(metadata, infos)]
+        content = (_beginning(tensor).tobytes() for tensor in self.model.tensors.values())
+        run = _digest([lay_out(metadata, infos).header, *content])
+        return lay_out_shards(metadata, infos, split, run=run)
+
+    def identity(self, layouts: Sequence[Layout]) -> dict[str, str]:
+        """What must be the same for a run to continue another: a text for each aspect."""
+        plan = self.plan
+        return {
+            "tqgguf": f"version {__version__}",
+            "the machine": f"{platform.machine()} with NumPy {np.__version__}",
+            **{f"input {p.name}": _state(p) for p in model_files(self.model.path)},
+            "--type": plan.recipe.name,
+            "--rotate": plan.rotation.mode,
+            "--seed": str(plan.rotation.seed),
+            "the number of files": str(len(layouts)),
+            "the content of --calibrate": self.rounded_by or "none",
+            "the content of --imatrix": self.weighed_by or "none",
+            "the plan": _digest([repr(plan.tensors).encode()]),
+            "the metadata": _digest(layout.header for layout in layouts),
+        }
+
+    def works(self, output: Output) -> "dict[str, _Work]":
+        """What is to be done to each tensor, by its name in the output."""
+        return {
+            p.name: _Work(
+                self.model.tensors[p.source],
+                p,
+                self.rotation,
+                output.slot(p.name),
+                self.rounded.get(p.name),
+                self.importance[p.name],
+            )
+            for p in self.plan.tensors
+        }
+
+
+def _beginning(tensor: Tensor) -> U8 | F32:
+    """The first row: fine-tuned models of one shape differ in it somewhere."""
+    return tensor.stored(0, 1) if tensor.raw else tensor.rows(0, 1)
+
+
+def _digest(parts: Iterable[bytes]) -> str:
+    digest = hashlib.blake2b(digest_size=8)
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest()
 
 
 def _state(path: Path) -> str:
@@ -184,20 +236,23 @@ def _state(path: Path) -> str:
 
 
 def output_metadata(
-    model: Model, plan: Plan, rotation: Rotation, rounded_by: str = ""
+    model: Model, plan: Plan, rotation: Rotation, rounded_by: str = "", weighed_by: str = ""
 ) -> dict[str, Value]:
-    """The input's metadata, with the file's type, the rotation and the calibration's key."""
+    """The input's metadata, with the file's type, the rotation and what its rounding minded."""
     metadata = dict(model.metadata)
     if rotation.mode != "none" or f"{PREFIX}version" not in metadata:
         metadata = {k: v for k, v in metadata.items() if not k.startswith(PREFIX)}
         metadata |= rotation.metadata()
-    if rounded_by:
-        metadata[f"{PREFIX}calibration"] = value(rounded_by)
-    return metadata | {
-        "general.file_type": value(int(plan.recipe.file_type)),
-        "general.quantization_version": value(int(GGML_QUANT_VERSION)),
-        f"{PREFIX}recipe": value(plan.recipe.name),
-    }
+    minded = {f"{PREFIX}calibration": rounded_by, f"{PREFIX}imatrix": weighed_by}
+    return (
+        metadata
+        | {key: value(text) for key, text in minded.items() if text}
+        | {
+            "general.file_type": value(int(plan.recipe.file_type)),
+            "general.quantization_version": value(int(GGML_QUANT_VERSION)),
+            f"{PREFIX}recipe": value(plan.recipe.name),
+        }
+    )
 
 
 def _crew_size(
@@ -219,28 +274,6 @@ def _crew_size(
             f"{-(-(FIXED_BYTES + each) >> 20):,} MiB"
         )
     return max(1, min(wanted, free // each)), False
-
-
-def _works(
-    model: Model,
-    plan: Plan,
-    rotation: Rotation,
-    rounded: Mapping[str, U8],
-    importance: Callable[[str], F32 | None],
-    output: Output,
-) -> dict[str, "_Work"]:
-    """What is to be done to each tensor, by its name in the output."""
-    return {
-        p.name: _Work(
-            model.tensors[p.source],
-            p,
-            rotation,
-            output.slot(p.name),
-            rounded.get(p.name),
-            importance(p.name),
-        )
-        for p in plan.tensors
-    }
 
 
 @dataclass(frozen=True)
@@ -313,36 +346,32 @@ def _work_abroad(task: Callable[[], _Part], slot: Slot) -> _Part:
 
 
 def _find(path: Path, stamp: str, name: str) -> Tensor:
-    return _opened(path, stamp).tensors[name]
+    return _opened(path, stamp)[name]
 
 
 @lru_cache(maxsize=1)
-def _opened(path: Path, stamp: str) -> Model:  # noqa: ARG001  another stamp is another model
-    return open_model(path)
+def _opened(path: Path, stamp: str) -> Mapping[str, Tensor]:  # noqa: ARG001  the model's state
+    return open_tensors(path)
 
 
 def _run(
-    plan: Plan,
-    rotation: Rotation,
-    works: Mapping[str, "_Work"],
-    output: Output,
-    labour: _Labour,
-    advance: Callable[[int], object],
+    job: _Job, output: Output, labour: _Labour, advance: Callable[[int], object]
 ) -> Iterator[Report]:
     """Keep the workers fed with tiles in file order and report each tensor when it is complete."""
     done: dict[str, Report] = {}
+    works = job.works(output)
 
-    def jobs() -> Iterator[tuple[PlannedTensor, list[Callable[[], _Part]]]]:
-        for p in plan.tensors:
+    def tasks() -> Iterator[tuple[PlannedTensor, list[Callable[[], _Part]]]]:
+        for p in job.plan.tensors:
             note = output.recorded(p.name)
             if note is not None:
                 done[p.name] = _report_of(note)
                 advance(p.n_bytes)
-            cut = _tiles(p, rotation) if note is None else []
+            cut = _tiles(p, job.rotation) if note is None else []
             yield p, labour.tasks(works[p.name], cut)
 
     groups = workers.in_order(
-        jobs(), labour.pool, ahead=2 * labour.count, on_result=lambda part: advance(part.n_bytes)
+        tasks(), labour.pool, ahead=2 * labour.count, on_result=lambda part: advance(part.n_bytes)
     )
     for p, parts in groups:
         if p.name not in done:
@@ -409,9 +438,7 @@ class _Work:
         return p.type == p.source_type and p.type not in PLAIN and not p.sides
 
     def _copy(self, tile: Tile) -> _Part:
-        if self.source.raw is None:
-            raise AssertionError(f"{self.source.name} has no stored bytes to copy")
-        data = self.source.raw().reshape(self.source.n_rows, -1)[slice(*tile.rows)]
+        data = self.source.stored(*tile.rows)
         self._write(tile, data)
         return _Part(data.nbytes)
 

@@ -148,7 +148,8 @@ def _budget(model: Model, plan: Plan, request: Request) -> int | None:
         return None
     rotation = plan.rotation.with_vectors_of(model)
     infos = [TensorInfo(t.name, t.shape, t.type) for t in plan.tensors]
-    header = lay_out(output_metadata(model, plan, rotation, _KEY), infos).header
+    weighed_by = _KEY if request.imatrix else ""
+    header = lay_out(output_metadata(model, plan, rotation, _KEY, weighed_by), infos).header
     return request.target_size - len(header) - _ALIGNMENT * (len(infos) + 2)
 
 

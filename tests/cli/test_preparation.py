@@ -26,7 +26,7 @@ def weighted_error(path, source, imatrix):
     """Squared error of one matrix, its columns weighed by their importance."""
     name = "blk.2.ffn_down.weight"
     stored, weights = open_model(path).tensors[name], source.tensors[name].read()
-    error = dequantize(stored.raw().reshape(weights.shape[0], -1), stored.type, 768) - weights
+    error = dequantize(stored.stored(0, stored.n_rows), stored.type, 768) - weights
     return float((np.square(error) * imatrix.importance(name)).sum())
 
 

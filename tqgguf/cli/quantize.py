@@ -117,7 +117,6 @@ def quantize_command(
         rounded=made.rows if made else None,
         rounded_by=made.key if made else "",
         importance=_importance(prepared),
-        weighed_by=str(imatrix or ""),
         threads=threads,
         max_memory=o.byte_size(max_memory, "--max-memory"),
         split=split,
@@ -283,9 +282,8 @@ def _say_summary(
     model: Model, plan: Plan, files: list[Path], reports: list[Report], seconds: float, slowest: int
 ) -> None:
     path = files[0]
-    before = sum(t.raw().nbytes if t.raw else 2 * t.size for t in model.tensors.values())
     rows = [
-        ["size", f"{_size(before)} -> {_size(_bytes(files))}"],
+        ["size", f"{_size(_bytes(model_files(model.path)))} -> {_size(_bytes(files))}"],
         ["bits per weight", f"{plan.bpw:.2f}"],
         ["rotation", plan.rotation.mode],
         ["mean relative error", _mean_error(reports)],

@@ -1,13 +1,14 @@
 """What a model is on disk."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from tqgguf.errors import FileFormatError, PlanError
 from tqgguf.models.gguf import read_gguf, shard_files
-from tqgguf.models.huggingface import read_huggingface
+from tqgguf.models.huggingface import huggingface_tensors, read_huggingface
 from tqgguf.models.model import Model, Tensor
 
-__all__ = ["Model", "Tensor", "model_files", "open_model"]
+__all__ = ["Model", "Tensor", "model_files", "open_model", "open_tensors"]
 
 
 def open_model(path: Path, *, vocab_from: Path | None = None) -> Model:
@@ -17,18 +18,27 @@ def open_model(path: Path, *, vocab_from: Path | None = None) -> Model:
     """
     if not path.exists():
         raise FileFormatError(f"{path}: no such file or folder")
-    if path.is_dir() or path.suffix == ".safetensors":
+    if _is_huggingface(path):
         return read_huggingface(path, vocabulary=read_gguf(vocab_from) if vocab_from else None)
     if vocab_from:
         raise PlanError(f"{path}: a GGUF file has its own vocabulary; leave out --vocab-from")
     return read_gguf(path)
 
 
+def open_tensors(path: Path) -> Mapping[str, Tensor]:
+    """The tensors of `open_model`, whatever its vocabulary was taken from."""
+    return huggingface_tensors(path) if _is_huggingface(path) else read_gguf(path).tensors
+
+
 def model_files(path: Path) -> list[Path]:
     """The files that `open_model` reads weights and settings from, in a fixed order."""
-    if path.is_dir() or path.suffix == ".safetensors":
+    if _is_huggingface(path):
         folder = path if path.is_dir() else path.parent
         weights = sorted(folder.glob("*.safetensors")) if path.is_dir() else [path]
         settings = (folder.glob(pattern) for pattern in ("*.json", "*.model"))
         return [*weights, *sorted(p for files in settings for p in files)]
     return shard_files(path)
+
+
+def _is_huggingface(path: Path) -> bool:
+    return path.is_dir() or path.suffix == ".safetensors"

@@ -4,7 +4,6 @@ gguf-py's GGUFReader is the oracle in the tests and not used here: it trusts eve
 header and builds one array object per metadata string (docs/decisions/0002).
 """
 
-import mmap
 import re
 import struct
 from collections.abc import Iterator, Mapping
@@ -22,6 +21,7 @@ from gguf import GGUFValueType as Type
 from tqgguf.errors import FileFormatError
 from tqgguf.kernels.dtypes import F32, U8
 from tqgguf.kernels.halves import single_from_half
+from tqgguf.models.mapped import give_back, map_file
 from tqgguf.models.metadata import SCALARS, Value
 from tqgguf.models.model import Model, Tensor
 
@@ -30,6 +30,7 @@ VERSIONS = (2, 3)
 DEFAULT_ALIGNMENT = 32
 MAX_DIMS = 4
 SHARD_NAME = re.compile(r"^(?P<stem>.*)-(?P<no>\d{5})-of-(?P<count>\d{5})\.gguf$")
+SPLIT_RUN = "tqgguf.split.run"  # in every shard, what tells those of one run from another's
 _MAX_NESTING = 8  # arrays of arrays; llama.cpp itself refuses any
 
 
@@ -53,13 +54,16 @@ def read_gguf(path: Path) -> Model:
     shards = [_Shard(p) for p in paths]
     for i, shard in enumerate(shards):
         shard.check_place(i, len(paths))
+        if shard.metadata.get(SPLIT_RUN) != shards[0].metadata.get(SPLIT_RUN):
+            raise FileFormatError(f"{shard.path}: belongs to another run than {paths[0].name}")
     tensors: dict[str, Tensor] = {}
     for shard in shards:
         for tensor in shard.tensors():
             if tensor.name in tensors:
                 raise FileFormatError(f"{shard.path}: tensor {tensor.name!r} appears twice")
             tensors[tensor.name] = tensor
-    metadata = {k: v for k, v in shards[0].metadata.items() if not k.startswith("split.")}
+    of_shards = ("split.", SPLIT_RUN)
+    metadata = {k: v for k, v in shards[0].metadata.items() if not k.startswith(of_shards)}
     expected = shards[0].metadata.get("split.tensors.count")
     if expected is not None and expected.decode() != len(tensors):
         raise FileFormatError(
@@ -185,7 +189,7 @@ class _Shard:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.bytes = _map(path)
+        self.bytes = map_file(path)
         cursor = _Cursor(path, self.bytes.data)
         _check_magic(cursor)
         n_tensors = cursor.count(24, "the tensor table")
@@ -212,7 +216,7 @@ class _Shard:
         """The shard's tensors, lazily read."""
         for e in self.entries:
             rows, tile = partial(_decode_rows, self.bytes, e), partial(_decode_tile, self.bytes, e)
-            raw = partial(_stored, self.bytes, e)
+            raw = partial(_copy_rows, self.bytes, e)
             yield Tensor(e.name, e.shape, e.type.name, rows=rows, raw=raw, tile=tile)
 
     def _check_overlaps(self) -> None:
@@ -236,16 +240,6 @@ class _Shard:
                 else f"{self.path}: {entry.name} is not aligned to {alignment} bytes"
             )
         return _Entry(entry.name, entry.shape, entry.type, offset, entry.n_bytes)
-
-
-def _map(path: Path) -> U8:
-    """The file's bytes, mapped; an empty file maps to no bytes."""
-    try:
-        if path.stat().st_size == 0:
-            return np.empty(0, np.uint8)
-        return np.memmap(path, np.uint8, "r")
-    except OSError as error:
-        raise FileFormatError(f"{path}: {(error.strerror or str(error)).lower()}") from error
 
 
 def _check_magic(cursor: _Cursor) -> None:
@@ -302,7 +296,17 @@ def _tensor_line(cursor: _Cursor) -> _Entry:
 
 
 def _stored(data: U8, entry: _Entry) -> U8:
-    return data[entry.offset : entry.offset + entry.n_bytes]
+    """A tensor's rows where they lie: (n_rows, n_bytes) uint8, mapped."""
+    block, size = GGML_QUANT_SIZES[entry.type]
+    tensor = np.asarray(data)[entry.offset : entry.offset + entry.n_bytes]
+    return tensor.reshape(-1, entry.shape[-1] // block * size)
+
+
+def _copy_rows(data: U8, entry: _Entry, start: int, stop: int) -> U8:
+    rows = _stored(data, entry)[start:stop]
+    copied = rows.copy()
+    give_back(rows)
+    return copied
 
 
 def _decode_rows(data: U8, entry: _Entry, start: int, stop: int) -> F32:
@@ -314,13 +318,9 @@ def _decode_tile(
 ) -> F32:
     """A range of rows and of columns that are whole blocks: (rows, columns) float32."""
     block, size = GGML_QUANT_SIZES[entry.type]
-    stored = _stored(data, entry).reshape(-1, entry.shape[-1] // block * size)
-    tile = np.asarray(stored)[
-        start:stop, first_column // block * size : last_column // block * size
-    ]
-    decoded = _decode(tile, entry)
-    begin = entry.offset + start * stored.shape[1]
-    _release(data, begin, begin + len(tile) * stored.shape[1])
+    rows = _stored(data, entry)[start:stop]
+    decoded = _decode(rows[:, first_column // block * size : last_column // block * size], entry)
+    give_back(rows)
     return decoded
 
 
@@ -337,17 +337,6 @@ def _decode(tile: U8, entry: _Entry) -> F32:
             f"{entry.name}: weights of type {entry.type.name} cannot be decoded"
         ) from None
     return decoded
-
-
-def _release(data: U8, begin: int, end: int) -> None:
-    """Give mapped pages that have been read back, or a pass over a model would hold all of it.
-
-    They stay in the system's cache: reading them again is cheap.
-    """
-    mapped: Any = getattr(data, "_mmap", None)
-    first, last = -(-begin // mmap.PAGESIZE) * mmap.PAGESIZE, end // mmap.PAGESIZE * mmap.PAGESIZE
-    if last > first and hasattr(mapped, "madvise"):
-        mapped.madvise(mmap.MADV_DONTNEED, first, last - first)
 
 
 _PLAIN: dict[GGMLQuantizationType, str] = {

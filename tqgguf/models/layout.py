@@ -11,7 +11,7 @@ from math import prod
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf import GGUFValueType as Type
 
-from tqgguf.models.gguf import DEFAULT_ALIGNMENT, MAGIC, VERSIONS
+from tqgguf.models.gguf import DEFAULT_ALIGNMENT, MAGIC, SPLIT_RUN, VERSIONS
 from tqgguf.models.metadata import Value, encode
 
 
@@ -82,19 +82,19 @@ def lay_out(metadata: Mapping[str, Value], tensors: Sequence[TensorInfo]) -> Lay
 
 
 def lay_out_shards(
-    metadata: Mapping[str, Value], tensors: Sequence[TensorInfo], split: Split
+    metadata: Mapping[str, Value], tensors: Sequence[TensorInfo], split: Split, *, run: str = ""
 ) -> list[Layout]:
-    """Compute the layouts of an output that may be split.
+    """Compute the layouts of the shards of a split output.
 
-    The first shard carries all metadata, the others what a loader needs to know that they belong
-    to it: split.no, split.count and split.tensors.count, as llama-gguf-split writes them.
+    The first carries all metadata, the others what a loader needs to know that they belong to it:
+    split.no, split.count and split.tensors.count, as llama-gguf-split writes them. run: a text that
+    tells these shards from those of other runs, whose names and numbers may be the same.
     """
-    if not split:
-        return [lay_out(metadata, tensors)]
     shards = _shards(tensors, split, _alignment(metadata))
     common = {
         "split.count": encode(len(shards), Type.UINT16),
         "split.tensors.count": encode(len(tensors), Type.INT32),
+        SPLIT_RUN: encode(run),
     }
     needed = {k: v for k, v in metadata.items() if k == "general.alignment"}
     return [

@@ -23,7 +23,7 @@ class Tensor:
     shape: tuple[int, ...]
     type: str
     rows: Callable[[int, int], F32] = field(repr=False)  # (start, stop) -> (stop - start, n_in)
-    raw: Callable[[], U8] | None = field(default=None, repr=False)  # the stored bytes, if GGUF's
+    raw: Callable[[int, int], U8] | None = field(default=None, repr=False)  # see stored
     tile: Callable[[int, int, int, int], F32] | None = field(default=None, repr=False)
 
     @property
@@ -48,6 +48,15 @@ class Tensor:
         if self.tile is not None:
             return self.tile(*rows, *columns)
         return self.rows(*rows)[:, slice(*columns)]
+
+    def stored(self, start: int, stop: int) -> U8:
+        """Rows start..stop as they lie in the file: (stop - start, n_bytes) uint8.
+
+        ValueError where those are not what `rows` tells: decoded, turned or put in another order.
+        """
+        if self.raw is None:
+            raise ValueError(f"{self.name} has no stored bytes")
+        return self.raw(start, stop)
 
     def read(self) -> F32:
         """All weights as float32 in the tensor's shape."""

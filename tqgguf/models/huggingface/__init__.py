@@ -4,7 +4,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from tqgguf.errors import FileFormatError
-from tqgguf.models.huggingface.architectures import check_assumptions, find_architecture
+from tqgguf.models.huggingface.architectures import (
+    Architecture,
+    check_assumptions,
+    find_architecture,
+)
 from tqgguf.models.huggingface.folder import Config
 from tqgguf.models.huggingface.general import general_keys
 from tqgguf.models.huggingface.hyperparameters import convert_hyperparameters, rope_tensors
@@ -12,9 +16,9 @@ from tqgguf.models.huggingface.safetensors import read_weights
 from tqgguf.models.huggingface.tensors import convert_tensors
 from tqgguf.models.huggingface.tokenizer import tokenizer_keys
 from tqgguf.models.metadata import Value
-from tqgguf.models.model import Model
+from tqgguf.models.model import Model, Tensor
 
-__all__ = ["read_huggingface"]
+__all__ = ["huggingface_tensors", "read_huggingface"]
 
 
 def read_huggingface(path: Path, *, vocabulary: Model | None = None) -> Model:
@@ -24,20 +28,33 @@ def read_huggingface(path: Path, *, vocabulary: Model | None = None) -> Model:
     when rows are read. vocabulary: a model whose tokenizer to use in place of the folder's.
     Raises FileFormatError or UnsupportedModelError.
     """
+    folder, config, architecture = _described(path)
+    hyperparameters = convert_hyperparameters(config, architecture)
+    weights = convert_tensors(read_weights(path, config), config, architecture)
+    if vocabulary is None:
+        tokenizer = tokenizer_keys(folder, config, architecture)
+    else:
+        tokenizer = _borrowed(vocabulary, config)
+    general = general_keys(folder, architecture.name, weights)
+    tensors = {**rope_tensors(config, architecture), **weights}
+    return Model(path, {**general, **hyperparameters, **tokenizer}, tensors)
+
+
+def huggingface_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of `read_huggingface` alone: no tokenizer is needed."""
+    _, config, architecture = _described(path)
+    weights = convert_tensors(read_weights(path, config), config, architecture)
+    return {**rope_tensors(config, architecture), **weights}
+
+
+def _described(path: Path) -> tuple[Path, Config, Architecture]:
+    """The folder, its config.json with the architecture's defaults, and the architecture."""
     folder = path if path.is_dir() else path.parent
     config = Config.read(folder / "config.json")
     architecture = find_architecture(config)
     config = replace(config, values={**architecture.defaults, **config.values})
     check_assumptions(config, architecture)
-    hyperparameters = convert_hyperparameters(config, architecture)
-    tensors = convert_tensors(read_weights(path, config), config, architecture)
-    if vocabulary is None:
-        tokenizer = tokenizer_keys(folder, config, architecture)
-    else:
-        tokenizer = _borrowed(vocabulary, config)
-    general = general_keys(folder, architecture.name, tensors)
-    tensors = {**rope_tensors(config, architecture), **tensors}
-    return Model(path, {**general, **hyperparameters, **tokenizer}, tensors)
+    return folder, config, architecture
 
 
 def _borrowed(vocabulary: Model, config: Config) -> dict[str, Value]:

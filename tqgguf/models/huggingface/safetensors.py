@@ -17,6 +17,7 @@ from tqgguf.errors import FileFormatError, UnsupportedModelError
 from tqgguf.kernels.dtypes import F32, U8
 from tqgguf.kernels.halves import single_from_half
 from tqgguf.models.huggingface.folder import Config, load_optional, read_json
+from tqgguf.models.mapped import give_back, map_file
 from tqgguf.models.model import Tensor
 
 INDEX = "model.safetensors.index.json"
@@ -51,11 +52,22 @@ class Stored:
         matrix = self.array if self.array.ndim == 2 else self.array.reshape(1, -1)
 
         def rows(start: int, stop: int) -> F32:
-            part = read(np.asarray(matrix[start:stop]))
+            stored = np.asarray(matrix[start:stop])
+            part = read(stored)
+            give_back(stored)
             return part if self.scale is None else part * self.scale_rows(start, stop)
 
+        def raw(start: int, stop: int) -> U8:
+            stored = np.asarray(matrix[start:stop])
+            copied = stored.view(np.uint8).copy()
+            give_back(stored)
+            return copied
+
         gguf_type = self.dtype if self.dtype in ("F32", "F16", "BF16") else "F32"
-        return Tensor(self.name, self.array.shape or (1,), gguf_type, rows, self._raw())
+        is_gguf = self.dtype == gguf_type and matrix.flags.c_contiguous
+        return Tensor(
+            self.name, self.array.shape or (1,), gguf_type, rows, raw if is_gguf else None
+        )
 
     def scale_rows(self, start: int, stop: int) -> F32:
         """The scale of each weight in rows start..stop: broadcastable to (stop - start, n_in)."""
@@ -65,12 +77,6 @@ class Stored:
             return scale.reshape(1, 1)
         lines = scale[np.arange(start, stop) // self.block[0]]
         return np.repeat(lines, self.block[1], axis=1)[:, : self.array.shape[1]]
-
-    def _raw(self) -> Callable[[], U8] | None:
-        """The bytes in the file, where GGUF stores the same ones."""
-        if self.dtype not in ("F32", "F16", "BF16") or not self.array.flags.c_contiguous:
-            return None
-        return lambda: self.array.reshape(-1).view(np.uint8)
 
 
 def _from_bf16(bits: NDArray[Any]) -> F32:
@@ -156,7 +162,7 @@ def _read_file(path: Path) -> Iterator[tuple[str, Stored]]:
         fact = str(error).splitlines()[0]
         raise FileFormatError(f"{path}: not a sound safetensors file: {fact}") from None
     if located:
-        data = np.memmap(path, np.uint8, "r")
+        data = map_file(path)
         for name, where in located.items():
             yield name, Stored(name, where.dtype, _view(data, where))
 
