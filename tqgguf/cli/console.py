@@ -9,6 +9,7 @@ from rich.table import Table
 from tqdm import tqdm
 
 _SECONDS_BETWEEN_LINES = 30  # of progress where stderr is no terminal
+_LINE = "{desc}: {percentage:.0f}% of {total_fmt}{unit}, {remaining} left, {rate_fmt}"
 _WIDTH_IN_FILES = 160  # where there is no terminal to fit into
 
 out = Console(highlight=False)
@@ -68,6 +69,7 @@ class Progress:
             disable=quiet,
             mininterval=_SECONDS_BETWEEN_LINES if self._plain else 0.1,
             file=_Lines() if self._plain else None,
+            bar_format=_LINE if self._plain else None,
             leave=not self._plain,
             delay=_SECONDS_BETWEEN_LINES if self._plain else 0,
         )
