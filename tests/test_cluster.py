@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -35,13 +36,12 @@ def whole(novels, tmp_path_factory):
 
 def lose(novels, path, victim):
     command = [sys.executable, "-m", "tests.lose_worker", novels, path, victim]
-    env = {**os.environ, "DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT": "10s"}
+    env = {**os.environ, "DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT": "10s"}  # to wait for the dead
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.mark.fuzz  # dask itself gives up now and then on a busy machine: make fuzz
 def test_the_work_of_a_killed_worker_is_done_again(novels, tmp_path, whole):
     path = tmp_path / "q.gguf"
     answer = lose(novels, path, "worker")
@@ -52,12 +52,14 @@ def test_the_work_of_a_killed_worker_is_done_again(novels, tmp_path, whole):
     assert [p.name for p in tmp_path.iterdir()] == ["q.gguf"]
 
 
-@pytest.mark.fuzz  # dask itself gives up now and then on a busy machine: make fuzz
 def test_a_lost_cluster_is_one_line_and_the_run_resumes_without_it(novels, tmp_path, whole):
     path = tmp_path / "q.gguf"
     answer = lose(novels, path, "all")
-    assert answer["error"].startswith("--cluster tcp://127.0.0.1:")
-    assert answer["error"].endswith("tensors are kept, continue with --resume")
+    assert re.fullmatch(
+        r"--cluster tcp://\S+: lost the connection to it; \d+ tensors are kept, "
+        "continue with --resume",
+        answer["error"],
+    )
     assert journal_path(partial_path(path)).exists()
     list(job(novels, path, resume=True))
     assert path.read_bytes() == whole

@@ -1,6 +1,5 @@
 """Who works: processes of this machine or of a dask.distributed cluster; and results in order."""
 
-import asyncio
 import logging
 import multiprocessing
 import os
@@ -119,6 +118,8 @@ class _ClusterPool(Executor):
 
     def submit(self, task: Callable[..., Result], /, *args: Any, **kwargs: Any) -> Future[Result]:
         """Run a task on a worker; what it returns or raises comes back."""
+        import asyncio  # slow to load, and distributed has done so
+
         outcome = _outcome(self._client.submit(task, *args, pure=False, **kwargs))
         return asyncio.run_coroutine_threadsafe(outcome, self._client.loop.asyncio_loop)
 

@@ -1,11 +1,13 @@
-"""What a model is on disk."""
+"""What a model is on disk.
+
+The reader of Hugging Face folders is imported where one is opened: it takes long to load.
+"""
 
 from collections.abc import Mapping
 from pathlib import Path
 
 from tqgguf.errors import FileFormatError, PlanError
 from tqgguf.models.gguf import read_gguf, shard_files
-from tqgguf.models.huggingface import huggingface_tensors, read_huggingface
 from tqgguf.models.model import Model, Tensor
 
 __all__ = ["Model", "Tensor", "model_files", "open_model", "open_tensors"]
@@ -19,6 +21,8 @@ def open_model(path: Path, *, vocab_from: Path | None = None) -> Model:
     if not path.exists():
         raise FileFormatError(f"{path}: no such file or folder")
     if _is_huggingface(path):
+        from tqgguf.models.huggingface import read_huggingface
+
         return read_huggingface(path, vocabulary=read_gguf(vocab_from) if vocab_from else None)
     if vocab_from:
         raise PlanError(f"{path}: a GGUF file has its own vocabulary; leave out --vocab-from")
@@ -27,7 +31,11 @@ def open_model(path: Path, *, vocab_from: Path | None = None) -> Model:
 
 def open_tensors(path: Path) -> Mapping[str, Tensor]:
     """The tensors of `open_model`, whatever its vocabulary was taken from."""
-    return huggingface_tensors(path) if _is_huggingface(path) else read_gguf(path).tensors
+    if _is_huggingface(path):
+        from tqgguf.models.huggingface import huggingface_tensors
+
+        return huggingface_tensors(path)
+    return read_gguf(path).tensors
 
 
 def model_files(path: Path) -> list[Path]:
