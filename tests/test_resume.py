@@ -214,6 +214,9 @@ def test_a_journal_that_ends_in_the_middle_of_a_line_is_read_up_to_there(
     interrupt(novels, path)
     journal = journal_path(partial_path(path))
     journal.write_bytes(journal.read_bytes()[:-cut])
+    interrupt(novels, path, after=40, resume=True)
+    lines = [json.loads(line) for line in journal.read_text().splitlines()]
+    assert len({line["tensor"] for line in lines[1:]}) == len(lines) - 1 >= 40
     list(job(novels, path, resume=True))
     assert path.read_bytes() == whole
 

@@ -4,6 +4,7 @@ Lines of JSON: the first describes the run, each of the others a finished tensor
 A line that a crash cut off counts as not written.
 """
 
+import errno
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -36,19 +37,22 @@ class Journal:
 
     def __init__(self, file: FileIO, path: Path) -> None:
         self._file, self.path = file, path
-        self.run, self.records = _parse(file.readall())
+        self.run, self.records, self._end = _parse(file.readall())
 
     def begin(self, run: Mapping[str, str]) -> None:
         """Forget whatever is in the journal and describe a new run."""
-        self.run, self.records = dict(run), {}
-        self._file.truncate(0)
+        self.run, self.records, self._end = dict(run), {}, 0
         self.append([{"journal": VERSION, "run": self.run}])
 
     def append(self, lines: list[Record]) -> None:
-        """Add lines and wait until they are on the disk."""
-        self._file.seek(0, os.SEEK_END)
-        self._file.write(b"".join(json.dumps(line).encode() + b"\n" for line in lines))
+        """Add lines, in place of one that was cut off, and wait until they are on the disk."""
+        data = b"".join(json.dumps(line).encode() + b"\n" for line in lines)
+        self._file.truncate(self._end)
+        self._file.seek(self._end)
+        if self._file.write(data) < len(data):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         os.fsync(self._file.fileno())
+        self._end += len(data)
 
     def check(self, run: Mapping[str, str]) -> None:
         """Refuse to continue another run: OutputError with the first difference."""
@@ -87,17 +91,19 @@ def _lock(file: FileIO, path: Path) -> None:
         raise OutputError(f"{path.with_name(output)}: another tqgguf is writing it") from None
 
 
-def _parse(data: bytes) -> tuple[dict[str, str] | None, dict[str, Record]]:
-    """The run (None if nothing readable was written) and the finished tensors."""
+def _parse(data: bytes) -> tuple[dict[str, str] | None, dict[str, Record], int]:
+    """The run (None if nothing readable was written), the finished tensors, the bytes they take."""
     lines: list[Record] = []
+    end = 0
     with suppress(ValueError):
         for line in BytesIO(data):
             if not line.endswith(b"\n"):
                 break
             lines.append(json.loads(line))
+            end += len(line)
     if not lines or not _is_header(lines[0]):
-        return None, {}
-    return lines[0]["run"], {line["tensor"]: line for line in lines[1:] if _is_record(line)}
+        return None, {}, 0
+    return lines[0]["run"], {line["tensor"]: line for line in lines[1:] if _is_record(line)}, end
 
 
 def _is_header(line: Any) -> bool:
