@@ -1,14 +1,20 @@
 """Options that several commands share, and how they become library values."""
 
+import inspect
 import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, fields, is_dataclass
+from functools import wraps
+from itertools import chain
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from tqgguf.errors import PlanError
 from tqgguf.models.layout import Split
 from tqgguf.plan import Options
+from tqgguf.preparation import Request
 
 _SIZE = re.compile(r"(?P<number>\d+(\.\d+)?)\s*(?P<unit>|[KMGT]I?)B?", re.IGNORECASE)
 _UNITS = {"": 1, **{u: 1000**i for i, u in enumerate("KMGT", 1)}}
@@ -98,32 +104,79 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
 
 
-def plan_options(
-    *,
-    type: str,
-    rotate: str,
-    block: str,
-    seed: int,
-    balance: bool,
-    tensor_type: list[str] | None,
-    output_type: str | None,
-    token_embedding_type: str | None,
-    strict: bool,
-    allow_requantize: bool,
-) -> Options:
-    """Turn command line options into the plan's."""
-    return Options(
-        type=type,
-        rotate=rotate.lower(),
-        block=block_order(block),
-        seed=seed,
-        balance=balance,
-        tensor_types=[_tensor_type(text) for text in tensor_type or []],
-        output_type=output_type,
-        token_embedding_type=token_embedding_type,
-        strict=strict,
-        allow_requantize=allow_requantize,
-    )
+@dataclass(frozen=True)
+class Planning:
+    """The options that lead to a plan, which `quantize` and `plan` share."""
+
+    type: Type = "tq-q4"
+    rotate: Rotate = "fused"
+    block: Block = "auto"
+    seed: Seed = 0
+    balance: Balance = True
+    tensor_type: TensorType = None
+    output_type: OutputType = None
+    token_embedding_type: EmbeddingType = None
+    calibrate: Calibrate = None
+    calibrate_tokens: CalibrateTokens = None
+    imatrix: Imatrix = None
+    target_bpw: TargetBpw = None
+    target_size: TargetSize = None
+    strict: Strict = False
+    allow_requantize: Requantize = False
+    vocab_from: VocabFrom = None
+
+    def options(self) -> Options:
+        """What a plan is made of."""
+        return Options(
+            type=self.type,
+            rotate=self.rotate.lower(),
+            block=block_order(self.block),
+            seed=self.seed,
+            balance=self.balance,
+            tensor_types=[_tensor_type(text) for text in self.tensor_type or []],
+            output_type=self.output_type,
+            token_embedding_type=self.token_embedding_type,
+            strict=self.strict,
+            allow_requantize=self.allow_requantize,
+        )
+
+    def request(self, threads: int | None = None) -> Request:
+        """What has to be found out before there is one."""
+        return Request(
+            target_bpw=self.target_bpw,
+            target_size=byte_size(self.target_size, "--target-size"),
+            calibrate=self.calibrate,
+            calibrate_tokens=self.calibrate_tokens,
+            imatrix=self.imatrix,
+            threads=threads,
+        )
+
+
+def spread(command: Callable[..., None]) -> Callable[..., None]:
+    """Show a parameter that is a dataclass as the options that are its fields.
+
+    Typer reads the signature made here; the command gets the dataclass.
+    """
+    signature = inspect.signature(command)
+    groups: dict[str, Any] = {
+        p.name: p.annotation for p in signature.parameters.values() if is_dataclass(p.annotation)
+    }
+
+    def options(parameter: inspect.Parameter) -> Iterable[inspect.Parameter]:
+        if parameter.name not in groups:
+            return [parameter]
+        return inspect.signature(groups[parameter.name]).parameters.values()
+
+    @wraps(command)
+    def run(**values: Any) -> None:
+        for name, group in groups.items():
+            values[name] = group(**{f.name: values.pop(f.name) for f in fields(group)})
+        command(**values)
+
+    spreading = chain.from_iterable(map(options, signature.parameters.values()))
+    shown = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in spreading]
+    run.__signature__ = signature.replace(parameters=shown)  # type: ignore[attr-defined]  # see above
+    return run
 
 
 def block_order(text: str) -> int | None:

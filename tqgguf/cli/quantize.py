@@ -23,35 +23,21 @@ from tqgguf.pipeline import Report, output_files, quantize
 from tqgguf.plan import Plan, PlannedTensor
 from tqgguf.preparation import Prepared, Request, prepare, take_statistics
 from tqgguf.runtime.calibrate import Settings
-from tqgguf.runtime.forward import Tokens
 
 _SLOWEST = 5  # tensors that --verbose names in the end
 _TYPE_SUFFIX = re.compile(r"[-._](f32|f16|bf16|fp16|fp32)$", re.IGNORECASE)
 
 
 @app.command("quantize")
+@o.spread
 def quantize_command(
+    *,
     model: o.Model,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="The file to write.")
     ] = None,
-    type: o.Type = "tq-q4",
-    rotate: o.Rotate = "fused",
-    block: o.Block = "auto",
-    seed: o.Seed = 0,
-    balance: o.Balance = True,
-    tensor_type: o.TensorType = None,
-    output_type: o.OutputType = None,
-    token_embedding_type: o.EmbeddingType = None,
-    calibrate: o.Calibrate = None,
-    calibrate_tokens: o.CalibrateTokens = None,
+    planning: o.Planning,
     save_imatrix: o.SaveImatrix = None,
-    imatrix: o.Imatrix = None,
-    target_bpw: o.TargetBpw = None,
-    target_size: o.TargetSize = None,
-    strict: o.Strict = False,
-    allow_requantize: o.Requantize = False,
-    vocab_from: o.VocabFrom = None,
     threads: o.Threads = None,
     max_memory: o.MaxMemory = None,
     split_max_size: o.SplitMaxSize = None,
@@ -68,47 +54,24 @@ def quantize_command(
 
     Example: tqgguf quantize model-f16.gguf --type tq-q4
     """
-    chosen = o.plan_options(
-        type=type,
-        rotate=rotate,
-        block=block,
-        seed=seed,
-        balance=balance,
-        tensor_type=tensor_type,
-        output_type=output_type,
-        token_embedding_type=token_embedding_type,
-        strict=strict,
-        allow_requantize=allow_requantize,
-    )
-    opened = open_model(model, vocab_from=vocab_from)
-    if save_imatrix is not None and calibrate is None:
+    options, request = planning.options(), planning.request(threads)
+    if save_imatrix is not None and request.calibrate is None:
         raise typer.BadParameter("--save-imatrix needs a text: --calibrate TEXT")
-    request = Request(
-        target_bpw=target_bpw,
-        target_size=o.byte_size(target_size, "--target-size"),
-        calibrate=calibrate,
-        calibrate_tokens=calibrate_tokens,
-        imatrix=imatrix,
-        threads=threads,
-    )
     split = o.split_options(split_max_size, split_max_tensors)
-    if calibrate is not None and output is not None and not (split or resume or force or dry_run):
+    again = resume or force
+    opened = open_model(model, vocab_from=planning.vocab_from)
+    if request.calibrate is not None and output is not None and not (split or again or dry_run):
         check_output(output, inputs=model_files(opened.path), force=False)  # before hours of work
-    prepared = prepare(opened, chosen, request)
-    plan, tokens = prepared.plan, prepared.tokens
+    prepared = prepare(opened, options, request)
+    plan = prepared.plan
     path = output or default_output(model, plan.recipe.name)
     if dry_run:
         _say_plan(plan, path, json=json)
         return
     files = output_files(opened, plan, path, split)
-    if tokens is not None:
-        _check_early(opened, path, files, split, again=force or resume)
-    if save_imatrix is not None and tokens is not None:
-        taken = take_statistics(opened, plan, tokens, str(calibrate), threads=threads)
-        write_imatrix(save_imatrix, taken)
-    made = None
-    if tokens is not None:
-        made = _calibrate(opened, plan, tokens, threads=threads, quiet=quiet)
+    if prepared.tokens is not None:
+        _check_early(opened, path, files, split, again=again)
+    made = _calibrate(opened, prepared, request, save_imatrix, quiet=quiet)
     job = partial(
         quantize,
         opened,
@@ -129,49 +92,14 @@ def quantize_command(
 
 
 @app.command("plan")
-def plan_command(
-    model: o.Model,
-    type: o.Type = "tq-q4",
-    rotate: o.Rotate = "fused",
-    block: o.Block = "auto",
-    seed: o.Seed = 0,
-    balance: o.Balance = True,
-    tensor_type: o.TensorType = None,
-    output_type: o.OutputType = None,
-    token_embedding_type: o.EmbeddingType = None,
-    calibrate: o.Calibrate = None,
-    calibrate_tokens: o.CalibrateTokens = None,
-    target_bpw: o.TargetBpw = None,
-    target_size: o.TargetSize = None,
-    strict: o.Strict = False,
-    allow_requantize: o.Requantize = False,
-    vocab_from: o.VocabFrom = None,
-    json: o.Json = False,
-) -> None:
+@o.spread
+def plan_command(*, model: o.Model, planning: o.Planning, json: o.Json = False) -> None:
     """Show type, rotation and size of every tensor without touching a weight.
 
     Example: tqgguf plan model-f16.gguf --type tq-q3
     """
-    chosen = o.plan_options(
-        type=type,
-        rotate=rotate,
-        block=block,
-        seed=seed,
-        balance=balance,
-        tensor_type=tensor_type,
-        output_type=output_type,
-        token_embedding_type=token_embedding_type,
-        strict=strict,
-        allow_requantize=allow_requantize,
-    )
-    opened = open_model(model, vocab_from=vocab_from)
-    request = Request(
-        target_bpw=target_bpw,
-        target_size=o.byte_size(target_size, "--target-size"),
-        calibrate=calibrate,
-        calibrate_tokens=calibrate_tokens,
-    )
-    plan = prepare(opened, chosen, request).plan
+    opened = open_model(model, vocab_from=planning.vocab_from)
+    plan = prepare(opened, planning.options(), planning.request()).plan
     _say_plan(plan, default_output(model, plan.recipe.name), json=json)
 
 
@@ -222,8 +150,15 @@ def _check_early(model: Model, path: Path, files: list[Path], split: Split, *, a
 
 
 def _calibrate(
-    model: Model, plan: Plan, tokens: Tokens, *, threads: int | None, quiet: bool
-) -> Calibrated:
+    model: Model, prepared: Prepared, request: Request, save_imatrix: Path | None, *, quiet: bool
+) -> Calibrated | None:
+    """Round with error feedback where there is a text; write its importance matrix if asked to."""
+    plan, tokens, threads = prepared.plan, prepared.tokens, request.threads
+    if tokens is None:
+        return None
+    if save_imatrix is not None:
+        taken = take_statistics(model, plan, tokens, str(request.calibrate), threads=threads)
+        write_imatrix(save_imatrix, taken)
     total, settings = calibration_weights(plan), Settings(threads=threads)
     with progress(total, f"calibrating on {tokens.size:,} tokens", unit="w", quiet=quiet) as bar:
         return calibrate_plan(model, plan, tokens, settings=settings, advance=bar.update)
