@@ -81,10 +81,10 @@ def test_local_processes_on_the_command_line_say_who_did_what(novels, tmp_path, 
 def test_workers_need_no_tokenizer(novels, tmp_path):
     folder = write_folder(tmp_path / "hf")
     (folder / "tokenizer.model").unlink()
-    model = open_model(folder, vocab_from=novels)
-    plan = make_plan(model, Options(type="q8_0"))
-    for path, cluster in ((tmp_path / "here", None), (tmp_path / "there", "local:1")):
-        list(quantize(model, plan, path, cluster=cluster))
+    command = [sys.executable, "-m", "tqgguf", "quantize", folder, "--vocab-from", novels]
+    for name, options in (("here", []), ("there", ["--cluster", "local:1"])):
+        done = subprocess.run([*command, "-o", tmp_path / name, *options], cwd=ROOT, check=False)
+        assert done.returncode == 0
     assert (tmp_path / "there").read_bytes() == (tmp_path / "here").read_bytes()
 
 

@@ -147,7 +147,7 @@ def _client(distributed: Any, address: str, patience: str, stack: ExitStack) -> 
             target = address
         client = stack.enter_context(distributed.Client(target, timeout=patience))
         client.wait_for_workers(1, timeout=patience)
-    except (OSError, TimeoutError, ValueError) as error:
+    except (OSError, TimeoutError, ValueError, RuntimeError) as error:
         raise ToolError(f"--cluster {address}: no scheduler with workers: {error}") from None
     return client
 
