@@ -1,3 +1,5 @@
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -33,11 +35,12 @@ def calibration() -> Path:
 
 
 @pytest.fixture
-def cache(tmp_path, monkeypatch) -> Path:
+def cache(tmp_path, monkeypatch) -> Iterator[Path]:
     """An empty user cache, with llama.cpp's programs from where they are."""
     monkeypatch.setenv("LLAMA_CPP_BIN", str(find("llama-perplexity").parent))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return user_cache()
+    yield user_cache()
+    shutil.rmtree(tmp_path / "cache", ignore_errors=True)  # hundreds of megabytes
 
 
 def missing_programs() -> str:

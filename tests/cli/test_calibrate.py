@@ -10,7 +10,8 @@ from dataclasses import replace
 import pytest
 
 from tests.cli.story import fails, succeeds
-from tests.runtime.small_models import RECIPES, Recipe, write_model
+from tests.llama import logprobs
+from tests.runtime.small_models import N_VOCAB, RECIPES, Recipe, write_model
 from tqgguf.llamacpp import programs
 from tqgguf.models import open_model
 from tqgguf.runtime import forward
@@ -96,7 +97,7 @@ def test_without_a_forward_pass_an_imatrix_takes_its_place(tmp_path):
     shown = succeeds(*options, "--calibrate", text, "--imatrix", taken, "-o", asked, "--json")
     assert any(f"errors are weighed by {taken}" in note for note in json.loads(shown)["notes"])
     assert asked.read_bytes() == weighed.read_bytes()
-    assert programs.generate(asked, "the cat", tokens=3)
+    assert logprobs(asked, [1, 5, 9]).shape == (3, N_VOCAB)
 
 
 @pytest.mark.tools
