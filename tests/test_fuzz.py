@@ -179,6 +179,18 @@ def test_heads_that_are_lists_of_lists_are_no_number_of_heads(tmp_path):
     assert make_plan(model, Options(type="q8_0")).rotation.value_block == 0
 
 
+@pytest.mark.parametrize("rotate", ["fused", "none", "tensor", "auto"])
+def test_a_vocabulary_without_tensors_is_no_model(tmp_path, rotate):
+    metadata, _, _ = fuzz.llama(Random(2))
+    path, out = tmp_path / "vocabulary.gguf", str(tmp_path / "q.gguf")
+    path.write_bytes(fuzz.serialise((metadata, [], {})))
+    result = fuzz.RUNNER.invoke(
+        fuzz.app, ["quantize", str(path), "-o", out, "--rotate", rotate, "--json"]
+    )
+    assert result.exit_code == 1
+    assert result.output.startswith(f"error: {path}: holds no tensors; expected a model")
+
+
 def test_control_codes_of_a_file_do_not_reach_the_terminal():
     assert visible("a\x1b[31mred\x07\u2028") == "a\\x1b[31mred\\x07\\u2028"
     assert visible("line\n\tnext ✓") == "line\n\tnext ✓"

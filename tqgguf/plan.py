@@ -106,10 +106,14 @@ def make_plan(
 
     sensitivity: divergence per relative squared error of tensors, for a budget (None: what is known
     of their roles).
-    Raises PlanError for options that contradict the model, UnsupportedModelError where the asked
-    rotation cannot be folded.
+    Raises PlanError for options that contradict the model and for a file without tensors,
+    UnsupportedModelError where the asked rotation cannot be folded.
     """
     chosen = recipe(options.type)
+    if not model.tensors:
+        raise PlanError(
+            f"{model.path}: holds no tensors; expected a model, not its vocabulary alone"
+        )
     if read_rotation(model).mode != "none" and options.rotate != "none":
         raise PlanError(f"{model.path}: already rotated by tqgguf; use --rotate none")
     rotation = _rotation(model, options)
