@@ -4,11 +4,13 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import fields
 
 import pytest
 from typer.testing import CliRunner
 
 from tqgguf.cli import app
+from tqgguf.cli.options import Planning
 
 RUNNER = CliRunner()
 
@@ -62,6 +64,19 @@ def test_plan_and_dry_run_write_nothing_and_agree(novels, tmp_path):
     )
     assert [t["type"] for t in done["tensors"]] == [t["type"] for t in plan["tensors"]]
     assert done["bpw"] == plan["bpw"]
+
+
+@pytest.mark.parametrize("command", ["plan", "quantize"])
+def test_both_commands_show_every_option_that_leads_to_a_plan(command):
+    shown = run(command, "--help").output
+    for field in fields(Planning):
+        assert f"--{field.name.replace('_', '-')}" in shown
+
+
+def test_a_plan_refuses_the_imatrix_that_quantize_would_refuse(novels):
+    imatrix = ("--imatrix", novels.with_name("novels-5m.imatrix.gguf"))
+    fails("plan", novels, *imatrix, says="taken in the basis 'none', but")
+    assert run("plan", novels, *imatrix, "--rotate", "none").exit_code == 0
 
 
 def test_plan_shows_the_fallbacks_and_the_cost_of_untying(stories):
