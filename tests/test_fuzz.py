@@ -179,6 +179,13 @@ def test_heads_that_are_lists_of_lists_are_no_number_of_heads(tmp_path):
     assert make_plan(model, Options(type="q8_0")).rotation.value_block == 0
 
 
+def test_layers_are_counted_by_their_tensors_when_rotations_are_compared(tmp_path):
+    counts = encode([4, 8])
+    path = damaged(tmp_path, {"llama.block_count": counts}, {}).path
+    arguments = ["quantize", str(path), "-o", str(tmp_path / "q"), "--rotate", "auto", "--dry-run"]
+    assert fuzz.RUNNER.invoke(fuzz.app, arguments).exit_code == 0
+
+
 @pytest.mark.parametrize("rotate", ["fused", "none", "tensor", "auto"])
 def test_a_vocabulary_without_tensors_is_no_model(tmp_path, rotate):
     metadata, _, _ = fuzz.llama(Random(2))

@@ -12,6 +12,7 @@ from tqgguf.formats import FORMATS, dequantize, quantize
 from tqgguf.kernels.dtypes import F32
 from tqgguf.kernels.metrics import ratio, sum_squares
 from tqgguf.models import Model, Tensor
+from tqgguf.models.architectures import LAYER
 from tqgguf.models.imatrix import Imatrix, basis_of, check_basis, read_imatrix
 from tqgguf.models.layout import TensorInfo, lay_out
 from tqgguf.models.rotation import NO_ROTATION, Rotation
@@ -213,8 +214,9 @@ def _error(model: Model, plan: Plan, seen: Rotation, threads: int | None) -> flo
     """
     rotation: Rotation = plan.rotation.with_vectors_of(model)
     folded = fold(model, rotation)
-    last = int(model.get("{arch}.block_count", 1)) - 1
-    prefixes = tuple(f"blk.{i}." for i in {0, last // 2, last})
+    layers = sorted({int(found["layer"]) for t in plan.tensors if (found := LAYER.match(t.name))})
+    chosen = {layers[i] for i in (0, (len(layers) - 1) // 2, -1)} if layers else set()
+    prefixes = tuple(f"blk.{i}." for i in chosen)
     errors = []
     for t in plan.tensors:
         if t.name.startswith(prefixes) and is_matrix(model.tensors[t.source]):
