@@ -85,19 +85,20 @@ def choose_rotation(
     """Fused or none, whichever measures lower, and a line that says so.
 
     With tokens: KL divergence of the model rounded both ways. Without: mean relative squared error
-    of the matrices of three layers, weighted as their inputs are by the norms' gains. Where no
-    fold is known it is none.
+    of the matrices of three layers, weighted as their inputs are by the norms' gains. Where
+    nothing can be folded it is none.
     """
     none, fused = (replace(options, rotate=mode) for mode in ("none", "fused"))
     try:
         plans = [make_plan(model, choice) for choice in (none, fused)]
+        gains = plans[1].rotation.with_vectors_of(model).diagonal()
     except UnsupportedModelError as error:
         return none, f"--rotate auto: none, because {error}"
     if tokens is not None:
         unit, few = "KL divergence", tokens[: _few(tokens)]
         plain, rotated = (_divergence(model, plan, few, threads) for plan in plans)
     else:
-        unit, gains = "mean relative error", plans[1].rotation.with_vectors_of(model).diagonal()
+        unit = "mean relative error"
         plain, rotated = (
             _error(model, plan, seen, threads)
             for plan, seen in zip(plans, (gains, NO_ROTATION), strict=True)

@@ -8,7 +8,7 @@ import pytest
 from tests.cli.story import fails, succeeds
 from tests.llama import tokenize
 from tests.runtime.small_models import RECIPES, write_model
-from tests.tiny_models import write_twin
+from tests.tiny_models import write_tensors, write_tiny, write_twin
 from tqgguf.formats import dequantize
 from tqgguf.llamacpp import programs
 from tqgguf.models import open_model
@@ -108,6 +108,16 @@ def test_rotate_auto_is_none_where_nothing_can_be_folded(novels, tmp_path):
     model.write_bytes(novels.read_bytes().replace(b"llama", b"mamba"))
     shown = json.loads(succeeds("plan", model, "--rotate", "auto", "--json"))
     assert shown["rotation"]["mode"] == "none"
+
+
+def test_rotate_auto_is_none_where_a_gain_of_zero_forbids_the_fold(tmp_path):
+    source = write_tiny(tmp_path / "a.gguf", "falcon")
+    tensors = {n: t.read().copy() for n, t in open_model(source).tensors.items()}
+    tensors["blk.1.attn_norm.weight"][7] = 0
+    model = write_tensors(tmp_path / "b.gguf", source, tensors)
+    shown = json.loads(succeeds("plan", model, "--rotate", "auto", "--json"))
+    assert shown["rotation"]["mode"] == "none"
+    assert any("auto: none, because" in note and "gain of zero" in note for note in shown["notes"])
 
 
 @pytest.mark.tools
