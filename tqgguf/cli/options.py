@@ -45,7 +45,7 @@ Block = Annotated[
 ]
 Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of the rotation's signs.")]
 Balance = Annotated[
-    bool, typer.Option(help="Scale the FFN's channels alike where a rotation is folded in.")
+    bool, typer.Option(help="Scale channels alike where a rotation is folded in.")
 ]
 TensorType = Annotated[
     list[str] | None,
