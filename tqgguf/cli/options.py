@@ -44,9 +44,7 @@ Block = Annotated[
     str, typer.Option(help="Hadamard order: a power of two that divides the width, or auto.")
 ]
 Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of the rotation's signs.")]
-Balance = Annotated[
-    bool, typer.Option(help="Scale channels alike where a rotation is folded in.")
-]
+Balance = Annotated[bool, typer.Option(help="Scale channels alike where a rotation is folded in.")]
 TensorType = Annotated[
     list[str] | None,
     typer.Option(metavar="REGEX=TYPE", help="Type of matching tensors; may be repeated."),
