@@ -8,16 +8,20 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from tqgguf.llamacpp.tools import STOPPING
+
 
 @contextmanager
 def started(command: list[Any], **options: Any) -> Iterator[subprocess.Popen[str]]:
-    """A process that Ctrl-C reaches, also where the tests run in the background; gone afterwards.
+    """A process that signals reach, also where the tests run in the background; gone afterwards.
 
-    What a shell starts in the background, and all that starts in turn, ignores SIGINT.
+    What a shell starts in the background, and all that starts in turn, ignores SIGINT, and under
+    nohup SIGHUP.
     """
 
     def listen() -> None:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        for number in STOPPING:
+            signal.signal(number, signal.SIG_DFL)
 
     with subprocess.Popen(command, text=True, preexec_fn=listen, **options) as process:
         try:
