@@ -1,14 +1,19 @@
 """Watch processes from the outside."""
 
 import os
-import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from tqgguf.llamacpp.tools import STOPPING
+_LISTEN = """
+import os, signal, sys
+for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    signal.signal(number, signal.SIG_DFL)
+os.execvp(sys.argv[1], sys.argv[1:])
+"""
 
 
 @contextmanager
@@ -18,12 +23,8 @@ def started(command: list[Any], **options: Any) -> Iterator[subprocess.Popen[str
     What a shell starts in the background, and all that starts in turn, ignores SIGINT, and under
     nohup SIGHUP.
     """
-
-    def listen() -> None:
-        for number in STOPPING:
-            signal.signal(number, signal.SIG_DFL)
-
-    with subprocess.Popen(command, text=True, preexec_fn=listen, **options) as process:
+    shell = [sys.executable, "-c", _LISTEN, *command]
+    with subprocess.Popen(shell, text=True, **options) as process:
         try:
             yield process
         finally:
