@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 from tests.processes import alive, started, wait_for
@@ -22,7 +23,6 @@ from tqgguf.plan import Options, make_plan
 ROOT = Path(__file__).parent.parent
 SMALL = "import tqgguf.pipeline as p; p.WORTH_PROCESSES = 0; from tqgguf.cli import main"
 SLOW = "; import time; r = p._report; p._report = lambda *a: time.sleep(0.05) or r(*a)"
-pytestmark = pytest.mark.skipif(not Path("/proc").exists(), reason="looks into /proc")
 
 
 def job(source, path, **options):
@@ -54,16 +54,7 @@ def count_records(path):
 
 def processes_below(pid):
     """Its children and theirs, oldest first."""
-    found, below = [], {pid}
-    for stat in sorted(Path("/proc").glob("[0-9]*/stat"), key=lambda p: int(p.parent.name)):
-        try:
-            fields = stat.read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        if int(fields[1]) in below:
-            below.add(int(stat.parent.name))
-            found.append(int(stat.parent.name))
-    return found
+    return sorted(child.pid for child in psutil.Process(pid).children(recursive=True))
 
 
 @pytest.fixture(scope="module")
