@@ -105,7 +105,7 @@ def quantize(
     rounded_by: a key of what made them. importance: of a tensor's columns in the stored basis, one
     row for each of the matrices stacked in it, (n_mat, n_in) float32 >= 0, or None.
     Yields a Report as each tensor is done; the file has its name once the iterator is exhausted.
-    max_memory: bytes that this process may use, which limits the threads (None: see
+    max_memory: bytes that this process and its workers may use, which limits these (None: see
     `default_memory`). resume: go on with what an interrupted run left; an output that is finished
     already is left alone and yields nothing. cluster: the scheduler of a dask.distributed cluster,
     tcp://HOST:PORT, or local:N processes, in place of threads. processes: use processes in place of
