@@ -51,7 +51,7 @@ test-oracle: $(VENV)/.oracle  ## converted models against torch and transformers
 
 fuzz: $(VENV)/.installed   ## many more accidents and broken files than `make test` tries
 	$(BIN)/python -m tests.fuzz 10000 1
-	TQGGUF_KILLS=50 TQGGUF_MUTATIONS=2000 $(BIN)/python -m pytest -q -n auto tests/test_resume.py \
+	TQGGUF_KILLS=50 TQGGUF_MUTATIONS=2000 $(BIN)/python -m pytest -q -n auto tests/output/test_resume.py \
 	    tests/models/huggingface/test_mutations.py tests/models/huggingface/test_hyperparameters.py
 
 bench-quantize: $(VENV)/.installed   ## a whole run against llama-quantize: time and memory

@@ -5,7 +5,7 @@
 #   scripts/bench_e2e.sh model-f16.gguf --baselines Q4_0,Q4_K_M,Q3_K_M,Q2_K --types tq-q4,tq-q3,tq-q2
 #   scripts/bench_e2e.sh --help       rounds, threads, tokens, GPU layers; --json, --csv, --plot
 #
-# The thinking is tqgguf/llamacpp and tqgguf/benchmark.py; this finds a Python that has tqgguf.
+# The thinking is tqgguf/llamacpp and tqgguf/measure/bench.py; this finds a Python that has tqgguf.
 # llama-bench is looked for in $LLAMA_CPP_BIN, PATH and the cache of `make llama.cpp`.
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)

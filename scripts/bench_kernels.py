@@ -24,8 +24,8 @@ import numpy as np
 from tqgguf.formats import FORMATS, dequantize, quantize
 from tqgguf.kernels.dtypes import F32, U8
 from tqgguf.kernels.metrics import rate_distortion_gap_db, relative_mse
-from tqgguf.kernels.threads import single_threaded_blas
-from tqgguf.workers import processes
+from tqgguf.machine.processes import processes
+from tqgguf.machine.threads import single_threaded_blas
 
 N_IN = 4096
 
@@ -60,7 +60,7 @@ def main() -> None:
     if not args.json:
         print(HEADER)
     rows = []
-    with processes(2) as pool:
+    with processes(2, preload="tqgguf.formats") as pool:
         for name in names:
             rows.append(measure(args.rows, name, args.rounds, pool))
             if not args.json:

@@ -12,15 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from tqgguf import evaluate
-from tqgguf.calibration import calibrate_plan
-from tqgguf.evaluate import Row
+from tqgguf.calibration.cached import calibrate_model
+from tqgguf.calibration.calibrate import Settings as Feedback
 from tqgguf.llamacpp import Settings, programs
+from tqgguf.measure import eval as evaluate
+from tqgguf.measure.eval import Row
 from tqgguf.models import open_model
 from tqgguf.pipeline import quantize
-from tqgguf.plan import Options
-from tqgguf.preparation import Request, prepare
-from tqgguf.runtime.calibrate import Settings as Feedback
+from tqgguf.planning.choices import Request, prepare
+from tqgguf.planning.plan import Options
 
 PURE = "q4_0:Q4_0,q4_k:Q4_K,q3_k:Q3_K,q2_k:Q2_K,3.5:Q3_K,size:Q3_K,tq-q3:Q4_0"
 MIXED = "tq-q4:Q4_K_M,tq-q3:Q3_K_M,tq-q3:Q4_0"
@@ -75,7 +75,13 @@ class Maker:
         if prepared.tokens is None:
             raise AssertionError("no tokens without a forward pass")
         settings = Feedback(threads=self.threads)
-        made = calibrate_plan(model, prepared.plan, prepared.tokens, settings=settings)
+        made = calibrate_model(
+            model,
+            prepared.plan.rotation,
+            prepared.plan.matrix_types,
+            prepared.tokens,
+            settings=settings,
+        )
         reports = quantize(
             *(model, prepared.plan, path), rounded=made.rows, rounded_by=made.key, force=True
         )

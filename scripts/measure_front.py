@@ -11,9 +11,11 @@ import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
-from tqgguf import benchmark, evaluate, llamacpp
-from tqgguf.evaluate import Row, mark_pareto
+from tqgguf import llamacpp
 from tqgguf.llamacpp import Settings, Speed, Workload
+from tqgguf.measure import bench as benchmark
+from tqgguf.measure import eval as evaluate
+from tqgguf.measure.eval import Row, mark_pareto
 
 TYPES = "Q4_0,Q4_K,IQ4_XS,IQ4_NL,Q3_K,IQ3_S,Q2_K,IQ2_S"
 

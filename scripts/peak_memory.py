@@ -14,8 +14,8 @@ from pathlib import Path
 import measuring
 import numpy as np
 
-from tqgguf.models.layout import TensorInfo, lay_out
 from tqgguf.models.metadata import Value, encode
+from tqgguf.output.layout import TensorInfo, lay_out
 
 WIDTH, FFN, VOCABULARY, HEADS = 4096, 14336, 32000, 32
 RANDOM = 1 << 20  # weights at the beginning of each tensor that are not zero

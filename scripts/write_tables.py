@@ -1,13 +1,13 @@
 """Write the generated tables into README.md and docs/architectures.md.
 
-Run after a change to tqgguf/models/architectures.py; tests/models/test_architecture_tables.py fails
-while they are stale.
+Run after a change to tqgguf/rotation/architectures.py; while they are stale,
+tests/rotation/test_architecture_tables.py fails.
 """
 
 import re
 from pathlib import Path
 
-from tqgguf.models.architecture_tables import details, summary
+from tqgguf.rotation.architecture_tables import details, summary
 
 ROOT = Path(__file__).parent.parent
 TABLES = {"README.md": summary, "docs/architectures.md": details}

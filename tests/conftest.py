@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from tqgguf.errors import ToolError
-from tqgguf.llamacpp import find, user_cache
+from tqgguf.llamacpp import find
+from tqgguf.machine.cache import user_cache
 
 DATA = Path(__file__).parent / "data"
 

@@ -27,9 +27,9 @@ from typer.testing import CliRunner
 
 from tests.models.huggingface.folders import write_folder
 from tqgguf.cli import app
-from tqgguf.models.layout import TensorInfo, lay_out
 from tqgguf.models.metadata import SCALARS, Value, encode
-from tqgguf.models.rotation import VERSION
+from tqgguf.output.layout import TensorInfo, lay_out
+from tqgguf.rotation.rotation import VERSION
 
 MEMORY = 6 << 30  # of address space; Python, NumPy and a mapped model take less than one
 SECONDS = 20  # of processor time: other programs may slow this one down

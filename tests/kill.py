@@ -14,11 +14,11 @@ import time
 from pathlib import Path
 
 from tqgguf.models import open_model
-from tqgguf.models.journal import journal_path
-from tqgguf.models.layout import Split
-from tqgguf.models.output import partial_path, shard_paths
+from tqgguf.output.files import partial_path, shard_paths
+from tqgguf.output.journal import journal_path
+from tqgguf.output.layout import Split
 from tqgguf.pipeline import output_files, quantize
-from tqgguf.plan import Options, make_plan
+from tqgguf.planning.plan import Options, make_plan
 
 SPLITS = [Split(), Split(max_tensors=20)]
 

@@ -15,7 +15,7 @@ from distributed import Client, LocalCluster
 from tqgguf.errors import ToolError
 from tqgguf.models import open_model
 from tqgguf.pipeline import quantize
-from tqgguf.plan import Options, make_plan
+from tqgguf.planning.plan import Options, make_plan
 
 
 def main() -> None:

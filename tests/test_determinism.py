@@ -17,7 +17,7 @@ from tqgguf.errors import PlanError
 from tqgguf.kernels import hadamard
 from tqgguf.models import open_model
 from tqgguf.pipeline import quantize
-from tqgguf.plan import Options, make_plan
+from tqgguf.planning.plan import Options, make_plan
 
 ROOT = Path(__file__).parent.parent
 AVX512 = "AVX512F AVX512CD AVX512_SKX AVX512_CLX AVX512_CNL AVX512_ICL AVX512_SPR"

@@ -19,10 +19,10 @@ from tests.tiny_models import write_tiny
 from tqgguf.cli.console import visible
 from tqgguf.errors import FileFormatError, UnsupportedModelError
 from tqgguf.models import open_model
-from tqgguf.models.layout import TensorInfo, lay_out
 from tqgguf.models.metadata import Value, encode
-from tqgguf.models.rotation import read_rotation
-from tqgguf.plan import Options, make_plan
+from tqgguf.output.layout import TensorInfo, lay_out
+from tqgguf.planning.plan import Options, make_plan
+from tqgguf.rotation.rotation import read_rotation
 
 ROOT = Path(__file__).parent.parent
 

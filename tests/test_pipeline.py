@@ -9,12 +9,12 @@ import pytest
 from tiny_models import write_tensors, write_tiny
 
 from tqgguf.errors import MismatchError, OutputError, WeightError
+from tqgguf.measure.verify import require, verify
 from tqgguf.models import open_model
-from tqgguf.models.output import partial_path
-from tqgguf.models.rotation import read_rotation, restored
+from tqgguf.output.files import partial_path
 from tqgguf.pipeline import quantize
-from tqgguf.plan import Options, make_plan
-from tqgguf.verify import require, verify
+from tqgguf.planning.plan import Options, make_plan
+from tqgguf.rotation.rotation import read_rotation, restored
 
 TEXT = (
     "The old man looked at the sea and said nothing for a long time. At last he turned to the"

@@ -1,6 +1,6 @@
 """Rotate, quantize and write GGUF models that stock llama.cpp runs."""
 
 from tqgguf.formats import FORMATS, dequantize, quantize
+from tqgguf.version import __version__
 
-__version__ = "0.1.0"
-__all__ = ["FORMATS", "dequantize", "quantize"]
+__all__ = ["FORMATS", "__version__", "dequantize", "quantize"]

@@ -14,20 +14,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gguf import GGML_QUANT_VERSION
 
-from tqgguf import __version__, workers
 from tqgguf.errors import PlanError, TqggufError, WeightError
 from tqgguf.formats import FORMATS, dequantize
 from tqgguf.formats import quantize as encode
 from tqgguf.kernels.dtypes import F32, U8
-from tqgguf.kernels.memory import default_memory
-from tqgguf.kernels.threads import default_threads, single_threaded_blas
+from tqgguf.machine import cluster as clusters
+from tqgguf.machine import processes as crews
+from tqgguf.machine.memory import default_memory
+from tqgguf.machine.threads import default_threads, in_order, single_threaded_blas
 from tqgguf.models import Model, Tensor, model_files, open_tensors
-from tqgguf.models.layout import Layout, Split, TensorInfo, lay_out, lay_out_shards
-from tqgguf.models.metadata import Value
-from tqgguf.models.metadata import encode as value
-from tqgguf.models.output import (
+from tqgguf.network.equivalence import check_fold
+from tqgguf.output.files import (
     Output,
     Slot,
     check_output,
@@ -35,10 +33,12 @@ from tqgguf.models.output import (
     open_output,
     shard_paths,
 )
-from tqgguf.models.rotation import PREFIX, Rotation
-from tqgguf.models.tiles import Tile, tiles
-from tqgguf.plan import PLAIN, Plan, PlannedTensor
-from tqgguf.runtime.equivalence import check_fold
+from tqgguf.output.layout import Layout, Split, TensorInfo, lay_out, lay_out_shards
+from tqgguf.output.tiles import Tile, tiles
+from tqgguf.planning.header import output_metadata
+from tqgguf.planning.plan import PLAIN, Plan, PlannedTensor
+from tqgguf.rotation.rotation import Rotation
+from tqgguf.version import __version__
 
 TILE = 1 << 21  # weights: 8 MiB as float32, a few copies of which each worker holds
 SAMPLE = 1 << 15  # weights per tensor whose error is measured; their number makes it good to 1 %
@@ -109,7 +109,7 @@ def quantize(
     `default_memory`). resume: go on with what an interrupted run left; an output that is finished
     already is left alone and yields nothing. cluster: the scheduler of a dask.distributed cluster,
     tcp://HOST:PORT, or local:N processes, in place of threads. processes: use processes in place of
-    threads where it pays (`workers.processes`). advance is called with the number of
+    threads where it pays (`machine.processes`). advance is called with the number of
     bytes of each part written. Raises OutputError, PlanError where the memory is too small,
     WeightError naming the tensor, and MismatchError where a fold would change the network's output;
     then nothing is left behind.
@@ -235,26 +235,6 @@ def _state(path: Path) -> str:
     return f"{stat.st_size:,} bytes of {modified}.{nanoseconds:09d}"
 
 
-def output_metadata(
-    model: Model, plan: Plan, rotation: Rotation, rounded_by: str = "", weighed_by: str = ""
-) -> dict[str, Value]:
-    """The input's metadata, with the file's type, the rotation and what its rounding minded."""
-    metadata = dict(model.metadata)
-    if rotation.mode != "none" or f"{PREFIX}version" not in metadata:
-        metadata = {k: v for k, v in metadata.items() if not k.startswith(PREFIX)}
-        metadata |= rotation.metadata()
-    minded = {f"{PREFIX}calibration": rounded_by, f"{PREFIX}imatrix": weighed_by}
-    return (
-        metadata
-        | {key: value(text) for key, text in minded.items() if text}
-        | {
-            "general.file_type": value(int(plan.recipe.file_type)),
-            "general.quantization_version": value(int(GGML_QUANT_VERSION)),
-            f"{PREFIX}recipe": value(plan.recipe.name),
-        }
-    )
-
-
 def _crew_size(
     plan: Plan, rotation: Rotation, wanted: int, max_memory: int | None, *, apart: bool
 ) -> tuple[int, bool]:
@@ -293,11 +273,11 @@ def _labour(
     path = model.path.resolve()
     find = partial(_find, path, "".join(map(_state, model_files(model.path))))
     if cluster:
-        with workers.cluster(cluster) as crew:
+        with clusters.cluster(cluster) as crew:
             crew.check_sight(path)
             yield _Labour(crew.pool, crew.count, partial(_tasks_of_cluster, find))
     elif apart:
-        with workers.processes(count) as pool:
+        with crews.processes(count, preload=__name__) as pool:
             yield _Labour(pool, count, partial(_tasks_apart, find, 1))
     else:
         yield _Labour(pool, count, lambda work, cut: [partial(work, tile) for tile in cut])
@@ -341,7 +321,7 @@ def _work_abroad(task: Callable[[], _Part], slot: Slot) -> _Part:
     """Do a task on a worker of a cluster and bring its bytes to the disk."""
     part = task()
     slot.sync()
-    part.worker = workers.here()
+    part.worker = clusters.here()
     return part
 
 
@@ -370,7 +350,7 @@ def _run(
             cut = _tiles(p, job.rotation) if note is None else []
             yield p, labour.tasks(works[p.name], cut)
 
-    groups = workers.in_order(
+    groups = in_order(
         tasks(), labour.pool, ahead=2 * labour.count, on_result=lambda part: advance(part.n_bytes)
     )
     for p, parts in groups:

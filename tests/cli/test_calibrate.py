@@ -11,10 +11,10 @@ import pytest
 
 from tests.cli.story import fails, succeeds
 from tests.llama import logprobs
-from tests.runtime.small_models import N_VOCAB, RECIPES, Recipe, write_model
+from tests.network.small_models import N_VOCAB, RECIPES, Recipe, write_model
 from tqgguf.llamacpp import programs
 from tqgguf.models import open_model
-from tqgguf.runtime import forward
+from tqgguf.network import forward
 
 HALF = 100_000  # characters: one half of the text calibrates, another one judges
 SHORT_WORDS = "the cat sat on a mat and then it ran far off " * 200  # for models of few tokens

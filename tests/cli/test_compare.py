@@ -5,8 +5,8 @@ import json
 import pytest
 
 from tests.cli.story import fails, succeeds
+from tqgguf.measure.compare import compare
 from tqgguf.models import open_model
-from tqgguf.report.files import compare
 
 
 @pytest.fixture(scope="module")

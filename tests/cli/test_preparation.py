@@ -7,14 +7,14 @@ import pytest
 
 from tests.cli.story import fails, succeeds
 from tests.llama import tokenize
-from tests.runtime.small_models import RECIPES, write_model
+from tests.network.small_models import RECIPES, write_model
 from tests.tiny_models import write_tensors, write_tiny, write_twin
+from tqgguf.calibration.imatrix import read_imatrix
 from tqgguf.formats import dequantize
 from tqgguf.llamacpp import programs
 from tqgguf.models import open_model
-from tqgguf.models.imatrix import read_imatrix
-from tqgguf.plan import Options
-from tqgguf.preparation import choose_rotation
+from tqgguf.planning.choices import choose_rotation
+from tqgguf.planning.plan import Options
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ from dataclasses import asdict
 import pytest
 
 from tests.cli.story import fails, succeeds
+from tqgguf.measure import kv, mse, synthetic, turboquant
 from tqgguf.models import open_model
-from tqgguf.report import synthetic, vectors, weights
 
 
 def test_report_mse_without_a_model_has_the_contracts_keys():
@@ -55,8 +55,8 @@ def test_report_mse_of_a_model_has_the_contracts_keys_and_the_librarys_numbers(
     novels, novels_document
 ):
     opened = open_model(novels)
-    rotation, _ = weights.choose_rotation(opened)
-    reports = {r.name: r for r in weights.measure(opened, rotation, types=["Q4_0"])}
+    rotation, _ = mse.choose_rotation(opened)
+    reports = {r.name: r for r in mse.measure(opened, rotation, types=["Q4_0"])}
     assert len(novels_document["tensors"]) == len(reports)
     for row in novels_document["tensors"]:
         expected = reports[row["name"]]
@@ -92,7 +92,7 @@ def test_markdown_tables_have_the_same_cells_everywhere(stories):
 def test_report_turboquant_has_the_contracts_keys():
     command = ("--bits", "2,3", "--dim", 64, "--vectors", 500, "--json")
     document = json.loads(succeeds("report", "turboquant", *command))
-    expected = vectors.distortions(bits=[2, 3], dim=64, vectors=500)
+    expected = turboquant.distortions(bits=[2, 3], dim=64, vectors=500)
     for row, known in zip(document["rows"], expected, strict=True):
         assert {k: row[k] for k in asdict(known)} == asdict(known)
         assert row["dim_d_prod"] == 64 * known.d_prod
@@ -102,7 +102,7 @@ def test_report_turboquant_has_the_contracts_keys():
 def test_report_kv_has_the_contracts_keys():
     command = ("--bits", 3, "--dim", 64, "--length", 300, "--json")
     document = json.loads(succeeds("report", "kv", *command))
-    expected = vectors.simulate_cache(bits=[3], dim=64, length=300)
+    expected = kv.simulate_cache(bits=[3], dim=64, length=300)
     assert document["rows"] == [asdict(row) for row in expected]
     assert {"bits", "score_correlation", "output_rel_error", "compression"} <= set(
         document["rows"][0]

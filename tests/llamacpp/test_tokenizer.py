@@ -6,7 +6,7 @@ import pytest
 
 from tests.models.huggingface.bpe import TEXTS, train_byte_level
 from tests.models.huggingface.folders import write_folder
-from tests.runtime.small_models import RECIPES, write_model
+from tests.network.small_models import RECIPES, write_model
 from tqgguf.errors import FileFormatError, ToolError
 from tqgguf.llamacpp import programs
 from tqgguf.llamacpp.tokenizer import by_wheel, tokenize, write_vocabulary

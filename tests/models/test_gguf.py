@@ -8,8 +8,8 @@ import pytest
 
 from tqgguf.errors import FileFormatError
 from tqgguf.models import open_model
-from tqgguf.models.layout import TensorInfo, lay_out
 from tqgguf.models.metadata import Value, encode
+from tqgguf.output.layout import TensorInfo, lay_out
 
 DECODABLE = [
     t

@@ -11,8 +11,8 @@ from tqgguf.errors import FileFormatError
 from tqgguf.models import open_model
 from tqgguf.models.huggingface.folder import Config
 from tqgguf.models.huggingface.safetensors import read_weights
-from tqgguf.models.layout import TensorInfo, lay_out
 from tqgguf.models.mapped import give_back, map_file
+from tqgguf.output.layout import TensorInfo, lay_out
 
 SHAPE, ROWS = (8192, 2048), 1024  # of a matrix of 32 MiB in F16, and read at a time
 KEPT = 6 << 20  # bytes: the system maps up to 2 MiB around a page that is read

@@ -6,9 +6,9 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from tqgguf import __version__
 from tqgguf.cli.console import say, warn
 from tqgguf.errors import TqggufError
+from tqgguf.version import __version__
 
 
 class _Commands(TyperGroup):

@@ -9,8 +9,7 @@ from typing import Annotated
 
 import typer
 
-from tqgguf import benchmark, llamacpp
-from tqgguf.benchmark import Row
+from tqgguf import llamacpp
 from tqgguf.cli import measuring as m
 from tqgguf.cli import options as o
 from tqgguf.cli.application import app
@@ -18,8 +17,10 @@ from tqgguf.cli.console import say, say_json
 from tqgguf.cli.front import draw_speeds
 from tqgguf.cli.plots import check_plot
 from tqgguf.cli.tables import Output, factor
-from tqgguf.evaluate import open_gguf
 from tqgguf.llamacpp import Workload
+from tqgguf.measure import bench as benchmark
+from tqgguf.measure.bench import Row
+from tqgguf.measure.eval import open_gguf
 
 
 @app.command("bench")

@@ -11,8 +11,8 @@ from tqgguf.cli import options as o
 from tqgguf.cli.application import app
 from tqgguf.cli.console import progress, say_json
 from tqgguf.cli.tables import Output, document, number, short
+from tqgguf.measure.compare import FileReport, TensorError, compare
 from tqgguf.models import open_model
-from tqgguf.report.files import FileReport, TensorError, compare
 
 _TOP = 20  # tensors shown per file
 

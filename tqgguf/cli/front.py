@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tqgguf.benchmark import Row as SpeedRow
 from tqgguf.cli.plots import PLAIN, ROTATED, new_figure, save
-from tqgguf.evaluate import Row
+from tqgguf.measure.bench import Row as SpeedRow
+from tqgguf.measure.eval import Row
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -6,9 +6,10 @@ from typing import Annotated
 
 import typer
 
-from tqgguf import benchmark, llamacpp
+from tqgguf import llamacpp
 from tqgguf.cli.console import progress
 from tqgguf.llamacpp import Sample, Workload
+from tqgguf.measure import bench as benchmark
 
 Baselines = Annotated[
     str, typer.Option(metavar="TYPES", help="Add llama-quantize's of the first: Q4_0,Q4_K_M.")

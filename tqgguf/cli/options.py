@@ -12,9 +12,9 @@ from typing import Annotated, Any
 import typer
 
 from tqgguf.errors import PlanError
-from tqgguf.models.layout import Split
-from tqgguf.plan import Options
-from tqgguf.preparation import Request
+from tqgguf.output.layout import Split
+from tqgguf.planning.choices import Request
+from tqgguf.planning.plan import Options
 
 _SIZE = re.compile(r"(?P<number>\d+(\.\d+)?)\s*(?P<unit>|[KMGT]I?)B?", re.IGNORECASE)
 _UNITS = {"": 1, **{u: 1000**i for i, u in enumerate("KMGT", 1)}}

@@ -8,10 +8,10 @@ import numpy as np
 
 from tqgguf.errors import OutputError, PlanError
 from tqgguf.kernels.dtypes import F64, I64
-from tqgguf.models.architectures import LAYER
-from tqgguf.models.output import check_output, partial_path
-from tqgguf.report.synthetic import SyntheticRow
-from tqgguf.report.weights import BINS, LIMIT, MatrixReport, totals
+from tqgguf.measure.mse import BINS, LIMIT, MatrixReport, totals
+from tqgguf.measure.synthetic import SyntheticRow
+from tqgguf.output.files import check_output, partial_path
+from tqgguf.rotation.architectures import LAYER
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

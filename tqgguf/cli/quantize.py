@@ -9,20 +9,20 @@ from typing import Annotated, Any
 
 import typer
 
-from tqgguf.calibration import Calibrated, calibrate_plan, calibration_weights
+from tqgguf.calibration.cached import Calibrated, calibrate_model
+from tqgguf.calibration.calibrate import Settings
+from tqgguf.calibration.imatrix import write_imatrix
 from tqgguf.cli import options as o
 from tqgguf.cli.application import app
 from tqgguf.cli.console import progress, say, say_json, say_table, warn
 from tqgguf.kernels.dtypes import F32
 from tqgguf.models import Model, model_files, open_model
 from tqgguf.models.gguf import SHARD_NAME
-from tqgguf.models.imatrix import write_imatrix
-from tqgguf.models.layout import Split
-from tqgguf.models.output import check_output
+from tqgguf.output.files import check_output
+from tqgguf.output.layout import Split
 from tqgguf.pipeline import Report, output_files, quantize
-from tqgguf.plan import Plan, PlannedTensor
-from tqgguf.preparation import Prepared, Request, prepare, take_statistics
-from tqgguf.runtime.calibrate import Settings
+from tqgguf.planning.choices import Prepared, Request, prepare, take_statistics
+from tqgguf.planning.plan import Plan, PlannedTensor
 
 _SLOWEST = 5  # tensors that --verbose names in the end
 _TYPE_SUFFIX = re.compile(r"[-._](f32|f16|bf16|fp16|fp32)$", re.IGNORECASE)
@@ -159,9 +159,11 @@ def _calibrate(
     if save_imatrix is not None:
         taken = take_statistics(model, plan, tokens, str(request.calibrate), threads=threads)
         write_imatrix(save_imatrix, taken)
-    total, settings = calibration_weights(plan), Settings(threads=threads)
+    total, settings = plan.rounded_weights, Settings(threads=threads)
     with progress(total, f"calibrating on {tokens.size:,} tokens", unit="w", quiet=quiet) as bar:
-        return calibrate_plan(model, plan, tokens, settings=settings, advance=bar.update)
+        return calibrate_model(
+            model, plan.rotation, plan.matrix_types, tokens, settings=settings, advance=bar.update
+        )
 
 
 def _line(report: Report) -> str:

@@ -14,10 +14,10 @@ from tqgguf.cli.console import progress, say_json
 from tqgguf.cli.plots import check_plot, draw_synthetic, draw_weights
 from tqgguf.cli.tables import Output, document, factor, number
 from tqgguf.errors import PlanError
+from tqgguf.measure import kv, mse, synthetic, turboquant
+from tqgguf.measure.mse import BINS, LIMIT
 from tqgguf.models import open_model
-from tqgguf.recipes import recipe
-from tqgguf.report import synthetic, vectors, weights
-from tqgguf.report.weights import BINS, LIMIT
+from tqgguf.planning.recipes import recipe
 
 Name = TypeVar("Name", bound=str)
 
@@ -39,7 +39,7 @@ RotationName = Annotated[str, typer.Option("--rotation", help="hadamard, or the 
 
 
 @reports.command("mse")
-def mse(
+def mse_command(
     model: Annotated[
         Path | None, typer.Argument(metavar="[MODEL]", help="Without it: synthetic weights.")
     ] = None,
@@ -68,7 +68,7 @@ def mse(
         return
     _weights(
         model,
-        _types(types) or weights.TYPES,
+        _types(types) or mse.TYPES,
         sample_rows=sample_rows,
         block=o.block_order(block),
         seed=seed,
@@ -80,7 +80,7 @@ def mse(
 
 
 @reports.command("turboquant")
-def turboquant(
+def turboquant_command(
     bits: Bits = "1,2,3,4",
     dim: Dim = 256,
     vectors_: Annotated[int, typer.Option("--vectors", min=2, help="Random unit vectors.")] = 20000,
@@ -94,13 +94,13 @@ def turboquant(
 
     Example: tqgguf report turboquant --bits 2,3 --dim 128
     """
-    rows = vectors.distortions(
+    rows = turboquant.distortions(
         bits=_bits(bits),
         dim=dim,
         vectors=vectors_,
         seed=seed,
-        rotation=_choice(rotation, vectors.ROTATIONS, "--rotation"),
-        sketch=_choice(sketch, vectors.SKETCHES, "--sketch"),
+        rotation=_choice(rotation, turboquant.ROTATIONS, "--rotation"),
+        sketch=_choice(sketch, turboquant.SKETCHES, "--sketch"),
     )
     if json:
         scaled = [asdict(r) | {"dim_d_prod": r.dim * r.d_prod} for r in rows]
@@ -110,7 +110,7 @@ def turboquant(
 
 
 @reports.command("kv")
-def kv(
+def kv_command(
     bits: Bits = "2,3,4",
     dim: Dim = 128,
     length: Annotated[int, typer.Option(min=2, help="Tokens in the cache.")] = 4096,
@@ -124,13 +124,13 @@ def kv(
 
     Example: tqgguf report kv --bits 3,4 --dim 128
     """
-    rows = vectors.simulate_cache(
+    rows = kv.simulate_cache(
         bits=_bits(bits),
         dim=dim,
         length=length,
         queries=queries,
         seed=seed,
-        rotation=_choice(rotation, vectors.ROTATIONS, "--rotation"),
+        rotation=_choice(rotation, turboquant.ROTATIONS, "--rotation"),
     )
     if json:
         say_json(document({"dim": dim, "length": length, "rows": [asdict(r) for r in rows]}))
@@ -201,15 +201,15 @@ def _weights(
     top: int,
 ) -> None:
     model = open_model(path)
-    rotation, sentence = weights.choose_rotation(model, block=block, seed=seed)
+    rotation, sentence = mse.choose_rotation(model, block=block, seed=seed)
     found = []
     with progress(sum(t.size for t in model.tensors.values()), path.name, unit="w") as bar:
-        for report in weights.measure(
+        for report in mse.measure(
             model, rotation, types=types, sample_rows=sample_rows, threads=threads
         ):
             found.append(report)
             bar.update(report.size)
-    found = weights.by_importance(found)
+    found = mse.by_importance(found)
     if out is None:
         say_json(document(_weights_document(path, rotation.mode, sentence, found)))
     else:
@@ -219,19 +219,17 @@ def _weights(
 
 
 def _weights_document(
-    path: Path, mode: str, sentence: str, found: Sequence[weights.MatrixReport]
+    path: Path, mode: str, sentence: str, found: Sequence[mse.MatrixReport]
 ) -> dict[str, Any]:
     return {
         "model": path,
         "rotation": {"mode": mode, "description": sentence},
         "tensors": [_matrix(r) for r in found],
-        "totals": [
-            asdict(t) | {"gain": t.gain, "verdict": t.verdict} for t in weights.totals(found)
-        ],
+        "totals": [asdict(t) | {"gain": t.gain, "verdict": t.verdict} for t in mse.totals(found)],
     }
 
 
-def _matrix(r: weights.MatrixReport) -> dict[str, Any]:
+def _matrix(r: mse.MatrixReport) -> dict[str, Any]:
     return {
         "name": r.name,
         "shape": r.shape,
@@ -248,22 +246,20 @@ def _matrix(r: weights.MatrixReport) -> dict[str, Any]:
     }
 
 
-def _say_weights(
-    found: Sequence[weights.MatrixReport], sentence: str, out: Output, top: int
-) -> None:
+def _say_weights(found: Sequence[mse.MatrixReport], sentence: str, out: Output, top: int) -> None:
     out.line(f"Rotation: {sentence}.")
-    for total in weights.totals(found):
+    for total in mse.totals(found):
         fitting = [r for r in found if total.type in r.types]
         shown = fitting[:top] if top else fitting
         _say_type(total, shown, out)
         if len(fitting) > len(shown):
             out.line(f"... and {len(fitting) - len(shown)} more matrices (--top 0 shows all)")
-    for total in weights.totals(found):
+    for total in mse.totals(found):
         out.line(total.verdict)
     _say_footnotes(found, out)
 
 
-def _say_type(total: weights.TypeTotal, shown: Sequence[weights.MatrixReport], out: Output) -> None:
+def _say_type(total: mse.TypeTotal, shown: Sequence[mse.MatrixReport], out: Output) -> None:
     columns = ["tensor", "kurtosis", "rotated", "MSE", "rotated", "rel. MSE", "rotated", "gain",
                "gap dB", "rotated"]  # fmt: skip
     cells = []
@@ -291,7 +287,7 @@ def _say_type(total: weights.TypeTotal, shown: Sequence[weights.MatrixReport], o
     out.table(columns, cells, title=f"{t.type}, {t.bpw:.4g} bits per weight")
 
 
-def _say_footnotes(found: Sequence[weights.MatrixReport], out: Output) -> None:
+def _say_footnotes(found: Sequence[mse.MatrixReport], out: Output) -> None:
     sampled, size = sum(r.sampled for r in found), sum(r.size for r in found)
     worst = max((e.standard_error for r in found for e in r.types.values()), default=0.0)
     out.line(
@@ -313,7 +309,7 @@ def _say_footnotes(found: Sequence[weights.MatrixReport], out: Output) -> None:
         )
 
 
-def _say_distortions(rows: Sequence[vectors.DistortionRow], out: Output) -> None:
+def _say_distortions(rows: Sequence[turboquant.DistortionRow], out: Output) -> None:
     columns = ["bits", "D_mse", "theory", "paper", "4^-bits", "dim D_prod", "theory", "paper",
                "bias", "std. error", "bias of mse", "bits/value"]  # fmt: skip
     cells = [
@@ -345,7 +341,7 @@ def _say_distortions(rows: Sequence[vectors.DistortionRow], out: Output) -> None
     )
 
 
-def _say_caches(rows: Sequence[vectors.CacheRow], out: Output, *, length: int, dim: int) -> None:
+def _say_caches(rows: Sequence[kv.CacheRow], out: Output, *, length: int, dim: int) -> None:
     columns = ["keys", "score correlation", "theory", "score bias", "output error", "bytes",
                "vs float16", "vs float32"]  # fmt: skip
     cells = [

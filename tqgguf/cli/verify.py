@@ -9,12 +9,12 @@ from tqgguf.cli import options as o
 from tqgguf.cli.application import app
 from tqgguf.cli.console import progress, say, say_json, say_table
 from tqgguf.errors import PlanError
+from tqgguf.measure.verify import Check, require, verify
 from tqgguf.models import open_model
-from tqgguf.models.rotation import restored
+from tqgguf.network.equivalence import Difference, compare, require_output
 from tqgguf.pipeline import quantize
-from tqgguf.plan import PLAIN, Options, make_plan
-from tqgguf.runtime.equivalence import Difference, compare, require_output
-from tqgguf.verify import Check, require, verify
+from tqgguf.planning.plan import PLAIN, Options, make_plan
+from tqgguf.rotation.rotation import restored
 
 _SHOWN = 10  # of the worst tensors
 

@@ -6,7 +6,7 @@ from gguf import quants
 from tqgguf.errors import ShapeError, WeightError
 from tqgguf.formats._format import Format
 from tqgguf.kernels.dtypes import F32, U8, Blocks
-from tqgguf.kernels.threads import default_threads, run_all
+from tqgguf.machine.threads import default_threads, run_all
 
 CHUNK = 5 << 17  # weights: calls must outlast the hand-over of the interpreter's lock (LOG.md)
 _LANES = 16  # a chunk is padded to whole vectors, so that sums do not depend on where it was cut

@@ -9,7 +9,7 @@ from tqgguf.llamacpp.perplexity import (
     write_base,
 )
 from tqgguf.llamacpp.programs import generate, imatrix, quantize, tokenize
-from tqgguf.llamacpp.tools import Output, built_tools, find, run, user_cache, version
+from tqgguf.llamacpp.tools import Output, built_tools, find, run, version
 
 __all__ = [
     "Divergence",
@@ -30,7 +30,6 @@ __all__ = [
     "run",
     "summarize",
     "tokenize",
-    "user_cache",
     "version",
     "write_base",
 ]

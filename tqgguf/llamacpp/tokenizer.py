@@ -14,8 +14,8 @@ from tempfile import TemporaryDirectory
 from tqgguf.errors import FileFormatError, ToolError
 from tqgguf.llamacpp import programs
 from tqgguf.llamacpp.tools import find, run_module
-from tqgguf.models.layout import TensorInfo, lay_out
 from tqgguf.models.metadata import Value, encode
+from tqgguf.output.layout import TensorInfo, lay_out
 
 _TOKENS = "tokenizer.ggml.tokens"
 _NAME = "general.name"  # llama.cpp treats some vocabularies by it

@@ -20,6 +20,7 @@ from types import FrameType
 from typing import IO, Any
 
 from tqgguf.errors import ToolError
+from tqgguf.machine.cache import user_cache
 
 VERSION = "0.3.36"  # the llama-cpp-python release whose llama.cpp `make llama.cpp` builds
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -39,11 +40,6 @@ class Output:
 
     stdout: str
     stderr: str
-
-
-def user_cache() -> Path:
-    """The user's cache directory for tqgguf: $XDG_CACHE_HOME or ~/.cache, then tqgguf."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tqgguf"
 
 
 def built_tools() -> Path:

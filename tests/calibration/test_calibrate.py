@@ -1,0 +1,189 @@
+"""Calibration lowers what quantization does to the outputs, for every architecture."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.network.small_models import N_VOCAB, RECIPES, write_model
+from tqgguf.calibration.calibrate import Settings, calibrate
+from tqgguf.calibration.kept import Kept
+from tqgguf.formats import dequantize, quantize
+from tqgguf.models.gguf import read_gguf
+from tqgguf.network import forward, ops
+from tqgguf.planning.plan import Options, make_plan
+from tqgguf.rotation import folding
+from tqgguf.rotation.folded import fold
+
+NOVELS = Path(__file__).parent.parent / "data" / "novels-5m-f16.gguf"
+
+
+def sequences(seed, count=24, size=32):
+    return np.random.default_rng(seed).integers(3, N_VOCAB, (count, size)).astype(np.int32)
+
+
+def types_of(model, type):
+    plan = make_plan(model, Options(type=type, rotate="none"))
+    return {t.name: t.type for t in plan.tensors if len(t.shape) > 1}
+
+
+def with_rows(model, rows, types):
+    """The model with these tensors replaced by what their rows decode to."""
+
+    def decoded(name, tensor):
+        values = dequantize(rows[name], types[name], tensor.n_in)
+        return replace(tensor, rows=lambda a, b: values[a:b], raw=None, tile=None)
+
+    changed = {n: decoded(n, t) if n in rows else t for n, t in model.tensors.items()}
+    return replace(model, tensors=changed)
+
+
+def divergence(model, other, tokens):
+    p, q = (ops.log_softmax(forward.logits(m, tokens, dtype=np.float64)) for m in (model, other))
+    return float((np.exp(p) * (p - q)).sum(-1).mean())
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_divergence_falls_below_plain_rounding(tmp_path, name):
+    model = read_gguf(write_model(tmp_path / "model.gguf", RECIPES[name]))
+    types = types_of(model, "q4_0")
+    rows = dict(calibrate(model, types, sequences(1)))
+    quantized = {n for n, t in types.items() if t == "Q4_0"}
+    assert set(rows) == quantized
+    plain = {
+        n: quantize(model.tensors[n].read().reshape(-1, model.tensors[n].n_in), "Q4_0")
+        for n in quantized
+    }
+    held_out = sequences(2, 8)
+    ours = divergence(model, with_rows(model, rows, types), held_out)
+    theirs = divergence(model, with_rows(model, plain, types), held_out)
+    assert ours < 0.9 * theirs
+
+
+def test_the_divergence_falls_with_a_lattice_type():
+    model = read_gguf(NOVELS)
+    chosen = ["blk.0.attn_output.weight", "blk.1.ffn_down.weight"]
+    types = dict.fromkeys(chosen, "IQ2_XXS")
+    rows = dict(calibrate(model, types, sequences(4, 16), Settings(sweeps=1)))
+    plain = {n: quantize(model.tensors[n].read(), "IQ2_XXS") for n in chosen}
+    held_out = sequences(5, 2)
+    ours = divergence(model, with_rows(model, rows, types), held_out)
+    theirs = divergence(model, with_rows(model, plain, types), held_out)
+    assert ours < 0.9 * theirs
+
+
+def test_the_bytes_do_not_depend_on_threads(tmp_path):
+    model = read_gguf(write_model(tmp_path / "model.gguf", RECIPES["qwen3"]))
+    types, tokens = types_of(model, "q4_0"), sequences(1, 160)
+    one, three = (dict(calibrate(model, types, tokens, Settings(threads=n))) for n in (1, 3))
+    assert all(np.array_equal(one[name], three[name]) for name in types if name in one)
+
+
+@pytest.mark.parametrize("name", ["llama", "llama-moe"])
+def test_activations_that_do_not_fit_are_computed_anew(tmp_path, name):
+    model = read_gguf(write_model(tmp_path / "model.gguf", RECIPES[name]))
+    types, tokens = types_of(model, "q4_0"), sequences(1, 160)
+    kept, anew = (dict(calibrate(model, types, tokens, Settings(memory=m))) for m in (1 << 30, 0))
+    assert list(kept) == list(anew)
+    assert all(np.array_equal(kept[name], anew[name]) for name in kept)
+
+
+def test_a_second_run_goes_on_where_the_first_stopped(tmp_path):
+    model = read_gguf(write_model(tmp_path / "model.gguf", RECIPES["llama-tied-llama3-rope"]))
+    types, tokens = types_of(model, "iq4_nl"), sequences(1)
+    whole = dict(calibrate(model, types, tokens))
+    kept = dict(list(whole.items())[:6])
+    resumed = dict(calibrate(model, types, tokens, known=kept))
+    assert all(np.array_equal(whole[name], resumed[name]) for name in whole)
+
+
+def counted(monkeypatch):
+    """Counts the passes of a chunk of tokens through a layer."""
+    passes, layer = [], forward.layer
+
+    def counting(*args):
+        passes.append(1)
+        return layer(*args)
+
+    monkeypatch.setattr(forward, "layer", counting)
+    return passes
+
+
+@pytest.mark.parametrize(
+    "name", ["llama", "llama-tied-llama3-rope", "llama-moe", "qwen2moe", "gpt2", "granite"]
+)
+@pytest.mark.parametrize("memory", [1 << 30, 0])
+def test_another_type_does_not_run_the_original_again(tmp_path, monkeypatch, name, memory):
+    """The same bytes as without what was kept, from the quantized network's passes alone."""
+    model = read_gguf(write_model(tmp_path / "model.gguf", RECIPES[name]))
+    tokens, settings = sequences(1, 160), Settings(memory=memory, sweeps=1)
+    passes = counted(monkeypatch)
+    alone = dict(calibrate(model, types_of(model, "q4_0"), tokens, settings))
+    in_all = len(passes)
+    kept = Kept(tmp_path)
+    for _ in calibrate(model, types_of(model, "iq4_nl"), tokens, settings, kept=kept):
+        pass
+    passes.clear()
+    again = dict(calibrate(model, types_of(model, "q4_0"), tokens, settings, kept=kept))
+    assert all(np.array_equal(alone[name], again[name]) for name in alone)
+    quantized = (in_all - 6 * RECIPES[name].tied) // 2  # 3 chunks, 2 layers; a tied head's pass
+    assert len(passes) == quantized
+
+
+@pytest.mark.parametrize("name", ["llama-tied-llama3-rope", "llama-moe"])
+def test_damaged_or_lost_statistics_are_computed_again(tmp_path, name):
+    model = read_gguf(write_model(tmp_path / "model.gguf", RECIPES[name]))
+    types, tokens, kept = types_of(model, "q4_0"), sequences(1, 160), Kept(tmp_path)
+    whole = dict(calibrate(model, types, tokens, kept=kept))
+    entries = sorted(tmp_path.glob("*.kept"))
+    random = np.random.default_rng(0)
+    for entry in entries:
+        data = bytearray(entry.read_bytes())
+        data[random.integers(len(data))] ^= 1
+        fate = random.integers(4)
+        entry.write_bytes(data[: len(data) // 2] if fate == 1 else data)
+        if fate == 2:
+            entry.unlink()
+    again = dict(calibrate(model, types, tokens, kept=kept))
+    assert all(np.array_equal(whole[name], again[name]) for name in whole)
+    assert sorted(tmp_path.glob("*.kept")) == entries
+    assert all(kept.read(entry.stem) for entry in entries)
+
+
+@pytest.mark.parametrize("room", [2_000_000, 5_000_000])
+def test_statistics_that_do_not_fit_are_computed_again(tmp_path, room):
+    model = read_gguf(write_model(tmp_path / "model.gguf", RECIPES["llama"]))
+    types, tokens = types_of(model, "q4_0"), sequences(1, 160)
+    whole = dict(calibrate(model, types, tokens))
+    for _ in range(2):
+        found = dict(calibrate(model, types, tokens, kept=Kept(tmp_path, room=room)))
+        assert all(np.array_equal(whole[name], found[name]) for name in whole)
+        assert 0 < sum(f.stat().st_size for f in tmp_path.glob("*.kept")) < 1.1 * room
+
+
+def test_a_finished_calibration_runs_nothing(tmp_path, monkeypatch):
+    model = read_gguf(write_model(tmp_path / "model.gguf", RECIPES["llama"]))
+    types, tokens = types_of(model, "q4_0"), sequences(1)
+    whole = dict(calibrate(model, types, tokens))
+    passes = counted(monkeypatch)
+    assert whole == dict(calibrate(model, types, tokens, known=whole))
+    assert not passes
+
+
+@pytest.mark.parametrize("name", ["llama", "llama-tied-llama3-rope", "qwen2", "qwen3", "gpt2"])
+def test_a_folded_model_computes_the_same(tmp_path, name):
+    model = read_gguf(write_model(tmp_path / "model.gguf", RECIPES[name]))
+    folded = fold(model, folding.fused(model, seed=3).with_vectors_of(model))
+    tokens = sequences(3, 2)
+    before, after = forward.logits(model, tokens), forward.logits(folded, tokens)
+    assert np.abs(before - after).max() < 1e-4 * np.abs(before).max()
+
+
+def test_float_types_and_vectors_are_left_alone(tmp_path):
+    model = read_gguf(write_model(tmp_path / "model.gguf", RECIPES["llama"]))
+    types = {name: "F16" for name in types_of(model, "q4_0")}
+    types["blk.1.ffn_down.weight"] = "Q4_0"
+    assert [name for name, _ in calibrate(model, types, sequences(1, 2))] == [
+        "blk.1.ffn_down.weight"
+    ]

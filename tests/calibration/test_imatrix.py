@@ -1,0 +1,105 @@
+"""Importance matrices: llama-imatrix's own file is the oracle."""
+
+import struct
+
+import gguf
+import numpy as np
+import pytest
+
+from tqgguf.calibration.imatrix import (
+    Imatrix,
+    basis_of,
+    check_basis,
+    read_imatrix,
+    write_imatrix,
+)
+from tqgguf.errors import FileFormatError, PlanError
+from tqgguf.rotation.rotation import NO_ROTATION, Rotation
+
+
+@pytest.fixture
+def theirs(novels):
+    return novels.with_name("novels-5m.imatrix.gguf")
+
+
+def test_their_file_is_read(theirs):
+    ours = read_imatrix(theirs)
+    reader = {t.name: t.data for t in gguf.GGUFReader(theirs).tensors}
+    name = "blk.3.ffn_down.weight"
+    expected = reader[f"{name}.in_sum2"] / reader[f"{name}.counts"]
+    np.testing.assert_allclose(ours.importance(name).ravel(), expected.ravel(), rtol=1e-6)
+    assert ours.basis == "none"
+    assert ours.importance("blk.99.ffn_down.weight") is None
+
+
+def test_ours_reads_back_and_gguf_py_agrees(theirs, tmp_path):
+    before = read_imatrix(theirs)
+    path = tmp_path / "ours.gguf"
+    write_imatrix(path, before)
+    after = read_imatrix(path)
+    assert after.datasets == before.datasets
+    assert after.chunk_size == before.chunk_size
+    assert all(np.array_equal(after.sums[n], before.sums[n]) for n in before.sums)
+    ours, reference = (gguf.GGUFReader(p) for p in (path, theirs))
+    assert {t.name: t.data.tobytes() for t in ours.tensors} == {
+        t.name: t.data.tobytes() for t in reference.tensors
+    }
+    for key in ("general.type", "imatrix.chunk_count", "imatrix.chunk_size"):
+        assert ours.fields[key].contents() == reference.fields[key].contents()
+
+
+def legacy(entries, calls=7):
+    data = struct.pack("<i", len(entries))
+    for name, values in entries.items():
+        data += struct.pack("<i", len(name)) + name.encode()
+        data += struct.pack("<ii", calls, len(values))
+        data += (np.asarray(values, "<f4") * calls).tobytes()
+    return data + struct.pack("<ii", calls, 4) + b"text"
+
+
+def test_the_legacy_format_is_read(tmp_path):
+    path = tmp_path / "imatrix.dat"
+    path.write_bytes(legacy({"a": [1, 2, 3], "b": [0.5]}))
+    imatrix = read_imatrix(path)
+    np.testing.assert_allclose(imatrix.importance("a"), [[1, 2, 3]], rtol=1e-6)
+    np.testing.assert_allclose(imatrix.importance("b"), [[0.5]], rtol=1e-6)
+
+
+def test_an_expert_that_saw_nothing_counts_evenly():
+    imatrix = Imatrix(
+        {"e": np.array([[4, 8], [0, 0]], np.float32)}, {"e": np.array([4, 0], np.float32)}, "none"
+    )
+    assert imatrix.importance("e").tolist() == [[1, 2], [1, 1]]
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        (b"", "neither a GGUF nor a legacy imatrix"),
+        (b"hello, world", "neither a GGUF nor a legacy imatrix"),
+        (struct.pack("<i", 0), "holds no entries"),
+        (struct.pack("<ii", 1, -5), "a bad name"),
+        (struct.pack("<ii1sii", 1, 1, b"a", 1, 2**30), "more than the file holds"),
+        (legacy({"a": [1, -2]}), "below 0 or not finite"),
+        (legacy({"a": [1, np.nan]}), "below 0 or not finite"),
+    ],
+)
+def test_broken_files_are_refused(tmp_path, data, says):
+    path = tmp_path / "imatrix.dat"
+    path.write_bytes(data)
+    with pytest.raises(FileFormatError, match=says):
+        read_imatrix(path)
+
+
+def test_a_model_is_no_imatrix(novels):
+    with pytest.raises(FileFormatError, match="without importance data"):
+        read_imatrix(novels)
+
+
+def test_another_basis_is_refused(theirs):
+    imatrix = read_imatrix(theirs)
+    check_basis(imatrix, NO_ROTATION, theirs)
+    rotated = Rotation(mode="fused", block=256, value_block=64, seed=1)
+    with pytest.raises(PlanError, match=r"taken in the basis 'none', but .*; use --rotate none"):
+        check_basis(imatrix, rotated, theirs)
+    assert basis_of(rotated) != basis_of(Rotation(mode="fused", block=256, value_block=64, seed=2))

@@ -1,0 +1,119 @@
+"""--cluster: the same bytes from processes that share files, also when some of them die."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import dask
+import pytest
+
+from tests.models.huggingface.folders import write_folder
+from tests.tiny_models import write_tiny
+from tqgguf.errors import PlanError, ToolError
+from tqgguf.models import open_model
+from tqgguf.output.files import partial_path
+from tqgguf.output.journal import journal_path
+from tqgguf.pipeline import quantize
+from tqgguf.planning.plan import Options, make_plan
+
+ROOT = Path(__file__).parent.parent
+
+
+def job(source, path, **options):
+    model = open_model(source)
+    return quantize(model, make_plan(model, Options(type="tq-q3")), path, **options)
+
+
+@pytest.fixture(scope="module")
+def whole(novels, tmp_path_factory):
+    path = tmp_path_factory.mktemp("whole") / "q.gguf"
+    list(job(novels, path))
+    return path.read_bytes()
+
+
+def lose(novels, path, victim):
+    command = [sys.executable, "-m", "tests.lose_worker", novels, path, victim]
+    env = {**os.environ, "DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT": "10s"}  # to wait for the dead
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_the_work_of_a_killed_worker_is_done_again(novels, tmp_path, whole):
+    path = tmp_path / "q.gguf"
+    answer = lose(novels, path, "worker")
+    assert answer["error"] == ""
+    assert answer["reports"] == 57
+    assert set(answer["workers"]) - {answer["killed"]}  # others took over
+    assert path.read_bytes() == whole
+    assert [p.name for p in tmp_path.iterdir()] == ["q.gguf"]
+
+
+def test_a_lost_cluster_is_one_line_and_the_run_resumes_without_it(novels, tmp_path, whole):
+    path = tmp_path / "q.gguf"
+    answer = lose(novels, path, "all")
+    assert re.fullmatch(
+        r"--cluster tcp://\S+: lost the connection to it; \d+ tensors are kept, "
+        "continue with --resume",
+        answer["error"],
+    )
+    assert journal_path(partial_path(path)).exists()
+    list(job(novels, path, resume=True))
+    assert path.read_bytes() == whole
+
+
+def test_local_processes_on_the_command_line_say_who_did_what(novels, tmp_path, whole):
+    path = tmp_path / "q.gguf"
+    command = [sys.executable, "-m", "tqgguf", "quantize", novels, "-o", path, "-t", "tq-q3", "-v"]
+    done = subprocess.run(
+        [*command, "--cluster", "local:2"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    lines = [line for line in done.stderr.splitlines() if line.startswith("[")]
+    assert len(lines) == 57
+    assert all(" on tcp://127.0.0.1:" in line for line in lines)
+    assert len({line.rpartition(" on ")[2] for line in lines}) == 2
+    assert path.read_bytes() == whole
+
+
+def test_workers_need_no_tokenizer(novels, tmp_path):
+    folder = write_folder(tmp_path / "hf")
+    (folder / "tokenizer.model").unlink()
+    command = [sys.executable, "-m", "tqgguf", "quantize", folder, "--vocab-from", novels]
+    for name, options in (("here", []), ("there", ["--cluster", "local:1"])):
+        done = subprocess.run([*command, "-o", tmp_path / name, *options], cwd=ROOT, check=False)
+        assert done.returncode == 0
+    assert (tmp_path / "there").read_bytes() == (tmp_path / "here").read_bytes()
+
+
+@pytest.mark.parametrize("address", ["here", "local:0", "local:x", "local:-2", ""])
+def test_an_address_that_is_none(tmp_path, address):
+    source = write_tiny(tmp_path / "m.gguf", "llama")
+    if address:
+        with pytest.raises(PlanError, match="is neither tcp://HOST:PORT nor local:N"):
+            list(job(source, tmp_path / "q.gguf", cluster=address))
+    else:
+        assert len(list(job(source, tmp_path / "q.gguf", cluster=address))) > 0
+
+
+def test_no_scheduler_is_said_in_time(tmp_path):
+    source = write_tiny(tmp_path / "m.gguf", "llama")
+    says = pytest.raises(ToolError, match=r"--cluster tcp://127\.0\.0\.1:9: no scheduler with work")
+    with says, dask.config.set({"distributed.comm.timeouts.connect": "1s"}):
+        list(job(source, tmp_path / "q.gguf", cluster="tcp://127.0.0.1:9"))
+    assert [p.name for p in tmp_path.iterdir()] == ["m.gguf"]
+
+
+def test_calibrated_rows_stay_on_this_machine(tmp_path):
+    source = write_tiny(tmp_path / "m.gguf", "llama")
+    with pytest.raises(PlanError, match="leave out --cluster"):
+        list(job(source, tmp_path / "q.gguf", cluster="local:2", rounded={"x": None}))
+
+
+def test_dask_is_not_needed_to_import_or_run_without_a_cluster():
+    code = (
+        "import sys, tqgguf.cli; sys.exit(any(m in sys.modules for m in ('distributed', 'dask')))"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

@@ -1,0 +1,144 @@
+"""Processes in place of threads: the same bytes, and no accident leaves anything behind."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+
+from tests.processes import alive, started, wait_for
+from tests.tiny_models import write_tensors
+from tqgguf import pipeline
+from tqgguf.errors import WeightError
+from tqgguf.models import open_model
+from tqgguf.output.files import partial_path
+from tqgguf.output.journal import journal_path
+from tqgguf.pipeline import quantize
+from tqgguf.planning.plan import Options, make_plan
+
+ROOT = Path(__file__).parent.parent
+SMALL = "import tqgguf.pipeline as p; p.WORTH_PROCESSES = 0; from tqgguf.cli import main"
+SLOW = "; import time; r = p._report; p._report = lambda *a: time.sleep(0.05) or r(*a)"
+
+
+def job(source, path, **options):
+    model = open_model(source)
+    return quantize(model, make_plan(model, Options(type="tq-q3")), path, **options)
+
+
+def quantizing(novels, path, *options, slow=""):
+    """`tqgguf quantize` with processes for a small model too, in a session of its own."""
+    command = [sys.executable, "-c", f"{SMALL}{slow}; main()", "quantize", novels, "-o", path]
+    return started(
+        [*command, "-t", "tq-q3", "--quiet", "--threads", "2", *options],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+
+
+def resumed(novels, path):
+    with quantizing(novels, path, "--resume") as run:
+        assert run.communicate(timeout=60) == (None, "")
+    return path.read_bytes()
+
+
+def count_records(path):
+    journal = journal_path(partial_path(path))
+    return len(journal.read_bytes().splitlines()) - 1 if journal.exists() else 0
+
+
+def processes_below(pid):
+    """Its children and theirs, oldest first."""
+    return sorted(child.pid for child in psutil.Process(pid).children(recursive=True))
+
+
+@pytest.fixture(scope="module")
+def whole(novels, tmp_path_factory):
+    path = tmp_path_factory.mktemp("whole") / "q.gguf"
+    list(job(novels, path, threads=1))
+    return path.read_bytes()
+
+
+@pytest.fixture
+def small(monkeypatch):
+    monkeypatch.setattr(pipeline, "WORTH_PROCESSES", 0)
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("threads", [2, 3])
+def test_processes_change_nothing(novels, tmp_path, whole, monkeypatch, threads):
+    used = []
+    start_processes = pipeline.crews.processes
+    monkeypatch.setattr(
+        pipeline.crews,
+        "processes",
+        lambda n, **k: used.append(n) or start_processes(n, **k),
+    )
+    path = tmp_path / "q.gguf"
+    reports = list(job(novels, path, threads=threads, processes=True))
+    assert used == [threads]
+    assert path.read_bytes() == whole
+    expected = list(job(novels, tmp_path / "t.gguf", threads=1))
+    assert [(r.name, r.rel_mse) for r in reports] == [(r.name, r.rel_mse) for r in expected]
+
+
+@pytest.mark.usefixtures("small")
+def test_workers_that_began_in_another_folder_find_the_files(novels, tmp_path, whole, monkeypatch):
+    list(job(novels, tmp_path / "first.gguf", threads=2, processes=True))
+    monkeypatch.chdir(tmp_path)
+    list(job(Path(os.path.relpath(novels)), Path("q.gguf"), threads=2, processes=True))
+    assert (tmp_path / "q.gguf").read_bytes() == whole
+
+
+@pytest.mark.usefixtures("small")
+def test_where_memory_is_short_threads_do_the_work(novels, tmp_path, whole, monkeypatch):
+    monkeypatch.setattr(pipeline.crews, "processes", None)
+    path = tmp_path / "q.gguf"
+    list(job(novels, path, threads=2, processes=True, max_memory=300 << 20))
+    assert path.read_bytes() == whole
+
+
+@pytest.mark.usefixtures("small")
+def test_a_bad_weight_is_named_as_ever(stories, tmp_path):
+    tensors = {name: t.read() for name, t in open_model(stories).tensors.items()}
+    tensors["blk.1.attn_q.weight"][3, 5:8] = np.nan
+    source = write_tensors(tmp_path / "m.gguf", stories, tensors)
+    with pytest.raises(WeightError, match=r"^blk\.1\.attn_q\.weight: 3 NaN and 0 infinite weights"):
+        list(job(source, tmp_path / "q.gguf", threads=2, processes=True))
+    assert [p.name for p in tmp_path.iterdir()] == ["m.gguf"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_workers_end_with_the_run_and_resume_finishes_it(novels, tmp_path, whole, number):
+    path = tmp_path / "q.gguf"
+    with quantizing(novels, path, slow=SLOW) as run:
+        wait_for(lambda: count_records(path) > 0)
+        crew = processes_below(run.pid)
+        assert len(crew) >= 4  # the resource tracker, the fork server and two workers
+        os.killpg(run.pid, number) if number == signal.SIGINT else os.kill(run.pid, number)
+        _, said = run.communicate(timeout=30)
+    wait_for(lambda: not any(map(alive, crew)), seconds=10)
+    if number == signal.SIGINT:
+        assert run.returncode == 130
+        assert said.count("\n") == 1
+        assert said.startswith(f"{path}: interrupted")
+    assert not path.exists()
+    assert resumed(novels, path) == whole
+
+
+def test_a_worker_that_dies_is_one_line(novels, tmp_path, whole):
+    path = tmp_path / "q.gguf"
+    with quantizing(novels, path, slow=SLOW) as run:
+        wait_for(lambda: count_records(path) > 0)
+        os.kill(processes_below(run.pid)[-1], signal.SIGKILL)
+        _, said = run.communicate(timeout=30)
+    assert run.returncode == 1
+    assert "a worker process died" in said
+    assert said.count("\n") == 1
+    assert not path.exists()
+    assert resumed(novels, path) == whole

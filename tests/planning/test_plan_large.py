@@ -1,0 +1,74 @@
+"""A plan reads a header, however many weights it tells of."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from tqgguf.models import open_model
+from tqgguf.models.metadata import encode
+from tqgguf.output.layout import TensorInfo, lay_out
+from tqgguf.planning.plan import Options, make_plan
+
+ROOT = Path(__file__).parent.parent
+WIDTH, FFN, LAYERS, VOCABULARY = 16384, 53248, 126, 128256  # Llama 3.1 405B
+
+
+def write_header(path):
+    """A model of 405 B weights in F16, 810 GB of holes; its vocabulary is there."""
+    shapes = {
+        "attn_norm": (WIDTH,),
+        "attn_q": (WIDTH, WIDTH),
+        "attn_k": (1024, WIDTH),
+        "attn_v": (1024, WIDTH),
+        "attn_output": (WIDTH, WIDTH),
+        "ffn_norm": (WIDTH,),
+        "ffn_gate": (FFN, WIDTH),
+        "ffn_up": (FFN, WIDTH),
+        "ffn_down": (WIDTH, FFN),
+    }
+    infos = [TensorInfo("token_embd.weight", (VOCABULARY, WIDTH), "F16")]
+    infos += [
+        TensorInfo(f"blk.{i}.{role}.weight", shape, "F32" if len(shape) == 1 else "F16")
+        for i in range(LAYERS)
+        for role, shape in shapes.items()
+    ]
+    infos += [
+        TensorInfo("output_norm.weight", (WIDTH,), "F32"),
+        TensorInfo("output.weight", (VOCABULARY, WIDTH), "F16"),
+    ]
+    keys = {
+        "general.architecture": "llama",
+        "llama.block_count": LAYERS,
+        "llama.embedding_length": WIDTH,
+        "llama.attention.head_count": 128,
+        "llama.attention.head_count_kv": 8,
+        "tokenizer.ggml.tokens": [f"token {i}" for i in range(VOCABULARY)],
+    }
+    layout = lay_out({key: encode(value) for key, value in keys.items()}, infos)
+    with path.open("wb") as file:
+        file.write(layout.header)
+        file.truncate(layout.size)
+
+
+def test_a_model_of_400_billion_weights_is_planned_in_two_seconds(tmp_path):
+    path = tmp_path / "m.gguf"
+    write_header(path)
+    assert path.stat().st_blocks * 512 < 50e6  # the rest is holes
+    began = time.process_time()
+    plan = make_plan(open_model(path), Options(type="tq-q4"))
+    assert time.process_time() - began < 2
+    assert 405e9 < plan.source_weights < 406e9
+    assert 4.4 < plan.bpw < 4.6
+    assert len(plan.tensors) == 9 * LAYERS + 3
+    path.unlink()
+
+
+def test_the_command_plans_it_too(tmp_path):
+    path = tmp_path / "m.gguf"
+    write_header(path)
+    command = [sys.executable, "-m", "tqgguf", "plan", path, "--json"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout)["rotation"]["block"] == WIDTH
+    path.unlink()

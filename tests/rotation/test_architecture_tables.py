@@ -1,0 +1,29 @@
+"""The generated tables are fresh."""
+
+from pathlib import Path
+
+import pytest
+
+from tqgguf.rotation.architecture_tables import details, summary
+from tqgguf.rotation.architectures import ARCHITECTURES
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize(
+    ("name", "table"), [("README.md", summary), ("docs/architectures.md", details)]
+)
+def test_a_table_is_fresh(name, table):
+    assert table() in (ROOT / name).read_text(), "run scripts/write_tables.py"
+
+
+def test_every_architecture_has_a_line():
+    assert all(summary().count(f"| `{name}` |") == 1 for name in ARCHITECTURES)
+
+
+def test_every_row_gives_its_reasoning():
+    assert all(row.refusal or row.note for row in ARCHITECTURES.values())
+
+
+def test_a_row_that_is_refused_says_why():
+    assert all(row.values or row.why_no_values for row in ARCHITECTURES.values())

@@ -1,0 +1,138 @@
+"""`tqgguf eval`: which of these files should I ship?"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from tqgguf import llamacpp
+from tqgguf.cli import measuring as m
+from tqgguf.cli import options as o
+from tqgguf.cli.application import app
+from tqgguf.cli.console import progress, say_json
+from tqgguf.cli.front import draw_front
+from tqgguf.cli.plots import check_plot
+from tqgguf.cli.tables import Output
+from tqgguf.llamacpp import Settings, Speed, Workload
+from tqgguf.measure import eval as evaluate
+from tqgguf.measure.eval import Original, Row
+
+
+@app.command("eval")
+def eval_command(
+    original: Annotated[Path, typer.Argument(help="The model before quantization, a .gguf file.")],
+    text: Annotated[Path, typer.Option(help="Held-out text to predict.")],
+    models: Annotated[
+        list[Path] | None, typer.Argument(metavar="QUANT...", help="Quantized files.")
+    ] = None,
+    baselines: m.Baselines = "",
+    types: m.Types = "",
+    context: Annotated[
+        int | None, typer.Option("--ctx", min=8, help="Tokens a chunk; 512 or the model's.")
+    ] = None,
+    chunks: Annotated[int | None, typer.Option(min=1, help="Read only so many chunks.")] = None,
+    bench: Annotated[bool, typer.Option("--bench", help="Measure the speed too.")] = False,
+    rounds: m.Rounds = 3,
+    threads: o.Threads = None,
+    gpu_layers: m.GpuLayers = None,
+    json: o.Json = False,
+    markdown: m.Markdown = False,
+    plot: m.Plot = None,
+    force: o.Force = False,
+    quiet: o.Quiet = False,
+) -> None:
+    """Compare quantized files: size, perplexity, KL divergence, speed; the best are marked.
+
+    Quality comes from llama-perplexity, speed from llama-bench (both: make llama.cpp).
+
+    Example: tqgguf eval model-f16.gguf model-TQ-Q4.gguf model-TQ-Q3.gguf --text book.txt
+    """
+    check_plot(plot, force=force)
+    llamacpp.find("llama-perplexity")  # before any file is made
+    settings = Settings(context or evaluate.default_context(original), chunks, threads, gpu_layers)
+    made = m.make_files(original, baselines, types, threads=threads, quiet=quiet)
+    files = list(dict.fromkeys([*(models or []), *made]))
+    if not files:
+        raise typer.BadParameter("no file to compare: give some, or --baselines, or --types")
+    base, rows = _measure(original, files, text, settings, quiet=quiet)
+    if bench:
+        workload = Workload(threads=threads, gpu_layers=gpu_layers)
+        base, rows = _with_speed(base, rows, workload, rounds=rounds, quiet=quiet)
+    rows = evaluate.mark_pareto(rows)
+    if plot:
+        draw_front(rows, plot)
+    if json:
+        say_json(_document(base, rows))
+    else:
+        _say_rows(base, rows, Output(markdown))
+
+
+def _measure(
+    original: Path, models: Sequence[Path], text: Path, settings: Settings, *, quiet: bool
+) -> tuple[Original, list[Row]]:
+    rows = []
+    with progress(1 + len(models), "quality", unit="file", quiet=quiet) as bar:
+        base = evaluate.prepare(original, text, settings)
+        bar.update()
+        for model in models:
+            rows.append(evaluate.measure(base, model, settings))
+            bar.update()
+    return base, rows
+
+
+def _with_speed(
+    base: Original, rows: Sequence[Row], workload: Workload, *, rounds: int, quiet: bool
+) -> tuple[Original, list[Row]]:
+    paths = [Path(base.model), *(Path(row.model) for row in rows)]
+    samples = m.run_rounds(paths, workload, rounds=rounds, quiet=quiet)
+    speeds = {speed.model: speed for speed in llamacpp.summarize(samples)}
+    measured = [evaluate.with_speed(row, speeds[row.model]) for row in rows]
+    own: Speed = speeds[base.model]
+    return replace(base, pp=own.pp, tg=own.tg), measured
+
+
+def _document(base: Original, rows: Sequence[Row]) -> dict[str, Any]:
+    """The JSON of eval; its keys are a contract."""
+    original = {k: v for k, v in asdict(base).items() if not isinstance(v, Path)}
+    return {"original": original, "text": str(base.text), "rows": [asdict(row) for row in rows]}
+
+
+def _say_rows(base: Original, rows: Sequence[Row], out: Output) -> None:
+    columns = ["model", "bytes", "bpw", "PPL", "KLD mean", "KLD 99.9%", "KLD max", "same top %"]
+    if base.tg is not None:
+        columns += ["pp tok/s", "tg tok/s"]
+    table = [_original_cells(base), *(_cells(row) for row in rows)]
+    out.table([*columns, "best"], table)
+    if any(row.pareto for row in rows):
+        out.line("* no other file here is as small, as close to the original and as fast")
+
+
+def _original_cells(base: Original) -> list[str]:
+    return [
+        f"{Path(base.model).name} (original)",
+        f"{base.bytes:,}",
+        f"{base.bpw:.3f}",
+        f"{base.ppl:.4f}",
+        *[""] * 4,
+        *_speed_cells(base),
+        "",
+    ]
+
+
+def _cells(row: Row) -> list[str]:
+    return [
+        Path(row.model).name,
+        f"{row.bytes:,}",
+        f"{row.bpw:.3f}",
+        f"{row.ppl:.4f}",
+        *(f"{value:.3g}" for value in (row.kld_mean, row.kld_p999, row.kld_max)),
+        f"{row.same_top:.2f}",
+        *_speed_cells(row),
+        "*" if row.pareto else "",
+    ]
+
+
+def _speed_cells(row: Row | Original) -> Iterator[str]:
+    return (f"{speed:,.1f}" for speed in (row.pp, row.tg) if speed is not None)

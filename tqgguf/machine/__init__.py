@@ -1,0 +1,1 @@
+"""The machine at hand: threads, processes, clusters, memory. It knows no models."""

@@ -1,0 +1,48 @@
+"""Processes of this machine: they never wait for each other's interpreter, and end with ours."""
+
+import multiprocessing
+import os
+import signal
+import warnings
+from collections.abc import Iterator
+from concurrent.futures import Executor, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from threading import Thread
+
+from tqgguf.errors import ToolError
+
+
+@contextmanager
+def processes(count: int, *, preload: str) -> Iterator[Executor]:
+    """`count` processes of this machine, which never wait for each other's interpreter.
+
+    preload: the module that holds their work, imported once and not by each. They leave Ctrl-C to
+    this process and end with it, however it ends. The main module must be one that can be imported
+    (`if __name__ == "__main__"`). Raises ToolError where one of them dies.
+    """
+    fork_server = "forkserver" in multiprocessing.get_all_start_methods()
+    context = multiprocessing.get_context("forkserver" if fork_server else "spawn")
+    context.set_forkserver_preload(["__main__", preload])
+    try:
+        with ProcessPoolExecutor(count, mp_context=context, initializer=_begin_worker) as pool:
+            yield pool
+    except BrokenProcessPool:
+        raise ToolError(
+            "a worker process died, perhaps for lack of memory; go on with --resume and a smaller "
+            "--max-memory or --threads 1"
+        ) from None
+
+
+def _begin_worker() -> None:
+    """Leave Ctrl-C to the parent process, end when it ends; it checks what overflows."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    warnings.simplefilter("ignore", RuntimeWarning)
+    Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)

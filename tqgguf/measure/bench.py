@@ -1,0 +1,106 @@
+"""How fast do the files decode? Finished ones, and ours beside llama-quantize's of one model."""
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqgguf import llamacpp
+from tqgguf.llamacpp import Sample, Speed
+from tqgguf.machine.cache import user_cache
+from tqgguf.measure.eval import content_key, disk_bytes, open_gguf
+from tqgguf.models import Model
+from tqgguf.pipeline import quantize
+from tqgguf.planning.plan import Options, make_plan
+
+SHAPE = ("block_count", "embedding_length", "vocab_size")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One file: bytes on disk, bits per weight, tokens per second.
+
+    pp, tg: reading a prompt and decoding, medians over rounds; *_ratio: to the first file's;
+    *_range: slowest and fastest round. None where not measured.
+    """
+
+    model: str
+    bytes: int
+    bpw: float
+    pp: float | None
+    tg: float | None
+    pp_ratio: float | None
+    tg_ratio: float | None
+    pp_range: tuple[float, float] | None
+    tg_range: tuple[float, float] | None
+
+
+def summarize(samples: Iterable[Sample]) -> list[Row]:
+    """One row per model of interleaved runs, the first model being the baseline."""
+    gathered = list(samples)
+    weights = _weights(gathered)
+    return [_row(speed, weights[speed.model]) for speed in llamacpp.summarize(gathered)]
+
+
+def baseline(source: Path, type: str, *, threads: int | None = None) -> Path:
+    """llama-quantize's file of this type; made once and kept in the user's cache.
+
+    A type that the source has already is the source itself.
+    """
+    folder = user_cache() / "bench" / content_key([source], *llamacpp.version())
+    path = folder / f"{_stem(source)}-{type.upper()}.gguf"
+    if type.upper() in _types(source):
+        return source
+    if not path.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        scratch = path.with_name(f"{path.name}.{os.getpid()}.partial")
+        try:
+            llamacpp.quantize(source, scratch, type.upper(), threads=threads)
+            scratch.rename(path)
+        finally:
+            scratch.unlink(missing_ok=True)
+    return path
+
+
+def ours(source: Path, type: str, *, rotate: str = "fused", threads: int | None = None) -> Path:
+    """Our file of this recipe or type, in the user's cache; made anew, as the code may be new."""
+    model = open_gguf(source)
+    plan = make_plan(model, Options(type=type, rotate=rotate))
+    folder = user_cache() / "bench" / content_key([source], rotate)
+    folder.mkdir(parents=True, exist_ok=True)
+    name = plan.recipe.name if plan.recipe.name.startswith("TQ-") else f"TQ-{plan.recipe.name}"
+    path = folder / f"{_stem(source)}-{name}.gguf"
+    for _ in quantize(model, plan, path, threads=threads, force=True):
+        pass
+    return path
+
+
+def _types(source: Path) -> set[str]:
+    """The types of a file's matrices: {"F16"} for an F16 file."""
+    return {t.type for t in open_gguf(source).tensors.values() if len(t.shape) > 1}
+
+
+def _stem(source: Path) -> str:
+    return source.stem.removesuffix("-f16").removesuffix("-F16")
+
+
+def _row(speed: Speed, weights: int) -> Row:
+    measured = {k: v for k, v in vars(speed).items() if k not in ("tensor_bytes", "weights")}
+    bits = 8 * speed.tensor_bytes / weights
+    return Row(bytes=disk_bytes(Path(speed.model)), bpw=bits, **measured)
+
+
+def _weights(samples: Sequence[Sample]) -> dict[str, int]:
+    """Weights by which a file's bits are divided: the fewest among files of one model.
+
+    So that an untied head, which adds weights and bytes, counts as a cost.
+    """
+    shapes = {s.model: _shape(open_gguf(Path(s.model))) for s in samples}
+    return {
+        model: min(s.weights for s in samples if shapes[s.model] == shape)
+        for model, shape in shapes.items()
+    }
+
+
+def _shape(model: Model) -> tuple[object, ...]:
+    return (model.architecture, *(model.get("{arch}." + key) for key in SHAPE))

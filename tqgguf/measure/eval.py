@@ -1,0 +1,200 @@
+"""Which file should I ship? Quality, size and speed of quantized files beside their original.
+
+Quality is measured by llama-perplexity: the original's predictions on a text are computed once and
+kept in the user's cache under the hash of everything they depend on.
+"""
+
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from tqgguf import llamacpp
+from tqgguf.errors import FileFormatError
+from tqgguf.llamacpp import Divergence, NoResultError, Settings, Speed
+from tqgguf.llamacpp.logits import distance
+from tqgguf.machine.cache import user_cache
+from tqgguf.models import Model, open_model
+from tqgguf.models.gguf import shard_files
+from tqgguf.output.layout import TensorInfo
+
+NOISE = 1e-3  # at or below this maximum, 16-bit codes blur llama-perplexity's own divergence
+KEPT_BYTES = 8 << 30  # predictions kept for later runs; the least recently used go first
+LONGEST_CONTEXT = 512
+QUALITY = ("ppl", "kld_mean", "kld_p999", "kld_max", "same_top")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One file against the original.
+
+    bytes: on disk. bpw: bits per weight of the original, so that an untied head counts. ppl:
+    perplexity. kld_*: KL divergence from the original in nats. same_top: per cent. pp, tg: prompt
+    and decode tokens per second, if measured. pareto: see `mark_pareto`.
+    """
+
+    model: str
+    bytes: int
+    bpw: float
+    ppl: float
+    kld_mean: float
+    kld_p999: float
+    kld_max: float
+    same_top: float
+    pp: float | None = None
+    tg: float | None = None
+    pareto: bool = False
+
+
+@dataclass(frozen=True)
+class Original:
+    """What the files are measured against, and the cached file with its predictions."""
+
+    model: str
+    bytes: int
+    bpw: float
+    ppl: float
+    weights: int
+    text: Path
+    base: Path
+    pp: float | None = None
+    tg: float | None = None
+
+
+def evaluate(original: Path, models: Sequence[Path], text: Path, settings: Settings) -> list[Row]:
+    """Measure every model against the original on the text."""
+    prepared = prepare(original, text, settings)
+    return mark_pareto([measure(prepared, model, settings) for model in models])
+
+
+def default_context(path: Path) -> int:
+    """Tokens per chunk: 512, or the model's own context where that is shorter."""
+    length = open_gguf(path).get("{arch}.context_length", LONGEST_CONTEXT)
+    return min(LONGEST_CONTEXT, int(length))
+
+
+def prepare(path: Path, text: Path, settings: Settings) -> Original:
+    """Compute the original's predictions on the text, unless they are in the cache."""
+    model = open_gguf(path)
+    if not text.is_file():
+        raise FileFormatError(f"{text}: no such text file")
+    base, ppl = _cached_base(path, text, settings)
+    weights = sum(tensor.size for tensor in model.tensors.values())
+    bpw = 8 * tensor_bytes(model) / weights
+    return Original(str(path), disk_bytes(path), bpw, ppl, weights, text, base)
+
+
+def measure(original: Original, path: Path, settings: Settings) -> Row:
+    """Measure one file on the text that the original was prepared with."""
+    bits = 8 * tensor_bytes(open_gguf(path))
+    found = _divergence(original, path, settings)
+    quality = {field: getattr(found, field) for field in QUALITY}
+    return Row(str(path), disk_bytes(path), bits / original.weights, **quality)
+
+
+def with_speed(row: Row, speed: Speed) -> Row:
+    """The row with a model's measured speed."""
+    return replace(row, pp=speed.pp, tg=speed.tg)
+
+
+def mark_pareto(rows: Sequence[Row]) -> list[Row]:
+    """Mark the rows that no other row beats.
+
+    A row is beaten by one that is at least as good in bytes, mean KL divergence and (where
+    measured) decode speed, and better in one of them.
+    """
+    costs = [(row.bytes, row.kld_mean, -(row.tg or 0.0)) for row in rows]
+    return [
+        replace(row, pareto=not any(_beats(other, cost) for other in costs))
+        for row, cost in zip(rows, costs, strict=True)
+    ]
+
+
+def _beats(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
+    return a != b and all(x <= y for x, y in zip(a, b, strict=True))
+
+
+def open_gguf(path: Path) -> Model:
+    """Open a model that llama.cpp can load: GGUF only."""
+    if path.is_dir() or path.suffix == ".safetensors":
+        raise FileFormatError(
+            f"{path}: llama.cpp loads GGUF files; convert it first with: "
+            f"tqgguf quantize {path} --type f16 --rotate none"
+        )
+    return open_model(path)
+
+
+def tensor_bytes(model: Model) -> int:
+    """Bytes of all tensors as stored, without header and padding."""
+    return sum(TensorInfo(t.name, t.shape, t.type).n_bytes for t in model.tensors.values())
+
+
+def disk_bytes(path: Path) -> int:
+    """Size of a GGUF file, or of all shards of a split one."""
+    return sum(shard.stat().st_size for shard in shard_files(path))
+
+
+def _divergence(original: Original, path: Path, settings: Settings) -> Divergence:
+    """llama-perplexity's statistics, or ours where they are lost or drowned in its rounding."""
+    try:
+        found = llamacpp.divergence(path, original.base, settings)
+    except NoResultError as error:
+        if error.explained:
+            raise
+        return _own_divergence(original, path, settings)
+    return found if found.kld_max > NOISE else _own_divergence(original, path, settings)
+
+
+def _own_divergence(original: Original, path: Path, settings: Settings) -> Divergence:
+    """Let the model predict the text as the original did, and compare the two files."""
+    with _scratch(original.base) as other:
+        ppl = llamacpp.write_base(path, original.text, other, settings)
+        return Divergence(ppl, original.ppl, **vars(distance(original.base, other)))
+
+
+def _cached_base(path: Path, text: Path, settings: Settings) -> tuple[Path, float]:
+    used = (settings.context, settings.chunks, settings.gpu_layers)
+    key = content_key([path, text], used, llamacpp.version())
+    base = user_cache() / "logits" / f"{key}.kld"
+    note = base.with_suffix(".ppl")
+    if not (base.is_file() and note.is_file()):
+        base.parent.mkdir(parents=True, exist_ok=True)
+        with _scratch(base) as scratch:
+            ppl = llamacpp.write_base(path, text, scratch, settings)
+            note.write_text(f"{ppl}\n")
+            scratch.rename(base)
+        _prune(base.parent, keep=base)
+    os.utime(base)  # used now
+    return base, float(note.read_text())
+
+
+def content_key(files: Sequence[Path], *more: object) -> str:
+    """A name for the contents of files (all shards of split ones) and whatever else matters."""
+    digest = hashlib.sha256(repr(more).encode())
+    for file in files:
+        for shard in shard_files(file):
+            with shard.open("rb") as stream:
+                digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()[:32]
+
+
+@contextmanager
+def _scratch(beside: Path) -> Iterator[Path]:
+    """A file name of this process's own beside another; removed unless it was renamed."""
+    path = beside.with_name(f"{beside.stem}.{os.getpid()}.partial")
+    try:
+        yield path
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _prune(folder: Path, *, keep: Path, limit: int = KEPT_BYTES) -> None:
+    """Delete the least recently used predictions until the rest fit the limit."""
+    total = 0
+    for base in sorted(folder.glob("*.kld"), key=lambda path: path.stat().st_mtime, reverse=True):
+        total += base.stat().st_size
+        if total > limit and base != keep:
+            base.unlink(missing_ok=True)
+            base.with_suffix(".ppl").unlink(missing_ok=True)

@@ -1,0 +1,141 @@
+"""Do two models compute the same? Measured on the logits of a few tokens."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from tqgguf.errors import MismatchError, UnsupportedModelError
+from tqgguf.machine.threads import single_threaded_blas
+from tqgguf.models import Model
+from tqgguf.network import forward, ops
+from tqgguf.network.forward import Tokens
+from tqgguf.network.graph import ARCHITECTURES, Graph, read_graph
+from tqgguf.network.ops import Array
+from tqgguf.rotation.folded import fold
+from tqgguf.rotation.rotation import Rotation
+
+FOLD_TOLERANCE = 1e-4  # relative difference of logits that float32 explains
+_SEQUENCES, _LENGTH = 2, 12
+_HEAD_ROWS = 512
+_LARGEST = 0.7
+_MOST = 1 << 24  # of layers, heads or columns
+_BYTES_PER_WEIGHT = 28  # of one matrix: as read, as rotated, in float64, and a temporary
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How far apart two models are: relative difference of logits, and mean KL divergence."""
+
+    logits: float  # root mean square, relative to the spread of the original's
+    divergence: float  # nats
+
+    @property
+    def passed(self) -> bool:
+        """Whether rounding to few bits explains it; another function differs by 1 or more."""
+        return self.logits <= _LARGEST
+
+
+def require_output(difference: Difference, path: object) -> None:
+    """Raise MismatchError unless the difference is one that rounding explains."""
+    if not difference.passed:
+        raise MismatchError(
+            f"{path}: its logits differ by {difference.logits:.3g} of their spread, and rounding "
+            f"explains at most {_LARGEST:g}; it computes another function"
+        )
+
+
+def compare(original: Model, other: Model, tokens: Tokens | None = None) -> Difference:
+    """Run both models on some tokens (None: a few random ones).
+
+    Raises UnsupportedModelError where an architecture has no forward pass.
+    """
+    chosen = some_tokens(original) if tokens is None else tokens
+    ours, theirs = (forward.logits(m, chosen) for m in (original, other))
+    p, q = (ops.log_softmax(a.astype(np.float64)) for a in (ours, theirs))
+    return Difference(_relative(ours, theirs), float((np.exp(p) * (p - q)).sum(-1).mean()))
+
+
+def check_fold(model: Model, rotation: Rotation, *, memory: int) -> float | None:
+    """Make sure that a fold leaves the network's function alone; the logits' relative difference.
+
+    Runs the embedding, the first and the last layer and a part of the head on a few tokens: what a
+    fold does depends on a tensor's role, not on its layer. None where nothing was folded, where the
+    architecture has no forward pass, and where a matrix does not fit into `memory` bytes. rotation:
+    with its vectors. Raises MismatchError beyond FOLD_TOLERANCE.
+    """
+    if rotation.mode not in ("fused", "values") or model.architecture not in ARCHITECTURES:
+        return None
+    try:
+        layers = sorted({0, _graph(model).n_layer - 1})
+        forward.context(model, 1, np.float64)
+    except (UnsupportedModelError, ArithmeticError, TypeError, ValueError):
+        # a kind of rotary scaling, say, that the forward pass lacks
+        return None
+    if _largest(model, layers) * _BYTES_PER_WEIGHT > memory:
+        return None
+    try:
+        with single_threaded_blas():
+            before, after = (_shortened(m, layers) for m in (model, fold(model, rotation)))
+    except (ArithmeticError, LookupError, MemoryError, TypeError, ValueError) as error:
+        raise UnsupportedModelError(
+            f"{model.path}: the fold cannot be checked, so the header must contradict itself "
+            f"({type(error).__name__}: {error}); use --rotate none"
+        ) from error
+    difference = _relative(before, after)
+    if not difference <= FOLD_TOLERANCE:
+        raise MismatchError(
+            f"{model.path}: the fold changes the network's output by {difference:.2g} of its size, "
+            f"expected at most {FOLD_TOLERANCE:g}; use --rotate none"
+        )
+    return difference
+
+
+def _graph(model: Model) -> Graph:
+    """The graph, unless heads and width are no numbers that a model could have."""
+    try:
+        graph = read_graph(model)
+    except (ArithmeticError, TypeError, ValueError) as error:
+        raise UnsupportedModelError(
+            f"{model.path}: its graph makes no sense ({error}); use --rotate none"
+        ) from error
+    sizes = (graph.n_layer, graph.n_embd, graph.n_head, graph.n_head_kv, graph.head_dim)
+    if not all(0 < n < _MOST for n in sizes) or graph.n_ctx < 1:
+        raise UnsupportedModelError(
+            f"{model.path}: {graph.n_layer} layers of {graph.n_head} heads of {graph.head_dim} "
+            "make no sense; use --rotate none"
+        )
+    return graph
+
+
+def some_tokens(model: Model) -> Tokens:
+    """A few random tokens, the same for every model of a vocabulary's size."""
+    n_vocab = model.tensors["token_embd.weight"].n_rows
+    length = min(_LENGTH, read_graph(model).n_ctx)
+    chosen = np.random.default_rng(0).integers(0, n_vocab, (_SEQUENCES, length))
+    return chosen.astype(np.int32)
+
+
+def _shortened(model: Model, layers: Iterable[int]) -> Array:
+    """The first rows of the head's logits, after these layers alone."""
+    tokens = some_tokens(model)
+    ctx = forward.context(model, tokens.shape[1], np.float64)
+    x = forward.embed(model, tokens, dtype=np.float64)
+    for index in layers:
+        weights = forward.LazyWeights(model, index, np.float64)
+        x = forward.drain(forward.layer(x, weights, ctx))
+    head = model.tensors[forward.head_name(model)]
+    rows = head.rows(0, min(head.n_rows, _HEAD_ROWS)).astype(np.float64)
+    return forward.final_norm(model, x) @ rows.T
+
+
+def _largest(model: Model, layers: Iterable[int]) -> int:
+    """Weights of the largest tensor in these layers."""
+    prefixes = tuple(f"blk.{index}." for index in layers)
+    return max((t.size for n, t in model.tensors.items() if n.startswith(prefixes)), default=0)
+
+
+def _relative(a: Array, b: Array) -> float:
+    """Root mean square of a - b relative to the spread of a."""
+    spread = float(np.std(a, dtype=np.float64))
+    return float(np.sqrt(np.mean(np.square(a - b, dtype=np.float64)))) / max(spread, 1e-30)

@@ -1,0 +1,1 @@
+"""Writing: where every byte goes, files that are whole or not there, journals, tiles."""

@@ -1,0 +1,382 @@
+"""Write files in place under `NAME.partial` and give them their names only when they are whole.
+
+A journal beside the partial file records every finished tensor with its checksum, so that a run
+that was cut off goes on where it stopped. The order that makes this safe against loss of power:
+a tensor's bytes reach the disk before its record does, all of them before the final name.
+"""
+
+import errno
+import os
+import time
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqgguf.errors import OutputError, ToolError, TqggufError
+from tqgguf.kernels.dtypes import U8
+from tqgguf.models.gguf import SHARD_NAME
+from tqgguf.output.journal import Journal, Record, journal_path, open_journal
+from tqgguf.output.layout import Layout
+
+_BINARY = getattr(os, "O_BINARY", 0)
+_READ = 1 << 24  # bytes read at a time for a checksum
+_SYNC_SHARE = 10  # wait this many times as long between two syncs as a sync takes
+
+
+def partial_path(path: Path) -> Path:
+    """Where an unfinished output lives."""
+    return path.with_name(path.name + ".partial")
+
+
+def shard_paths(path: Path, count: int | None) -> list[Path]:
+    """The files of an output: itself, or `count` shards named as llama-gguf-split names them."""
+    if count is None:
+        return [path]
+    match = SHARD_NAME.match(path.name)
+    stem = match["stem"] if match else path.name.removesuffix(".gguf")
+    return [path.with_name(f"{stem}-{i + 1:05d}-of-{count:05d}.gguf") for i in range(count)]
+
+
+def old_shards(path: Path, ending: str = "") -> list[Path]:
+    """The shards of an output that exist, of whatever count; ending: of their file names."""
+    stem = shard_paths(path, 1)[0].name.removesuffix("-00001-of-00001.gguf")
+    found = path.parent.glob(f"*.gguf{ending}") if path.parent.is_dir() else []
+    matches = ((p, SHARD_NAME.match(p.name.removesuffix(ending))) for p in found)
+    return sorted(p for p, match in matches if match and match["stem"] == stem)
+
+
+def check_output(
+    path: Path, *, inputs: Sequence[Path], force: bool, count: int | None = None
+) -> None:
+    """Refuse an output that is an input, exists already, or has no folder.
+
+    count: the number of shards; None is one plain file. Raises OutputError.
+    """
+    for file in _files(path, count):
+        if file.exists() and any(p.exists() and file.samefile(p) for p in inputs):
+            raise OutputError(f"{file}: the output is the input; choose another with --output")
+        if file.is_dir():
+            raise OutputError(f"{file}: is a folder; expected the name of a file")
+        if file.exists() and not force:
+            raise OutputError(f"{file}: exists already; overwrite it with --force")
+    if not path.parent.is_dir():
+        raise OutputError(f"{path}: the folder {path.parent} does not exist")
+
+
+def _files(path: Path, count: int | None) -> list[Path]:
+    """What a run replaces: its outputs, and shards of an earlier run with another count."""
+    files = shard_paths(path, count)
+    return files if count is None else [*files, *(p for p in old_shards(path) if p not in files)]
+
+
+@dataclass(frozen=True)
+class Slot:
+    """The place of one tensor in an unfinished file: any thread or process may write into it."""
+
+    path: Path
+    offset: int
+    row_bytes: int
+    n_bytes: int
+
+    def write(self, data: U8, *, row: int, begin: int = 0) -> None:
+        """Write rows row, row + 1, ... : data (n, width) uint8 at byte `begin` of each row."""
+        start = self.offset + row * self.row_bytes + begin
+        fd = os.open(self.path, os.O_WRONLY | _BINARY)
+        try:
+            if data.shape[1] == self.row_bytes:
+                _put(fd, memoryview(data.tobytes()), start)
+            else:
+                for i, part in enumerate(data):
+                    _put(fd, memoryview(part.tobytes()), start + i * self.row_bytes)
+        finally:
+            os.close(fd)
+
+    def sync(self) -> None:
+        """Bring what this machine has written to the disk."""
+        _sync(self.path)
+
+    def checksum(self) -> str:
+        """CRC-32 of the tensor's bytes as they are in the file; "" where some are missing."""
+        crc, left = 0, self.n_bytes
+        with self.path.open("rb", buffering=0) as file:
+            file.seek(self.offset)
+            while left and (data := file.read(min(left, _READ))):
+                crc = zlib.crc32(data, crc)
+                left -= len(data)
+        return "" if left else f"{crc:08x}"
+
+
+@dataclass(frozen=True)
+class _Shard:
+    """One file of the output."""
+
+    path: Path
+    layout: Layout
+
+    @property
+    def partial(self) -> Path:
+        return partial_path(self.path)
+
+    def is_complete(self) -> bool:
+        """Whether a file with the final name has this very header and size."""
+        if not self.path.is_file() or self.path.stat().st_size != self.layout.size:
+            return False
+        with self.path.open("rb") as file:
+            return file.read(len(self.layout.header)) == self.layout.header
+
+    def reopen(self) -> None:
+        """Go on with what is there, also where the run died while giving names."""
+        if not self.partial.exists() and self.is_complete():
+            self.path.replace(self.partial)
+        self._reserve("r+b" if self.partial.exists() else "w+b")
+
+    def create(self) -> None:
+        """Begin an empty file: what is between tensors must be zeros."""
+        self._reserve("w+b")
+
+    def _reserve(self, mode: str) -> None:
+        """Take the whole space now, so that a full disk is found before the work, not after."""
+        with self.partial.open(mode) as file:
+            file.write(self.layout.header)
+            file.flush()
+            _allocate(file.fileno(), self.layout.size)
+            file.truncate(self.layout.size)
+
+
+class Output:
+    """The unfinished files of a run and their journal."""
+
+    def __init__(self, shards: Sequence[_Shard], journal: Journal) -> None:
+        self._shards, self.journal = shards, journal
+        self.is_mine = False  # whether the files are this run's, to be kept or removed
+        self._pending: list[Record] = []
+        self._synced, self._cost = time.monotonic(), 0.0
+
+    def create(self, run: Mapping[str, str], *, leftovers: Sequence[Path] = ()) -> None:
+        """Begin a new run in place of whatever is there."""
+        self.is_mine = True
+        self.journal.begin(run)
+        for path in leftovers:
+            path.unlink(missing_ok=True)
+        for shard in self._shards:
+            shard.create()
+        _sync_folder(self.journal.path.parent)
+
+    def reopen(self) -> None:
+        """Continue the run that the journal tells of."""
+        self.is_mine = True
+        for shard in self._shards:
+            shard.reopen()
+
+    def slot(self, name: str) -> Slot:
+        """Where a tensor is to be written."""
+        shard = next(s for s in self._shards if name in s.layout.tensors)
+        info, path = shard.layout.tensors[name], shard.partial.resolve()
+        return Slot(path, shard.layout.offsets[name], info.row_bytes, info.n_bytes)
+
+    def recorded(self, name: str) -> Record | None:
+        """What `record` noted of a tensor in an earlier run, if its bytes are still those."""
+        record = self.journal.records.get(name)
+        if record is None or record["checksum"] != self.slot(name).checksum():
+            return None
+        return dict(record["note"])
+
+    def record(self, name: str, note: Record) -> None:
+        """Note that a tensor is written; the note reaches the disk a moment later."""
+        checksum = self.slot(name).checksum()
+        self._pending.append({"tensor": name, "checksum": checksum, "note": note})
+        if time.monotonic() - self._synced >= self._cost * _SYNC_SHARE:
+            self.sync()
+
+    def sync(self) -> None:
+        """Bring all tensors recorded so far to the disk, then their records."""
+        began = time.monotonic()
+        if self._pending:
+            self._sync_files()
+            self.journal.append(self._pending)
+            self.journal.records |= {line["tensor"]: line for line in self._pending}
+            self._pending = []
+        self._synced = time.monotonic()
+        self._cost = self._synced - began
+
+    def finish(self, replaces: Sequence[Path]) -> None:
+        """Give the files their names, the first shard last, so that no loader sees a mixture."""
+        self.sync()
+        self._sync_files()
+        ours = [shard.path for shard in self._shards]
+        for old in replaces:
+            if len(ours) > 1 or old not in ours:
+                old.unlink(missing_ok=True)
+        for shard in reversed(self._shards):
+            shard.partial.replace(shard.path)
+        _sync_folder(self._shards[0].path.parent)
+        self.journal.delete()
+
+    def set_aside(self) -> int:
+        """After a failure: keep what can be resumed, and say how many tensors that is."""
+        if self._pending:
+            self.sync()
+        if not self.journal.records:
+            self.discard()
+        return len(self.journal.records)
+
+    def discard(self) -> None:
+        """Remove the unfinished files and the journal."""
+        for shard in self._shards:
+            shard.partial.unlink(missing_ok=True)
+        self.journal.delete()
+
+    def _sync_files(self) -> None:
+        for shard in self._shards:
+            _sync(shard.partial)
+
+
+def is_finished(
+    path: Path, layouts: Sequence[Layout], *, split: bool, inputs: Sequence[Path]
+) -> bool:
+    """Whether an earlier run wrote this very output: same headers and sizes, newer than its input.
+
+    What a repeated --resume finds when the run before had ended after all.
+    """
+    shards = _all_shards(path, layouts, split=split)
+    if journal_path(partial_path(path)).exists() or not all(s.is_complete() for s in shards):
+        return False
+    newest = max((p.stat().st_mtime_ns for p in inputs if p.exists()), default=0)
+    return all(shard.path.stat().st_mtime_ns >= newest for shard in shards)
+
+
+@contextmanager
+def open_output(
+    path: Path,
+    layouts: Sequence[Layout],
+    *,
+    run: Mapping[str, str],
+    inputs: Sequence[Path] = (),
+    split: bool = False,
+    resume: bool = False,
+    force: bool = False,
+) -> Iterator[Output]:
+    """Create the files at their full size, or reopen those of an interrupted run of the same kind.
+
+    They get their names on success. What a crash, Ctrl-C or a full disk leaves can be resumed;
+    another TqggufError would come again, so it leaves nothing. run: see Journal. Raises OutputError
+    where `check_output` does, where the disk is full, and where an unfinished run is neither
+    resumed nor given up with force.
+    """
+    count = len(layouts) if split else None
+    check_output(path, inputs=inputs, force=force or (resume and _has_journal(path)), count=count)
+    size = sum(layout.size for layout in layouts)
+    try:
+        with open_journal(journal_path(partial_path(path))) as journal:
+            output = Output(_all_shards(path, layouts, split=split), journal)
+            with _accidents(output, path, size):
+                _settle(output, path, run, resume=resume, force=force)
+                yield output
+                output.finish(_files(path, count))
+    except OSError as error:
+        raise OutputError(f"{path}: {_reason(error, size)}") from error
+
+
+@contextmanager
+def _accidents(output: Output, path: Path, size: int) -> Iterator[None]:
+    """Keep what can be resumed after an accident, and remove what cannot."""
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(f"{path}: {_reason(error, size)}{_set_aside(output)}") from error
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"{path}: interrupted{_set_aside(output)}") from None
+    except ToolError as error:
+        raise ToolError(f"{error}{_set_aside(output)}") from None
+    except TqggufError:
+        if output.is_mine:
+            output.discard()
+        raise
+    except BaseException:
+        _set_aside(output)
+        raise
+
+
+def _settle(
+    output: Output, path: Path, run: Mapping[str, str], *, resume: bool, force: bool
+) -> None:
+    """Decide what becomes of an earlier, unfinished run: OutputError where the user has to."""
+    kept = len(output.journal.records)
+    if kept and resume:
+        output.journal.check(run)
+        output.reopen()
+        return
+    if kept and not force:
+        raise OutputError(
+            f"{path}: an unfinished run left {kept} tensors; continue it with --resume or start "
+            "over with --force"
+        )
+    output.create(run, leftovers=[partial_path(path), *old_shards(path, ".partial")])
+
+
+def _all_shards(path: Path, layouts: Sequence[Layout], *, split: bool) -> list[_Shard]:
+    paths = shard_paths(path, len(layouts) if split else None)
+    return [_Shard(p, layout) for p, layout in zip(paths, layouts, strict=True)]
+
+
+def _has_journal(path: Path) -> bool:
+    return journal_path(partial_path(path)).exists()
+
+
+def _set_aside(output: Output) -> str:
+    """Keep what can be resumed, and say so."""
+    if not output.is_mine:
+        return ""
+    try:
+        kept = output.set_aside()
+    except OSError:  # no room for the last records either: those of before are there
+        kept = len(output.journal.records)
+    return f"; {kept} tensors are kept, continue with --resume" if kept else ""
+
+
+def _allocate(fd: int, size: int) -> None:
+    """Reserve space where the system and the file system can."""
+    if not hasattr(os, "posix_fallocate"):
+        return
+    try:
+        os.posix_fallocate(fd, 0, size)
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+            raise
+
+
+def _put(fd: int, data: memoryview, offset: int) -> None:
+    """Write all of the data at an offset."""
+    while data:
+        if hasattr(os, "pwrite"):
+            count = os.pwrite(fd, data, offset)
+        else:
+            os.lseek(fd, offset, os.SEEK_SET)
+            count = os.write(fd, data)
+        data, offset = data[count:], offset + count
+
+
+def _sync(path: Path) -> None:
+    fd = os.open(path, os.O_RDWR | _BINARY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make new names in a folder durable; systems that cannot open folders need no such thing."""
+    try:
+        fd = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _reason(error: OSError, size: int) -> str:
+    return f"{(error.strerror or str(error)).lower()} (the output takes {size / 1e6:,.1f} MB)"

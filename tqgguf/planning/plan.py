@@ -1,0 +1,281 @@
+"""Decide what becomes of every tensor, from names, shapes and metadata alone.
+
+`make_plan` is pure: the same model header and options give the same plan, and no weight is read.
+"""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from math import prod
+
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+
+from tqgguf.errors import PlanError
+from tqgguf.formats import FORMATS, find_format
+from tqgguf.models import Model, Tensor
+from tqgguf.planning.allocation import Item, allocate, default_sensitivity, predicted
+from tqgguf.planning.recipes import Recipe, fitting, recipe
+from tqgguf.rotation import folding
+from tqgguf.rotation.architectures import layer_prefix, role
+from tqgguf.rotation.rotation import NO_ROTATION, Rotation, Sides, read_rotation
+from tqgguf.rotation.vectors import BALANCE, NORM_BALANCE
+
+PLAIN = ("F32", "F16", "BF16", "F64")  # types that hold exact source weights
+ROTATIONS = ("fused", "auto", "tensor", "none", "values")
+# Small, sensitive or looked up element by element by ops that know only plain types.
+_NEVER_QUANTIZED = re.compile(
+    r"norm|ffn_gate_inp|position_embd|token_types|rope_freqs|ssm_(?:conv1d|dt|x|a|d)\b|time_mix|attn_rel_b|altup|laurel"
+)
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a user may choose; the defaults are the command line's."""
+
+    type: str = "tq-q4"
+    rotate: str = "fused"
+    block: int | None = None
+    seed: int = 0
+    balance: bool = True
+    tensor_types: Sequence[tuple[str, str]] = ()  # (regular expression, type), the first match wins
+    output_type: str | None = None
+    token_embedding_type: str | None = None
+    strict: bool = False
+    allow_requantize: bool = False
+    budget: int | None = None  # bytes of all tensors: choose their types by sensitivity
+
+
+@dataclass(frozen=True)
+class PlannedTensor:
+    """One tensor of the output: what it is made from, its type, and why if that is a fallback."""
+
+    name: str
+    source: str
+    shape: tuple[int, ...]
+    source_type: str
+    type: str
+    sides: Sides = field(default_factory=Sides)
+    reason: str = ""
+
+    @property
+    def size(self) -> int:
+        """Number of weights."""
+        return prod(self.shape)
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes in the output file."""
+        block, size = GGML_QUANT_SIZES[GGMLQuantizationType[self.type]]
+        return int(self.size // block * size)
+
+    @property
+    def bpw(self) -> float:
+        """Bits per weight."""
+        return 8 * self.n_bytes / self.size
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The whole decision. Sizes are of tensor data; bpw is per weight of the source model."""
+
+    recipe: Recipe
+    rotation: Rotation
+    tensors: tuple[PlannedTensor, ...]
+    source_weights: int
+    notes: tuple[str, ...] = ()
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(t.n_bytes for t in self.tensors)
+
+    @property
+    def bpw(self) -> float:
+        """Bits per weight of the source model, so that an untied head counts as a cost."""
+        return 8 * self.n_bytes / self.source_weights
+
+    @property
+    def matrix_types(self) -> dict[str, str]:
+        """The types of all tensors of more than one axis, by name."""
+        return {t.name: t.type for t in self.tensors if len(t.shape) > 1}
+
+    @property
+    def rounded_weights(self) -> int:
+        """How many weights of these become a quantized type."""
+        return sum(t.size for t in self.tensors if len(t.shape) > 1 and t.type not in PLAIN)
+
+    @property
+    def fallbacks(self) -> tuple[PlannedTensor, ...]:
+        """Tensors that did not get the type they were meant to have."""
+        return tuple(t for t in self.tensors if t.reason)
+
+
+def make_plan(
+    model: Model, options: Options, sensitivity: Mapping[str, float] | None = None
+) -> Plan:
+    """Plan the quantization of a model.
+
+    sensitivity: divergence per relative squared error of tensors, for a budget (None: what is known
+    of their roles).
+    Raises PlanError for options that contradict the model and for a file without tensors,
+    UnsupportedModelError where the asked rotation cannot be folded.
+    """
+    chosen = recipe(options.type)
+    if not model.tensors:
+        raise PlanError(
+            f"{model.path}: holds no tensors; expected a model, not its vocabulary alone"
+        )
+    if read_rotation(model).mode != "none" and options.rotate != "none":
+        raise PlanError(f"{model.path}: already rotated by tqgguf; use --rotate none")
+    rotation = _rotation(model, options)
+    sources = {name: name for name in model.tensors}
+    if rotation.mode == "fused" and folding.tied_head(model):
+        sources[folding.HEAD] = folding.EMBEDDING
+    head = folding.HEAD if folding.HEAD in sources else folding.EMBEDDING  # tied: both in one
+    tensors = tuple(
+        _plan_tensor(model.tensors[source], name, chosen, options, rotation, head)
+        for name, source in sources.items()
+    )
+    plan = Plan(chosen, rotation, tensors, sum(t.size for t in model.tensors.values()))
+    said: tuple[str, ...] = ()
+    if options.budget is not None:
+        plan, said = _spend(model, plan, options, head, sensitivity or {})
+    _check(model, plan, options)
+    return replace(plan, notes=(*_notes(plan), *said))
+
+
+def _spend(
+    model: Model, plan: Plan, options: Options, head: str, sensitivity: Mapping[str, float]
+) -> tuple[Plan, tuple[str, ...]]:
+    """Choose the types of all matrices that no option names, within the budget."""
+    free = [
+        t for t in plan.tensors if is_matrix(model.tensors[t.source]) and not _named(t, options)
+    ]
+    items = [_item(model, t, head, sensitivity) for t in free]
+    fixed = plan.n_bytes - sum(t.n_bytes for t in free)
+    types = allocate(items, (options.budget or 0) - fixed)
+    tensors = tuple(
+        replace(t, type=types[t.name], reason="") if t.name in types else t for t in plan.tensors
+    )
+    allocated = replace(plan, tensors=tensors)
+    source = "measured" if sensitivity else "known of each role"
+    name = f"TQ-{allocated.bpw:.2f}"
+    return (
+        replace(allocated, recipe=Recipe(name, plan.recipe.matrix, plan.recipe.roles)),
+        (
+            f"types chosen by the sensitivity {source}; predicted KL divergence "
+            f"{predicted(items, types):.4f} without error feedback",
+        ),
+    )
+
+
+def _named(tensor: PlannedTensor, options: Options) -> bool:
+    """Whether an option names the tensor's type."""
+    return (
+        any(re.search(pattern, tensor.name) for pattern, _ in options.tensor_types)
+        or (tensor.name == folding.HEAD and options.output_type is not None)
+        or (tensor.name == folding.EMBEDDING and options.token_embedding_type is not None)
+    )
+
+
+def _item(model: Model, t: PlannedTensor, head: str, sensitivity: Mapping[str, float]) -> Item:
+    kind = "output" if t.name == head else role(t.name)[0]
+    prefix = layer_prefix(t.name)
+    layer = int(prefix.split(".")[1]) if prefix else None
+    known = default_sensitivity(kind, layer, int(model.get("{arch}.block_count", 1)))
+    return Item(t.name, t.size, t.shape[-1], sensitivity.get(t.name, known))
+
+
+def is_matrix(tensor: Tensor) -> bool:
+    """Whether a tensor holds matrix weights that recipes quantize."""
+    kind, part = role(tensor.name)
+    return len(tensor.shape) >= 2 and part == "weight" and not _NEVER_QUANTIZED.search(kind)
+
+
+def _rotation(model: Model, options: Options) -> Rotation:
+    if options.rotate == "fused":
+        return folding.fused(model, block=options.block, seed=options.seed, balance=options.balance)
+    if options.rotate == "values":
+        return folding.values(model, balance=options.balance)
+    if options.rotate == "tensor":
+        names = [t.name for t in model.tensors.values() if is_matrix(t)]
+        return folding.per_tensor(model, names, block=options.block)
+    if options.rotate == "none":
+        return NO_ROTATION
+    raise PlanError(f"--rotate {options.rotate} is unknown; known: {', '.join(ROTATIONS)}")
+
+
+def _plan_tensor(
+    source: Tensor, name: str, chosen: Recipe, options: Options, rotation: Rotation, head: str
+) -> PlannedTensor:
+    wanted = _wanted_type(source, name, chosen, options, head)
+    if wanted in FORMATS:
+        type, reason = fitting(wanted, source.n_in)
+    else:
+        type, reason = wanted, ""
+    sides = rotation.sides.get(name, Sides())
+    return PlannedTensor(name, source.name, source.shape, source.type, type, sides, reason)
+
+
+def _wanted_type(source: Tensor, name: str, chosen: Recipe, options: Options, head: str) -> str:
+    """The type a tensor should have, before its row length is looked at."""
+    for pattern, type in options.tensor_types:
+        if re.search(pattern, name):
+            return find_format(type).name
+    if name == folding.HEAD and options.output_type:
+        return find_format(options.output_type).name
+    if name == folding.EMBEDDING and options.token_embedding_type:
+        return find_format(options.token_embedding_type).name
+    if is_matrix(source):
+        return chosen.type_of("output" if name == head else role(name)[0])
+    if source.type not in PLAIN:
+        return source.type  # integer tables and the like are copied
+    return "F32" if len(source.shape) == 1 or source.type == "F64" else source.type
+
+
+def _check(model: Model, plan: Plan, options: Options) -> None:
+    for t in plan.tensors:
+        if t.type not in FORMATS and t.type != t.source_type:
+            raise PlanError(f"{t.name}: tqgguf cannot write {t.type}")
+        if t.source_type not in PLAIN and t.type != t.source_type and not options.allow_requantize:
+            raise PlanError(
+                f"{model.path}: {t.name} is already {t.source_type}; quantize the F16, BF16 or F32 "
+                "model, or accept the loss with --allow-requantize"
+            )
+    if options.strict and plan.fallbacks:
+        first = plan.fallbacks[0]
+        raise PlanError(
+            f"{first.name}: {first.reason}; it would be {first.type}, which --strict forbids "
+            f"({len(plan.fallbacks)} such tensors)"
+        )
+
+
+def _rotation_notes(rotation: Rotation, tensors: Sequence[PlannedTensor]) -> Iterator[str]:
+    """What was rotated and how far it mixes."""
+    within = f"within value heads in blocks of {rotation.value_block}"
+    if rotation.mode == "tensor":
+        yield "stock llama.cpp cannot run --rotate tensor: it would not rotate activations"
+    elif rotation.mode == "values":
+        yield f"rotated {within} alone; the residual stream is untouched"
+    elif rotation.mode == "fused":
+        width = next(t.shape[-1] for t in tensors if t.name == folding.EMBEDDING)
+        order, kind = rotation.block, rotation.kind
+        count = f", {width // order} of them" if width > order else ""
+        yield f"rotated along the residual stream of {width} in {kind} blocks of {order}{count}"
+        yield f"rotated {within}" if rotation.value_block > 1 else "value heads are untouched"
+    steps = " ".join(step for t in tensors for step in t.sides.columns)
+    if BALANCE in steps:
+        yield "the FFN's channels are balanced between ffn_up and ffn_down"
+    if NORM_BALANCE in steps:
+        yield "channels are balanced between the norms' gains and the matrices that read them"
+
+
+def _notes(plan: Plan) -> tuple[str, ...]:
+    notes = []
+    head = next((t for t in plan.tensors if t.name == folding.HEAD), None)
+    if head and head.source != head.name:
+        notes.append(
+            f"untied: the fold needs an output head of its own, {head.n_bytes / 1e6:.1f} MB more"
+        )
+    notes.extend(_rotation_notes(plan.rotation, plan.tensors))
+    return tuple(notes)

@@ -1,0 +1,397 @@
+"""Who reads and who writes the residual stream, for every architecture that is known.
+
+Each row was read from llama.cpp's graph of the architecture (src/models/<graph>.cpp, the release
+inside llama-cpp-python 0.3.36), never guessed from tensor names: in some models `attn_post_norm` is
+the norm before the FFN. Each is proven in tests/rotation/test_architectures.py: in real llama.cpp a
+folded model computes the same, and one reader or writer forgotten is enough to break it.
+"""
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+LAYER = re.compile(r"^blk\.(?P<layer>\d+)\.(?P<role>.+?)(?:\.(?P<part>weight|bias))?$")
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """One row: roles are tensor names without `blk.N.` and `.weight`.
+
+    norms maps every norm on the residual stream to the matrices that read its output. A matrix may
+    stand under several norms: the last one that its layer has feeds it. The norm "" has no gain.
+    writers add to the stream; values are the pair (value projection, attention output) between
+    which nothing element-wise stands, or None; head_norm feeds the output head,
+    embedding_norm stands behind the token embedding. untouched lists
+    what lives beside the stream (q/k norms, rotary factors, and in rows that are refused the norms
+    that forbid it). refusal says why the stream cannot be rotated, why_no_values why the value
+    heads cannot, balanced whether the FFN is linear in ffn_up, note what is remarkable.
+    """
+
+    name: str
+    norms: dict[str, tuple[str, ...]]
+    writers: tuple[str, ...] = ("attn_output", "ffn_down")
+    values: tuple[str, str] | None = ("attn_v", "attn_output")
+    head_norm: str = "output_norm"
+    embeddings: tuple[str, ...] = ("token_embd",)
+    embedding_norm: str = ""
+    untouched: tuple[str, ...] = ()
+    norm: Literal["rms", "layer"] = "rms"
+    refusal: str = ""
+    why_no_values: str = ""
+    balanced: bool = True
+    note: str = ""
+    graph: str = ""  # llama.cpp's file, where it is not named like the architecture
+
+    @property
+    def readers(self) -> dict[str, str]:
+        """Reader role -> the norm whose output it reads (the last, if a layer may lack some)."""
+        return {reader: norm for norm, readers in self.norms.items() for reader in readers}
+
+
+_SPLIT = ("attn_q", "attn_k", "attn_v")
+_ATTENTION = (*_SPLIT, "attn_qkv")  # llama.cpp takes either from any file: rows q, k, v in order
+_FFN = ("ffn_gate", "ffn_up")
+_ROUTED = ("ffn_gate_inp", "ffn_gate_exps", "ffn_up_exps")
+_SHARED = ("ffn_gate_shexp", "ffn_up_shexp")
+_WRITERS = ("attn_output", "ffn_down")
+_MOE_WRITERS = ("attn_output", "ffn_down", "ffn_down_exps")
+_QK_NORMS = ("attn_q_norm", "attn_k_norm")
+_ROPE = ("rope_freqs", "rope_factors_long", "rope_factors_short")
+_POST_NORMS = ("post_attention_norm", "post_ffw_norm")
+_BOTH = {"attn_norm": _ATTENTION, "ffn_norm": _FFN}
+_AROUND = {"attn_norm": _ATTENTION, "post_attention_norm": _FFN}
+_MISNAMED = "post_attention_norm is the norm before the FFN"
+_POST_NORM_REASON = (
+    "norms on the attention's and FFN's outputs scale each channel before it joins the stream"
+)
+_TIED_REASON = (
+    "llama.cpp never loads an output head of its own, so output_norm's gain cannot be folded into "
+    "one without changing the embedding"
+)
+
+_PROJECTOR_REASON = (
+    "its image projector, a file of its own, writes to the stream and would not be rotated with it"
+)
+
+_RMS_ROWS = (
+    Architecture(
+        "llama",
+        norms={"attn_norm": _ATTENTION, "ffn_norm": _FFN + _ROUTED + _SHARED},
+        writers=(*_MOE_WRITERS, "ffn_down_shexp"),
+        untouched=_ROPE,
+        note="Llama 1-3, Mistral, Mixtral (experts), SmolLM",
+    ),
+    Architecture(
+        "mistral3",
+        norms={"attn_norm": _ATTENTION, "ffn_norm": _FFN + _ROUTED + _SHARED},
+        writers=(*_MOE_WRITERS, "ffn_down_shexp"),
+        untouched=_ROPE,
+        note="Mistral 3, Ministral: llama's graph, queries scaled by position",
+    ),
+    Architecture(
+        "granite",
+        norms={"attn_norm": _ATTENTION, "ffn_norm": _FFN + _ROUTED + _SHARED},
+        writers=(*_MOE_WRITERS, "ffn_down_shexp"),
+        untouched=_ROPE,
+        note="scalar multipliers on embedding, residual and logits commute with a rotation",
+    ),
+    Architecture(
+        "granitemoe",
+        norms={"attn_norm": _ATTENTION, "ffn_norm": _FFN + _ROUTED + _SHARED},
+        writers=(*_MOE_WRITERS, "ffn_down_shexp"),
+        untouched=_ROPE,
+        graph="granite-moe",
+        note="granite's multipliers, a router and experts in place of the FFN",
+    ),
+    Architecture("smollm3", norms=_BOTH, note="some layers without rotary embedding"),
+    Architecture("seed_oss", norms=_AROUND, note=_MISNAMED, graph="seed-oss"),
+    Architecture(
+        "exaone",
+        norms=_BOTH,
+        untouched=_ROPE,
+        note="llama's graph: two norms, each read by all that follows it",
+    ),
+    Architecture(
+        "internlm2",
+        norms=_BOTH,
+        note="llama's graph; the head is always a tensor of its own",
+    ),
+    Architecture(
+        "ernie4_5",
+        norms=_BOTH,
+        graph="ernie4-5",
+        note="llama's graph: two norms, each read by all that follows it",
+    ),
+    Architecture(
+        "arcee",
+        norms={"attn_norm": _ATTENTION, "ffn_norm": ("ffn_up",)},
+        untouched=_ROPE,
+        note="an ungated FFN, whose squared ReLU forbids balancing its channels",
+    ),
+    Architecture(
+        "apertus",
+        norms={"attn_norm": _ATTENTION, "ffn_norm": ("ffn_up",)},
+        untouched=_QK_NORMS + _ROPE,
+        note="an ungated FFN (xIELU); q and k are normalised after they have read the stream",
+    ),
+    Architecture(
+        "qwen",
+        norms=_BOTH,
+        note="q, k, v in one matrix with biases, of which R2 turns the value rows",
+    ),
+    Architecture("qwen2", norms=_BOTH, note="biases on q, k and v; the value bias turns with R2"),
+    Architecture(
+        "qwen2moe",
+        norms={
+            "attn_norm": _ATTENTION,
+            "ffn_norm": (*_ROUTED, *_SHARED, "ffn_gate_inp_shexp"),
+        },
+        writers=("attn_output", "ffn_down_exps", "ffn_down_shexp"),
+        note="the shared expert's gate, one row, reads the stream too",
+    ),
+    Architecture(
+        "qwen3",
+        norms=_BOTH,
+        untouched=_QK_NORMS,
+        note="q and k are normalised within heads, after they have read the stream; v is not",
+    ),
+    Architecture(
+        "qwen3moe",
+        norms={"attn_norm": _ATTENTION, "ffn_norm": _ROUTED},
+        writers=("attn_output", "ffn_down_exps"),
+        untouched=_QK_NORMS,
+        note="qwen3's attention; router and experts read the same norm",
+    ),
+    Architecture(
+        "olmoe",
+        norms={"attn_norm": _ATTENTION, "ffn_norm": _ROUTED},
+        writers=("attn_output", "ffn_down_exps"),
+        untouched=_QK_NORMS,
+        note="q and k are normalised over all heads, after they have read the stream; v is not",
+    ),
+    Architecture(
+        "dots1",
+        norms={"attn_norm": _ATTENTION, "ffn_norm": _FFN + _ROUTED + _SHARED},
+        writers=(*_MOE_WRITERS, "ffn_down_shexp"),
+        untouched=(*_QK_NORMS, "exp_probs_b"),
+        note="first layers dense; exp_probs_b is added to probabilities, not to the stream",
+    ),
+    Architecture(
+        "bailingmoe2",
+        norms={"attn_norm": _ATTENTION, "ffn_norm": _FFN + _ROUTED + _SHARED},
+        writers=(*_MOE_WRITERS, "ffn_down_shexp"),
+        untouched=(*_QK_NORMS, "exp_probs_b"),
+        note="q, k, v in one matrix; first layers dense; a shared expert reads the same norm",
+    ),
+    Architecture(
+        "deepseek",
+        norms={"attn_norm": _ATTENTION, "ffn_norm": _FFN + _ROUTED + _SHARED},
+        writers=(*_MOE_WRITERS, "ffn_down_shexp"),
+        note="plain attention; first layers dense; shared experts read the same norm",
+    ),
+    Architecture(
+        "glm4moe",
+        norms={"attn_norm": _ATTENTION, "post_attention_norm": _FFN + _ROUTED + _SHARED},
+        writers=(*_MOE_WRITERS, "ffn_down_shexp"),
+        untouched=(*_QK_NORMS, "exp_probs_b"),
+        note=_MISNAMED,
+        graph="glm4-moe",
+    ),
+    Architecture(
+        "gpt-oss",
+        norms={"attn_norm": _ATTENTION, "post_attention_norm": _ROUTED},
+        writers=("attn_output", "ffn_down_exps"),
+        untouched=("attn_sinks",),
+        balanced=False,  # swiglu_oai clamps what comes from ffn_up and adds 1
+        note=f"{_MISNAMED}; biases on every projection, the experts' too",
+        graph="openai-moe",
+    ),
+    Architecture(
+        "qwen35",
+        norms={
+            "attn_norm": (*_ATTENTION, "attn_gate", "ssm_beta", "ssm_alpha"),
+            "post_attention_norm": _FFN,
+        },
+        writers=("attn_output", "ssm_out", "ffn_down"),
+        values=None,
+        untouched=(*_QK_NORMS, "ssm_conv1d", "ssm_dt", "ssm_a", "ssm_norm"),
+        why_no_values="the attention's output is gated channel by channel",
+        note=f"{_MISNAMED}; delta-net layers read and write the stream too",
+    ),
+    Architecture(
+        "phimoe",
+        norms={"attn_norm": _ATTENTION, "ffn_norm": _ROUTED},
+        writers=("attn_output", "ffn_down_exps"),
+        untouched=_ROPE,
+        note="RMSNorm with a bias: c becomes Q^T (c/g), as under LayerNorm",
+        graph="phi3",
+    ),
+    Architecture(
+        "phi3",
+        norms={"attn_norm": _ATTENTION, "ffn_norm": ("ffn_up",)},
+        untouched=_ROPE,
+        note="q, k, v in one matrix, of which R2 turns the value rows; gate and up in one",
+    ),
+    Architecture(
+        "deepseek2",
+        norms={
+            "attn_norm": ("attn_q", "attn_q_a", "attn_kv_a_mqa"),
+            "ffn_norm": (*_FFN, *_ROUTED, "ffn_gate_up_exps", *_SHARED),
+        },
+        writers=(*_MOE_WRITERS, "ffn_down_shexp"),
+        values=None,
+        untouched=(
+            *("attn_q_a_norm", "attn_q_b", "attn_kv_a_norm", "attn_kv_b"),
+            *("attn_k_b", "attn_v_b", "exp_probs_b"),
+        ),
+        why_no_values="values are decompressed from a latent shared with the keys (MLA)",
+        note="MLA: the stream alone; what follows the latent's own norms stays as it is",
+    ),
+)
+
+_LAYER_ROWS = (
+    Architecture(
+        "olmo",
+        norms={"": _ATTENTION + _FFN},
+        head_norm="",
+        norm="layer",
+        note="LayerNorm without gain or bias; a clamp on q, k, v (OLMo 7B) forbids R2",
+    ),
+    Architecture(
+        "stablelm",
+        norms={"attn_norm": _ATTENTION + _FFN, "ffn_norm": _FFN},
+        untouched=_QK_NORMS,
+        norm="layer",
+        note="without ffn_norm (StableLM 2 12B) the FFN reads attn_norm, in parallel",
+    ),
+    Architecture(
+        "starcoder2",
+        norms={"attn_norm": _ATTENTION, "ffn_norm": _FFN},
+        norm="layer",
+        note="biases everywhere: those of the norms move into those of their readers",
+    ),
+    Architecture(
+        "gpt2",
+        norms={"attn_norm": _ATTENTION, "ffn_norm": _FFN},
+        embeddings=("token_embd", "position_embd"),
+        norm="layer",
+        note="position embeddings join the stream and turn with it",
+    ),
+    Architecture(
+        "starcoder",
+        norms={"attn_norm": _ATTENTION, "ffn_norm": _FFN},
+        embeddings=("token_embd", "position_embd"),
+        norm="layer",
+        note="GPT-2's graph with one key and value head; position embeddings turn with the stream",
+    ),
+    Architecture(
+        "nemotron",
+        norms={"attn_norm": _ATTENTION, "ffn_norm": _FFN},
+        norm="layer",
+        note="converters add 1 to the gains (LayerNorm1P); squared ReLU, ungated",
+    ),
+    Architecture(
+        "gptneox",
+        norms={"attn_norm": _ATTENTION, "ffn_norm": _FFN},
+        norm="layer",
+        note="GPT-NeoX, Pythia: two norms of the same stream, in parallel or in sequence",
+    ),
+    Architecture(
+        "falcon",
+        norms={"attn_norm": _ATTENTION + _FFN, "attn_norm_2": _ATTENTION},
+        norm="layer",
+        note="the FFN reads attn_norm; attention reads attn_norm_2 where there is one (40B)",
+    ),
+    Architecture(
+        "phi2",
+        norms={"attn_norm": _ATTENTION + _FFN},
+        norm="layer",
+        note="one norm feeds attention and FFN in parallel; the head's bias stays",
+    ),
+    Architecture(
+        "bloom",
+        norms={"attn_norm": _ATTENTION, "ffn_norm": _FFN},
+        embedding_norm="token_embd_norm",
+        norm="layer",
+        note="a norm behind the embedding: the table is rewritten so that its gain can be uniform",
+    ),
+    Architecture(
+        "mpt",
+        norms={"attn_norm": _ATTENTION, "ffn_norm": _FFN},
+        embeddings=("token_embd", "position_embd"),
+        untouched=_QK_NORMS,
+        norm="layer",
+        note="norms with or without bias; a clamp on q, k, v forbids R2",
+    ),
+)
+
+_REFUSED_ROWS = (
+    Architecture("gemma", norms=_BOTH, refusal=_TIED_REASON),
+    Architecture(
+        "command-r",
+        norms={"attn_norm": _ATTENTION + _FFN},
+        untouched=_QK_NORMS,
+        norm="layer",
+        refusal=_TIED_REASON,
+    ),
+    Architecture(
+        "cohere2",
+        norms={"attn_norm": _ATTENTION + _FFN},
+        untouched=_ROPE,
+        norm="layer",
+        refusal=_TIED_REASON,
+    ),
+    Architecture("qwen2vl", norms=_BOTH, refusal=_PROJECTOR_REASON),
+    Architecture("qwen3vl", norms=_BOTH, untouched=_QK_NORMS, refusal=_PROJECTOR_REASON),
+    Architecture(
+        "gemma2",
+        norms=_BOTH,
+        untouched=_POST_NORMS,
+        refusal=f"{_POST_NORM_REASON}; and {_TIED_REASON}",
+    ),
+    Architecture(
+        "gemma3",
+        norms=_BOTH,
+        untouched=_QK_NORMS + _POST_NORMS,
+        refusal=_POST_NORM_REASON,
+    ),
+    Architecture(
+        "olmo2",
+        norms={"": _ATTENTION + _FFN},
+        untouched=_QK_NORMS + _POST_NORMS,
+        refusal=_POST_NORM_REASON,
+        note="no norm before a sub-layer at all",
+    ),
+    Architecture(
+        "glm4",
+        norms={"attn_norm": _ATTENTION, "ffn_norm": ("ffn_up",)},
+        untouched=_POST_NORMS,
+        refusal=_POST_NORM_REASON,
+    ),
+    Architecture(
+        "exaone4",
+        norms={"": _ATTENTION + _FFN},
+        untouched=_QK_NORMS + _POST_NORMS + _ROPE,
+        refusal=_POST_NORM_REASON,
+        note="no norm before a sub-layer at all",
+    ),
+)
+
+ARCHITECTURES: dict[str, Architecture] = {
+    row.name: row for row in (*_RMS_ROWS, *_LAYER_ROWS, *_REFUSED_ROWS)
+}
+
+
+def role(name: str) -> tuple[str, str]:
+    """A tensor's role and part: blk.3.attn_q.weight -> ("attn_q", "weight")."""
+    match = LAYER.match(name)
+    if match:
+        return match["role"], match["part"] or ""
+    stem, _, part = name.rpartition(".")
+    return stem, part
+
+
+def layer_prefix(name: str) -> str:
+    """`blk.3.` of blk.3.attn_q.weight; empty for tensors outside the layers."""
+    match = LAYER.match(name)
+    return f"blk.{match['layer']}." if match else ""

@@ -1,0 +1,350 @@
+"""Fold a rotation into a model: which steps each tensor gets, from the table of architectures.
+
+Reads names, shapes and metadata, never weights. The network computes the same function afterwards,
+so stock llama.cpp runs the result (docs: README, "How the fold works").
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from tqgguf.errors import PlanError, UnsupportedModelError
+from tqgguf.kernels import hadamard
+from tqgguf.models.model import Model
+from tqgguf.rotation.architectures import ARCHITECTURES, Architecture, layer_prefix, role
+from tqgguf.rotation.rotation import Axis, Rotation, Sides
+from tqgguf.rotation.vectors import BALANCE, NORM_BALANCE, is_balance
+
+EMBEDDING, HEAD = "token_embd.weight", "output.weight"
+_MTP = "nextn."  # multi-token prediction: llama.cpp loads these layers, and runs them only to draft
+TENSOR_BLOCK = 128  # --rotate tensor, unless --block says otherwise
+
+
+def tied_head(model: Model) -> bool:
+    """Whether the output head is the token embedding, so that a fold must untie it."""
+    return HEAD not in model.tensors and EMBEDDING in model.tensors
+
+
+def fused(
+    model: Model, *, block: int | None = None, seed: int = 0, balance: bool = True
+) -> Rotation:
+    """The rotation that leaves the network's function unchanged.
+
+    block: the Hadamard order along the residual stream, the largest that divides it by default.
+    balance: scale the FFN's channels alike too, which no rotation reaches.
+    Raises UnsupportedModelError with the reason and the alternative, PlanError for a bad block.
+    """
+    row = _row(model)
+    if row.refusal:
+        other = " --rotate values (the value heads alone)," if row.values else ""
+        raise UnsupportedModelError(
+            f"{model.path}: the residual stream of {row.name} cannot be rotated: {row.refusal}; "
+            f"use{other} --rotate none, or --rotate tensor for study"
+        )
+    width = _embedding_width(model)
+    kind: hadamard.Kind = "regular" if row.norm == "layer" else "sylvester"
+    order = hadamard.largest_order(width, kind) if block is None else block
+    _check_order(order, width, kind)
+    names = [*model.tensors, HEAD] if tied_head(model) else list(model.tensors)
+    streams = {name: _on_stream(model, row, name) for name in names}
+    heads = _value_heads(model, row)
+    sides = {name: streams[name] | heads.sides(name) for name in names}
+    if balance:
+        sides = {name: s | _balance(model, row, name) for name, s in sides.items()}
+    rotation = Rotation(
+        mode="fused",
+        kind=kind,
+        block=order,
+        value_block=heads.order,
+        seed=seed,
+        sides={name: s for name, s in sides.items() if s},
+    )
+    _check_shapes(model, rotation)
+    return rotation
+
+
+def values(model: Model, *, balance: bool = True) -> Rotation:
+    """The rotation of the value heads alone (R2); the residual stream stays as it is.
+
+    balance: scale channels alike too, the FFN's and those between a norm's gain and its readers.
+
+    Raises UnsupportedModelError where something stands between values and attention output.
+    """
+    row = _row(model)
+    for name in model.tensors:
+        if not role(name)[0].startswith(_MTP):
+            _on_stream(model, row, name)  # an unknown tensor may stand in between
+    heads = _value_heads(model, row)
+    if heads.order <= 1:
+        raise UnsupportedModelError(
+            f"{model.path}: the value heads of {row.name} cannot be rotated: "
+            f"{heads.reason or 'their size is odd'}; use --rotate none"
+        )
+    sides = {name: heads.sides(name) for name in model.tensors}
+    if balance:
+        sides = {
+            name: s | _balance(model, row, name) | _norm_balance(model, row, name)
+            for name, s in sides.items()
+        }
+    rotation = Rotation(
+        mode="values",
+        value_block=heads.order,
+        sides={name: s for name, s in sides.items() if s},
+    )
+    _check_shapes(model, rotation)
+    return rotation
+
+
+def per_tensor(model: Model, names: list[str], *, block: int | None = None) -> Rotation:
+    """The rotation of each named matrix alone, along its input axis; other rows stay as they are.
+
+    Raises PlanError where the block is no Hadamard order.
+    """
+    order = TENSOR_BLOCK if block is None else block
+    if not hadamard.is_order(order):
+        raise PlanError(f"--block {order}: a Hadamard matrix needs a power of two")
+    fitting = [n for n in names if model.tensors[n].n_in % order == 0]
+    return Rotation(
+        mode="tensor", block=order, sides={n: Sides(columns=("block",)) for n in fitting}
+    )
+
+
+def _check_shapes(model: Model, rotation: Rotation) -> None:
+    """Refuse a header whose shapes contradict each other, before weights are read."""
+    for name, sides in rotation.sides.items():
+        tensor = model.tensors[name if name in model.tensors else EMBEDDING]
+        for steps, axis in ((sides.columns, -1), (sides.rows, 0)):
+            along = Axis(axis, (0, 0), tensor.shape)
+            for step in steps:
+                if (axis == 0 and len(tensor.shape) < 2) or not _fits(model, rotation, step, along):
+                    raise UnsupportedModelError(
+                        f"{model.path}: {name} has shape {tensor.shape}, which the fold's step "
+                        f"{step!r} does not fit; use --rotate none"
+                    )
+
+
+def _fits(model: Model, rotation: Rotation, step: str, along: Axis) -> bool:
+    _, colon, vector = step.partition(":")
+    if not colon:
+        return rotation.fits(step, along)
+    if vector in model.tensors:
+        return model.tensors[vector].size in along.sizes
+    if is_balance(vector):
+        return True  # see _balance and _norm_balance
+    if "*" not in vector:  # a norm behind the embedding, which acts on its columns
+        parts = [model.tensors.get(f"{vector}.{part}") for part in ("weight", "bias")]
+        return all(t is not None and t.size == along.size for t in parts)
+    matrix, factor = (model.tensors.get(name) for name in vector.split("*"))
+    return bool(matrix and factor and matrix.n_rows in along.sizes and matrix.n_in == factor.size)
+
+
+def _row(model: Model) -> Architecture:
+    row = ARCHITECTURES.get(model.architecture)
+    if row is None:
+        raise UnsupportedModelError(
+            f"{model.path}: no fold is known for architecture {model.architecture!r} "
+            f"(known: {', '.join(sorted(ARCHITECTURES))}); "
+            "use --rotate none, or --rotate tensor for study"
+        )
+    return row
+
+
+def _embedding_width(model: Model) -> int:
+    if EMBEDDING not in model.tensors:
+        raise UnsupportedModelError(f"{model.path}: {EMBEDDING} is missing; use --rotate none")
+    return model.tensors[EMBEDDING].n_in
+
+
+def _check_order(order: int, width: int, kind: hadamard.Kind) -> None:
+    if not hadamard.is_order(order, kind):
+        need = "a power of four" if kind == "regular" else "a power of two"
+        raise PlanError(f"--block {order}: this model's rotation needs {need}")
+    if width % order:
+        largest = hadamard.largest_order(width, kind)
+        raise PlanError(
+            f"--block {order} does not divide the model's width of {width}; "
+            f"the largest that does is {largest}"
+        )
+
+
+@dataclass(frozen=True)
+class _ValueHeads:
+    """What the rotation of the value heads does: H within each head, of the largest order.
+
+    n_heads counts query heads, size is a value head's, key_size a key head's; order 0 where reason
+    forbids the rotation.
+    """
+
+    model: Model
+    order: int = 0
+    n_heads: int = 0
+    size: int = 0
+    key_size: int = 0
+    value: str = ""
+    output: str = ""
+    reason: str = ""
+
+    def sides(self, name: str) -> Sides:
+        """The steps of one tensor."""
+        kind, part = role(name)
+        if self.order <= 1 or kind not in (self.value, self.output, "attn_qkv"):
+            return Sides()
+        if kind == self.output:
+            return Sides(columns=("value",)) if part == "weight" else Sides()
+        step = f"value@{self._first_value(name)}" if kind == "attn_qkv" else "value"
+        return Sides(columns=(step,)) if part == "bias" else Sides(rows=(step,))
+
+    def _first_value(self, name: str) -> int:
+        """Where the value rows begin in q, k and v stacked: n_q + n_k + n_v rows."""
+        rows = self.model.tensors[f"{layer_prefix(name)}attn_qkv.weight"].shape[0]
+        kv_heads = (rows - self.n_heads * self.key_size) // (self.key_size + self.size)
+        return rows - kv_heads * self.size
+
+
+def _value_heads(model: Model, row: Architecture) -> _ValueHeads:
+    if row.values is None:
+        return _ValueHeads(model, reason=row.why_no_values)
+    if model.get("{arch}.attention.clamp_kqv"):
+        return _ValueHeads(model, reason=f"{row.name}.attention.clamp_kqv clamps each value")
+    n_heads = model.get("{arch}.attention.head_count")
+    if isinstance(n_heads, list) and n_heads and n_heads.count(n_heads[0]) == len(n_heads):
+        n_heads = n_heads[0]
+    if not isinstance(n_heads, int):
+        reason = "the number of heads is missing" if n_heads is None else "layers differ in heads"
+        return _ValueHeads(model, reason=f"{model.path}: {reason}")
+    of_width = _embedding_width(model) // max(1, n_heads)
+    size = model.get("{arch}.attention.value_length", of_width)
+    key_size = model.get("{arch}.attention.key_length", of_width)
+    if not all(isinstance(n, int) and 0 < n < 2**32 for n in (n_heads, size, key_size)):
+        raise UnsupportedModelError(
+            f"{model.path}: {n_heads!r} heads with keys of {key_size!r} and values of {size!r} "
+            "make no sense; use --rotate none"
+        )
+    return _ValueHeads(model, hadamard.largest_order(size), n_heads, size, key_size, *row.values)
+
+
+def _balance(model: Model, row: Architecture, name: str) -> Sides:
+    """The balancing of a gated FFN's channels: up gains what down loses, for each expert."""
+    kind, part = role(name)
+    matrix, _, group = kind.removeprefix("ffn_").partition("_")  # "", "exps" or "shexp"
+    if not (row.balanced and kind.startswith("ffn_") and matrix in ("up", "down")):
+        return Sides()
+    ending = f"_{group}" if group else ""
+    prefix = layer_prefix(name)
+    names = [f"{prefix}ffn_{m}{ending}.weight" for m in ("gate", "up", "down")]
+    biased = group and f"{prefix}ffn_up{ending}.bias" in model.tensors
+    if biased or not all(n in model.tensors for n in names):
+        return Sides()
+    gate, up, down = (model.tensors[n].shape for n in names)
+    if len(up) < 2 or gate != up or (*down[:-2], down[-1]) != up[:-1]:
+        return Sides()
+    vector = f"{prefix}{BALANCE}{ending}"
+    if matrix == "down":
+        return Sides(columns=(f"ungain:{vector}",)) if part == "weight" else Sides()
+    gain = (f"gain:{vector}",)
+    return Sides(columns=gain) if part == "bias" else Sides(rows=gain)
+
+
+def _norm_balance(model: Model, row: Architecture, name: str) -> Sides:
+    """The balancing of channels between a norm's gain, its bias too, and all that read it."""
+    (kind, part), prefix = role(name), layer_prefix(name)
+    reads = kind in row.readers
+    norm = _norm_above(model, row, kind, prefix) if reads else prefix + kind
+    gain = model.tensors.get(f"{norm}.weight")
+    readers = _readers(model, row, norm) if gain else []
+    widths = {model.tensors[f"{prefix}{reader}.weight"].n_in for reader in readers}
+    if gain is None or widths != {gain.size} or (reads and part == "bias"):
+        return Sides()
+    vector = "+".join((f"{prefix}{NORM_BALANCE}", *readers))
+    return Sides(columns=(f"{'gain' if reads else 'ungain'}:{vector}",))
+
+
+def _on_stream(model: Model, row: Architecture, name: str) -> Sides:
+    """What the rotation of the residual stream does to a tensor.
+
+    Raises UnsupportedModelError for one that the table does not know.
+    """
+    kind, part = role(name)
+    norms = {*row.norms, row.head_norm}
+    stream = ("residual",)
+    cases: list[tuple[bool, Callable[[], Sides]]] = [
+        (kind in row.embeddings, lambda: _embedding(row, kind)),
+        (kind == row.embedding_norm, lambda: _embedding_norm(name, part)),
+        (kind in norms and part == "weight", lambda: Sides(columns=(f"ungain:{name}",))),
+        (kind in norms, lambda: _norm_bias(model, row, name)),
+        (kind in row.readers or kind == "output", lambda: _reader(model, row, name)),
+        (kind in row.writers and part == "bias", lambda: Sides(columns=stream)),
+        (kind in row.writers, lambda: Sides(rows=stream)),
+        (kind in row.untouched, Sides),
+    ]
+    for applies, make in cases:
+        if applies and kind:
+            return make()
+    if kind.startswith(_MTP):
+        raise UnsupportedModelError(
+            f"{model.path}: {name} belongs to a layer that predicts the token after the next, and "
+            "reads the output head through a norm of its own, so its gain cannot be folded into "
+            "the head; use --rotate values, --rotate none, or a file without that layer"
+        )
+    raise UnsupportedModelError(
+        f"{model.path}: {name} is not in the table of {row.name}, so a fold might break it; "
+        "use --rotate none"
+    )
+
+
+def _embedding(row: Architecture, kind: str) -> Sides:
+    behind = row.embedding_norm and kind == row.embeddings[0]
+    return Sides(columns=(*([f"normed:{row.embedding_norm}"] if behind else []), "residual"))
+
+
+def _embedding_norm(name: str, part: str) -> Sides:
+    step = f"minus:{name}" if part == "bias" else f"level:{name.removesuffix('.weight')}"
+    return Sides(columns=(step,))
+
+
+def _reader(model: Model, row: Architecture, name: str) -> Sides:
+    """Gain, then rotation; a bias stays, or takes what the norm's bias gives through the matrix."""
+    kind, part = role(name)
+    prefix = layer_prefix(name)
+    norm = _norm_above(model, row, kind, prefix)
+    if part == "bias":
+        takes = _gives_away(model, row, norm)
+        return Sides(columns=(f"plus:{prefix}{kind}.weight*{norm}.bias",) if takes else ())
+    return Sides(columns=(*([f"gain:{norm}.weight"] if norm else []), "residual"))
+
+
+def _norm_above(model: Model, row: Architecture, kind: str, prefix: str) -> str:
+    """The norm whose output a matrix reads, `blk.3.attn_norm` say; empty if it has no gain."""
+    norms = [row.head_norm] if kind == "output" else [n for n, r in row.norms.items() if kind in r]
+    return next((prefix + n for n in reversed(norms) if f"{prefix}{n}.weight" in model.tensors), "")
+
+
+def _readers(model: Model, row: Architecture, norm: str) -> list[str]:
+    """The roles of the matrices that read a layer's norm, `blk.3.attn_norm` say."""
+    kind, prefix = role(f"{norm}.weight")[0], layer_prefix(f"{norm}.weight")
+    present = [r for r in row.norms.get(kind, ()) if f"{prefix}{r}.weight" in model.tensors]
+    return [r for r in present if _norm_above(model, row, r, prefix) == norm]
+
+
+def _norm_bias(model: Model, row: Architecture, name: str) -> Sides:
+    """Q^T (c/g), which is large where a gain is small; nothing where the readers take it all."""
+    if _gives_away(model, row, name.removesuffix(".bias")):
+        return Sides(columns=(f"minus:{name}",))
+    return Sides(columns=(f"ungain:{_weight_of(name)}", "residual"))
+
+
+def _gives_away(model: Model, row: Architecture, norm: str) -> bool:
+    """Whether all that read this norm are single matrices with a bias, which can take W c."""
+    if f"{norm}.bias" not in model.tensors:
+        return False
+    kind, prefix = role(f"{norm}.bias")[0], layer_prefix(f"{norm}.bias")
+    if kind == row.head_norm:
+        return "output.bias" in model.tensors
+    return all(
+        f"{prefix}{r}.bias" in model.tensors
+        and len(model.tensors[f"{prefix}{r}.weight"].shape) == 2
+        for r in _readers(model, row, norm)
+    )
+
+
+def _weight_of(bias: str) -> str:
+    return bias.removesuffix(".bias") + ".weight"

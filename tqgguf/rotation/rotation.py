@@ -1,0 +1,438 @@
+"""What is done to each tensor's sides, how it is undone, and how it is recorded in the file.
+
+Along one axis of length n a step multiplies by an n x n matrix M: columns get W <- W M, rows get
+W <- M^T W. Every step is named by a short string, which is also its record in the metadata:
+
+* ``residual``     Q = diag(signs) blockdiag(H): the rotation of the residual stream (R1 in QuaRot,
+                   arXiv 2404.00456); without signs for LayerNorm models, whose H keeps the mean
+* ``value``        blockdiag(H) with one block per head: the rotation of the value heads (R2)
+* ``value@N``      the same from index N on, where q, k and v are stacked in one matrix
+* ``block``        blockdiag(H) along a matrix's own input: --rotate tensor
+* ``gain:NAME``    diag(v) with the vector NAME, such as a norm's gain folded into its readers
+* ``ungain:NAME``  diag(1/v): what is left of the norm's own gain (all ones) and of its bias
+
+* ``plus:NAME``    adds v to a bias, ``minus:NAME`` takes it away
+
+* ``normed:NAME``  what a norm behind the embedding makes of its rows, rotated instead of the rows;
+                   ``level:NAME`` is that norm's gain, made uniform (embedding_norm.py)
+
+NAME is a tensor of the unrotated model, or what is derived from several (vectors.py): `ffn_balance`
+in place of `ffn_up` and `ffn_down`, `norm_balance+READER+READER`, or the product `MATRIX*VECTOR`.
+
+Steps apply left to right. A 1-D tensor has columns only.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cache, partial
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+from tqgguf.errors import FileFormatError, UnsupportedModelError
+from tqgguf.kernels import hadamard
+from tqgguf.kernels.dtypes import F32
+from tqgguf.machine.threads import map_in_order
+from tqgguf.models.metadata import Value, encode
+from tqgguf.models.model import Model, Tensor
+from tqgguf.rotation.embedding_norm import unpacked
+from tqgguf.rotation.vectors import encode_vector, recorded_vectors, vector_of
+
+Mode = Literal["fused", "values", "tensor", "none"]
+VERSION = 1
+PREFIX = "tqgguf."
+_UNGAIN = "ungain:"
+_SLAB = 1 << 19  # weights rotated at a time
+
+
+@dataclass(frozen=True)
+class Sides:
+    """The steps applied to a tensor's input axis (columns) and output axis (rows)."""
+
+    columns: tuple[str, ...] = ()
+    rows: tuple[str, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.columns or self.rows)
+
+    def __or__(self, other: "Sides") -> "Sides":
+        """Both, one after the other."""
+        return Sides(self.columns + other.columns, self.rows + other.rows)
+
+
+@dataclass(frozen=True)
+class Rotation:
+    """The rotation of a whole model.
+
+    block is the Hadamard order along the residual stream (fused) or a matrix's input (tensor),
+    value_block the one along a value head (fused, values), 0 where unused. sides lists the tensors
+    that are touched under their names in the rotated file, vectors holds the vectors the steps
+    name, float32.
+    """
+
+    mode: Mode = "none"
+    kind: hadamard.Kind = "sylvester"
+    block: int = 0
+    value_block: int = 0
+    seed: int = 0
+    sides: Mapping[str, Sides] = field(default_factory=dict)
+    vectors: Mapping[str, F32] = field(default_factory=dict, repr=False)
+
+    def vector_names(self) -> list[str]:
+        """The vectors that the steps name, in order of first use."""
+        steps = (s for sides in self.sides.values() for s in sides.columns + sides.rows)
+        return list(dict.fromkeys(s.partition(":")[2] for s in steps if ":" in s))
+
+    def with_vectors_of(self, model: Model, *, threads: int | None = 1) -> "Rotation":
+        """The same rotation with its vectors read from the unrotated model's tensors.
+
+        Raises UnsupportedModelError where a gain is zero under a bias c: c/g would be infinite.
+        """
+        names = self.vector_names()
+        found = map_in_order(partial(vector_of, model), names, threads=threads)
+        vectors = dict(zip(names, found, strict=True))
+        for name, sides in self.sides.items():
+            divisors = [s.removeprefix(_UNGAIN) for s in sides.columns if s.startswith(_UNGAIN)]
+            for divisor in divisors:
+                if divisor != name and not np.all(vectors[divisor]):
+                    raise UnsupportedModelError(
+                        f"{model.path}: {divisor} holds a gain of zero, which cannot be folded "
+                        f"under {name}; use --rotate none"
+                    )
+        return replace(self, vectors=vectors)
+
+    def only(self, name: str) -> "Rotation":
+        """What concerns one tensor, small enough to be sent somewhere."""
+        sides = {name: self.sides[name]} if name in self.sides else {}
+        alone = replace(self, sides=sides)
+        return replace(alone, vectors={v: self.vectors[v] for v in alone.vector_names()})
+
+    def diagonal(self) -> "Rotation":
+        """What it multiplies rows and columns by, without the turns in between."""
+
+        def factors(steps: tuple[str, ...]) -> tuple[str, ...]:
+            return tuple(step for step in steps if ":" in step)
+
+        sides = {n: Sides(factors(s.columns), factors(s.rows)) for n, s in self.sides.items()}
+        return replace(self, sides=sides)
+
+    def granule(self, name: str) -> tuple[int, int]:
+        """How many consecutive rows and columns of a tensor its rotation mixes (1: none)."""
+        sides = self.sides.get(name, Sides())
+        rows, columns = (
+            math.lcm(*(self._order(step) for step in steps if ":" not in step))
+            for steps in (sides.rows, sides.columns)
+        )
+        return rows, columns
+
+    def apply(
+        self, name: str, x: F32, *, shape: tuple[int, ...], first: tuple[int, int] = (0, 0)
+    ) -> F32:
+        """Rotate a tile of the tensor `name`: (rows, columns) float32 -> the same shape.
+
+        shape is the whole tensor's (n_out and n_in are its last two axes), first the tile's first
+        row and column, both multiples of `granule`.
+        """
+        sides = self.sides.get(name, Sides())
+        x = self._take(sides.columns, x, Axis(-1, first, shape), undo=False)
+        return self._take(sides.rows, x, Axis(0, first, shape), undo=False)
+
+    def undo(
+        self, name: str, x: F32, *, shape: tuple[int, ...], first: tuple[int, int] = (0, 0)
+    ) -> F32:
+        """Undo `apply` on a tile: (rows, columns) float32 -> the same shape."""
+        sides = self.sides.get(name, Sides())
+        x = self._take(sides.rows[::-1], x, Axis(0, first, shape), undo=True)
+        return self._take(sides.columns[::-1], x, Axis(-1, first, shape), undo=True)
+
+    def _take(self, steps: tuple[str, ...], x: F32, along: "Axis", *, undo: bool) -> F32:
+        """Take steps along one axis, on slabs of the other that stay in a core's cache."""
+        if not steps:
+            return x
+        out = np.empty_like(x)
+        for slab, part in along.slabs(x):
+            turned = x[slab]
+            for step in steps:
+                turned = self._step(turned, step, part, undo=undo)
+            out[slab] = turned
+        return out
+
+    def _step(self, x: F32, step: str, along: "Axis", *, undo: bool) -> F32:
+        verb, _, name = step.partition(":")
+        if verb in ("normed", "level"):
+            return self._through_norm(verb, x, along, self._vector(name), undo=undo)
+        if name:
+            factor = along.facing(x, self._vector(name, *along.sizes))
+            if verb in ("plus", "minus"):
+                return x + factor if (verb == "plus") != undo else x - factor
+            if (verb == "gain") != undo:
+                return x * factor
+            return _divide(x, factor, dead=x if undo else np.ones_like(x))
+        order = self._order(step)
+        verb, _, start = step.partition("@")
+        if start:
+            return _from(int(start) - along.begin, x, along.axis, order)
+        turn = partial(hadamard.apply_exact, order=order, kind=self._kind(verb), axis=along.axis)
+        if verb != "residual" or self.kind == "regular":
+            return turn(x)
+        signs = along.facing(x, _signs(along.size, self.seed))
+        return turn(x) * signs if undo else turn(x * signs)
+
+    @staticmethod
+    def _through_norm(verb: str, x: F32, along: "Axis", packed: F32, *, undo: bool) -> F32:
+        """An embedding that a norm follows (embedding_norm.py), or the gain of that norm."""
+        norm = unpacked(packed)
+        if verb == "level":
+            return np.broadcast_to(norm.gain if undo else norm.level, x.shape).astype(np.float32)
+        change = norm.unfold if undo else norm.fold
+        return change(x, along.first[0])
+
+    def fits(self, step: str, along: "Axis") -> bool:
+        """Whether a step can be applied to an axis of a tensor."""
+        size = along.size
+        verb, colon, name = step.partition(":")
+        if verb in ("normed", "level"):
+            packed = self._vector(name)
+            n_embd = int(packed[2]) if len(packed) > 2 else -1
+            levels = (len(packed) - 3 - 2 * n_embd) // 2
+            rows = math.prod(along.shape[:-1]) if verb == "normed" else levels
+            return n_embd == size and len(packed) == 3 + 2 * n_embd + 2 * rows
+        if colon:
+            is_known = verb in ("gain", "ungain", "plus", "minus")
+            return is_known and len(self._vector(name, *along.sizes)) > 0
+        order, (verb, at, start) = self._order(step), step.partition("@")
+        begin = int(start) if start.isdecimal() else 0
+        return (
+            bool(at) == start.isdecimal()
+            and hadamard.is_order(order, self._kind(verb))
+            and begin <= size
+            and (size - begin) % order == 0
+        )
+
+    def _order(self, step: str) -> int:
+        verb = step.partition("@")[0]
+        if verb not in _ORDER:
+            raise FileFormatError(f"rotation step {step!r} is unknown to this version of tqgguf")
+        return _ORDER[verb](self)
+
+    def _kind(self, verb: str) -> hadamard.Kind:
+        return self.kind if verb == "residual" else "sylvester"
+
+    def _vector(self, name: str, *sizes: int) -> F32:
+        """The vector of a name, and of one of these sizes where any is given."""
+        vector = self.vectors.get(name)
+        if vector is None or vector.ndim != 1 or vector.size not in (sizes or (vector.size,)):
+            wanted = f" of {sizes[0]} values" if sizes else ""
+            raise FileFormatError(f"rotation metadata: no vector {name!r}{wanted}")
+        return vector
+
+    def metadata(self) -> dict[str, Value]:
+        """The GGUF keys that record this rotation; `read_rotation` is the inverse.
+
+        Of no rotation little is said: a file may have to be no larger than another tool's.
+        """
+        if self == NO_ROTATION:
+            return {
+                f"{PREFIX}version": encode(VERSION),
+                f"{PREFIX}rotation.mode": encode(self.mode),
+            }
+        names = list(self.sides)
+        record: dict[str, Any] = {
+            "version": VERSION,
+            "rotation.mode": self.mode,
+            "rotation.kind": self.kind,
+            "rotation.block_size": self.block,
+            "rotation.value_block_size": self.value_block,
+            "rotation.seed": self.seed,
+            "rotation.tensors": names,
+            "rotation.columns": [" ".join(self.sides[n].columns) for n in names],
+            "rotation.rows": [" ".join(self.sides[n].rows) for n in names],
+        }
+        keys = {PREFIX + key: encode(value) for key, value in record.items()}
+        return keys | dict(encode_vector(*item) for item in self.vectors.items())
+
+
+NO_ROTATION = Rotation()
+_ORDER: dict[str, Callable[[Rotation], int]] = {
+    "residual": lambda r: r.block,
+    "value": lambda r: r.value_block,
+    "block": lambda r: r.block,
+}
+
+
+def read_rotation(model: Model) -> Rotation:
+    """The rotation recorded in a model's metadata; NO_ROTATION where there is none.
+
+    Raises FileFormatError for a record of a later version or one that contradicts itself.
+    """
+    version = model.get("tqgguf.version")
+    if version is None:
+        return NO_ROTATION
+    if version != VERSION:
+        raise FileFormatError(
+            f"{model.path}: rotation metadata of version {version}; this tqgguf reads {VERSION}"
+        )
+    if (
+        model.get(f"{PREFIX}rotation.mode") == "none"
+        and f"{PREFIX}rotation.kind" not in model.metadata
+    ):
+        return NO_ROTATION
+    names, columns, rows = (_texts(model, key) for key in ("tensors", "columns", "rows"))
+    if not len(names) == len(columns) == len(rows):
+        raise FileFormatError(f"{model.path}: the rotation metadata's arrays differ in length")
+    sides = (Sides(tuple(c.split()), tuple(r.split())) for c, r in zip(columns, rows, strict=True))
+    rotation = Rotation(
+        mode=_one_of(model, "mode", get_args(Mode)),
+        kind=_one_of(model, "kind", hadamard.KINDS),
+        block=_number(model, "block_size"),
+        value_block=_number(model, "value_block_size"),
+        seed=_number(model, "seed"),
+        sides=dict(zip(names, sides, strict=True)),
+        vectors=recorded_vectors(model),
+    )
+    for name in rotation.sides.keys() & model.tensors.keys():
+        _check_sides(rotation, model, model.tensors[name])
+    return rotation
+
+
+def _texts(model: Model, key: str) -> list[str]:
+    value = model.get(f"tqgguf.rotation.{key}", [])
+    if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
+        raise FileFormatError(f"{model.path}: tqgguf.rotation.{key} is no array of texts")
+    return value
+
+
+def _one_of(model: Model, key: str, choices: tuple[Any, ...]) -> Any:
+    value = _required(model, key)
+    if value not in choices:
+        raise FileFormatError(
+            f"{model.path}: tqgguf.rotation.{key} is {value!r}; expected {', '.join(choices)}"
+        )
+    return value
+
+
+def _number(model: Model, key: str) -> int:
+    value = _required(model, key)
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**32:
+        raise FileFormatError(f"{model.path}: tqgguf.rotation.{key} is {value!r}, no 32-bit number")
+    return value
+
+
+def _check_sides(rotation: Rotation, model: Model, tensor: Tensor) -> None:
+    """Refuse steps that are unknown or that the tensor's axes do not fit."""
+    sides = rotation.sides[tensor.name]
+    if sides.rows and len(tensor.shape) < 2:
+        raise FileFormatError(f"{model.path}: rotation metadata: {tensor.name} has no rows to turn")
+    for steps, axis in ((sides.columns, -1), (sides.rows, 0)):
+        along = Axis(axis, (0, 0), tensor.shape)
+        for step in steps:
+            if not rotation.fits(step, along):
+                raise FileFormatError(
+                    f"{model.path}: rotation metadata: step {step!r} does not fit the "
+                    f"{along.size} {'rows' if axis == 0 else 'columns'} of {tensor.name}"
+                )
+
+
+def restored(model: Model) -> Model:
+    """The model in its original basis: the recorded rotation undone as rows are read.
+
+    An output head that the fold untied stays a tensor of its own.
+    """
+    rotation = read_rotation(model)
+    tensors = {
+        name: replace(t, rows=partial(_restored_rows, rotation, t), raw=None)
+        if name in rotation.sides
+        else t
+        for name, t in model.tensors.items()
+    }
+    metadata = {k: v for k, v in model.metadata.items() if not k.startswith(PREFIX)}
+    return Model(model.path, metadata, tensors)
+
+
+def _restored_rows(rotation: Rotation, tensor: Tensor, start: int, stop: int) -> F32:
+    """Rows start..stop in the original basis; whole granules are read and cut."""
+    granule, _ = rotation.granule(tensor.name)
+    first, last = start // granule * granule, -(-stop // granule) * granule
+    rows = rotation.undo(
+        tensor.name, tensor.rows(first, last), shape=tensor.shape, first=(first, 0)
+    )
+    return rows[start - first : stop - first]
+
+
+def _required(model: Model, key: str) -> Any:
+    value = model.get(f"tqgguf.rotation.{key}")
+    if value is None:
+        raise FileFormatError(f"{model.path}: tqgguf.rotation.{key} is missing")
+    return value
+
+
+@cache
+def _signs(size: int, seed: int) -> F32:
+    return hadamard.signs(size, seed=seed).astype(np.float32)
+
+
+def _from(start: int, x: F32, axis: int, order: int) -> F32:
+    """Rotate what lies at index `start` and beyond along an axis; the rest stays."""
+    count = x.shape[axis]
+    begin = min(max(start, 0), count)
+    if begin == count:
+        return x
+    before, behind = np.split(x, [begin], axis=axis)
+    turned = hadamard.apply_exact(behind, order=order, axis=axis)
+    return np.concatenate([before, turned], axis=axis)
+
+
+def _divide(x: F32, factor: F32, *, dead: F32) -> F32:
+    """Divide by a gain; `dead` where it is zero.
+
+    A norm's gain of zero becomes one like all its gains. Its readers' columns were multiplied by
+    it, so there is nothing to restore: they stay.
+    """
+    zero = factor == 0
+    return np.where(zero, dead, x / np.where(zero, np.float32(1), factor))
+
+
+@dataclass(frozen=True)
+class Axis:
+    """The axis a step acts on (0: rows, -1: columns), and where the tile lies in its tensor."""
+
+    axis: int
+    first: tuple[int, int]
+    shape: tuple[int, ...]
+
+    @property
+    def begin(self) -> int:
+        """Index of the tile's first row or column."""
+        return self.first[self.axis]
+
+    @property
+    def size(self) -> int:
+        """Rows or columns of the whole matrix, one of those that are stacked."""
+        return self.shape[-2] if self.axis == 0 else self.shape[-1]
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """Lengths of a vector for one matrix, and of one for all that are stacked."""
+        return self.size, self.size * math.prod(self.shape[:-2])
+
+    def slabs(self, x: F32) -> Iterator[tuple[tuple[slice, slice], "Axis"]]:
+        """Cut a tile across this axis: where each slab lies in it, and its place in the tensor."""
+        whole, (row, column) = slice(None), self.first
+        width = max(1, _SLAB // x.shape[self.axis])
+        for at in range(0, x.shape[-1 - self.axis], width):
+            cut = slice(at, at + width)
+            if self.axis == 0:
+                yield (whole, cut), replace(self, first=(row, column + at))
+            else:
+                yield (cut, whole), replace(self, first=(row + at, column))
+
+    def facing(self, x: F32, vector: F32) -> F32:
+        """What multiplies a tile, from a vector for one matrix or one for each that is stacked."""
+        at = np.arange(self.begin, self.begin + x.shape[self.axis])
+        if self.axis == 0:
+            return np.take(vector, at, mode="wrap")[:, None]
+        if vector.size == self.size:
+            return vector[at]
+        stacked = (self.first[0] + np.arange(len(x))) // self.shape[-2]
+        return vector.reshape(-1, self.size)[stacked[:, None], at]
