@@ -50,9 +50,14 @@ def test_a_picture_is_refused_before_any_work(novels, text, tmp_path, command):
     assert "front.txt" in last_error(result)
 
 
+@pytest.mark.usefixtures("nothing_installed")
 def test_missing_files_are_named(novels, text, tmp_path):
-    result = run("eval", tmp_path / "no.gguf", novels, "--text", text)
-    assert last_error(result) == f"error: {tmp_path}/no.gguf: no such file or folder"
+    missing = f"error: {tmp_path}/no.gguf: no such file or folder"
+    assert last_error(run("eval", tmp_path / "no.gguf", novels, "--text", text)) == missing
+    assert last_error(run("eval", novels, tmp_path / "no.gguf", "--text", text)) == missing
+    assert last_error(run("bench", novels, tmp_path / "no.gguf")) == missing
+    result = run("eval", novels, novels, "--text", tmp_path / "no.txt")
+    assert last_error(result) == f"error: {tmp_path}/no.txt: no such text file"
 
 
 @pytest.mark.tools
@@ -72,9 +77,10 @@ def test_nothing_to_measure_is_a_usage_error(novels):
     assert run("bench", novels, "-p", 0, "-n", 0).exit_code == 2
 
 
-@pytest.mark.tools
-def test_nothing_to_compare_is_a_usage_error(novels, text):
-    assert run("eval", novels, "--text", text).exit_code == 2
+@pytest.mark.usefixtures("nothing_installed")
+@pytest.mark.parametrize("nothing", [[], ["--types", " ,"]])
+def test_nothing_to_compare_is_a_usage_error(novels, text, nothing):
+    assert run("eval", novels, "--text", text, *nothing).exit_code == 2
 
 
 @pytest.mark.usefixtures("nothing_installed")

@@ -42,5 +42,13 @@ def test_blas_is_single_threaded_inside_and_restored():
         assert blas_threads() == [2]
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+def test_blas_is_single_threaded_in_workers_however_few(threads):
+    seen = []
+    with threadpoolctl.threadpool_limits(2):
+        run_all(lambda _: seen.append(blas_threads()), [1, 2], threads=threads)
+    assert seen == [[1], [1]]
+
+
 def test_default_threads_is_positive():
     assert default_threads() >= 1

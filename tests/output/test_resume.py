@@ -2,7 +2,6 @@
 
 import json
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -254,7 +253,8 @@ def test_data_is_on_the_disk_before_the_journal_says_so(novels, tmp_path, monkey
     path, log, fsync = tmp_path / "q.gguf", [], os.fsync
 
     def logged(fd):
-        log.append((Path(f"/proc/self/fd/{fd}").readlink().name, os.fstat(fd).st_size))
+        (file,) = (p for p in [tmp_path, *tmp_path.iterdir()] if os.path.samefile(p, fd))
+        log.append((file.name, os.fstat(fd).st_size))
         fsync(fd)
 
     monkeypatch.setattr(output.os, "fsync", logged)
@@ -277,13 +277,14 @@ def test_two_runs_into_one_output_are_not_mixed(novels, tmp_path, whole):
 
 
 def test_a_full_disk_is_found_before_the_work_and_leaves_nothing(novels, tmp_path):
-    def limit():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
-
-    command = [sys.executable, "-m", "tqgguf", "quantize", novels, "-o", tmp_path / "q.gguf"]
-    done = subprocess.run(
-        command, preexec_fn=limit, cwd=ROOT, capture_output=True, text=True, check=False
-    )
+    limited = """
+import resource
+resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
+from tqgguf.cli import main
+main()
+"""
+    command = [sys.executable, "-c", limited, "quantize", novels, "-o", tmp_path / "q.gguf"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].endswith("q.gguf: file too large (the output takes 3.5 MB)")
     assert list(tmp_path.iterdir()) == []

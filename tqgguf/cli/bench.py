@@ -47,9 +47,9 @@ def bench_command(
     check_plot(plot, force=force)
     if not prompt + generate:
         raise typer.BadParameter("--n-prompt 0 and --n-gen 0 leave nothing to measure")
-    llamacpp.find("llama-bench")  # before any file is made
     for model in models:
         open_gguf(model)
+    llamacpp.find("llama-bench")  # before any file is made
     made = m.make_files(models[0], baselines, types, threads=threads, quiet=quiet)
     files = list(dict.fromkeys([*models, *made]))
     workload = Workload(prompt, generate, threads, gpu_layers)

@@ -50,12 +50,13 @@ def eval_command(
     Example: tqgguf eval model-f16.gguf model-TQ-Q4.gguf model-TQ-Q3.gguf --text book.txt
     """
     check_plot(plot, force=force)
+    evaluate.check_files([original, *(models or [])], text)
+    if not (models or m.names(baselines) or m.names(types)):
+        raise typer.BadParameter("no file to compare: give some, or --baselines, or --types")
     llamacpp.find("llama-perplexity")  # before any file is made
     settings = Settings(context or evaluate.default_context(original), chunks, threads, gpu_layers)
     made = m.make_files(original, baselines, types, threads=threads, quiet=quiet)
     files = list(dict.fromkeys([*(models or []), *made]))
-    if not files:
-        raise typer.BadParameter("no file to compare: give some, or --baselines, or --types")
     base, rows = _measure(original, files, text, settings, quiet=quiet)
     if bench:
         workload = Workload(threads=threads, gpu_layers=gpu_layers)

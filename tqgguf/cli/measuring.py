@@ -29,8 +29,8 @@ def make_files(
     source: Path, baselines: str, types: str, *, threads: int | None, quiet: bool
 ) -> list[Path]:
     """llama-quantize's and our files of a model, kept in the user's cache, in the order asked."""
-    wanted = [(benchmark.baseline, name) for name in _split(baselines)]
-    wanted += [(benchmark.ours, name) for name in _split(types)]
+    wanted = [(benchmark.baseline, name) for name in names(baselines)]
+    wanted += [(benchmark.ours, name) for name in names(types)]
     files = []
     with progress(len(wanted), "files", unit="file", quiet=quiet) as bar:
         for make, name in wanted:
@@ -51,5 +51,6 @@ def run_rounds(
     return samples
 
 
-def _split(types: str) -> list[str]:
+def names(types: str) -> list[str]:
+    """The names in a list separated by commas."""
     return [name.strip() for name in types.split(",") if name.strip()]

@@ -23,7 +23,9 @@ from tqgguf.errors import ToolError
 from tqgguf.machine.cache import user_cache
 
 VERSION = "0.3.36"  # the llama-cpp-python release whose llama.cpp `make llama.cpp` builds
-STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+STOPPING = [  # Windows has no SIGHUP
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+]
 LOG_PREFIX = r"\d+\.\d\d\.\d{3}\.\d{3} "  # "0.00.026.544 E text"; without it: printed, not logged
 LOGGED = re.compile(rf"{LOG_PREFIX}(?P<level>[A-Z]) +(?P<text>(?:(?!{LOG_PREFIX}).)*)")
 ERROR_WORD = re.compile(r"error|failed|invalid|unable", re.IGNORECASE)
@@ -157,8 +159,16 @@ class _Child:
 
     def _kill(self) -> None:
         if self.process is not None and self.process.poll() is None:
-            with suppress(ProcessLookupError):
-                os.killpg(self.process.pid, signal.SIGKILL)
+            _kill_session(self.process)
+
+
+def _kill_session(process: subprocess.Popen[bytes]) -> None:
+    """Kill a process and all it started; on Windows, which has no sessions, the process alone."""
+    if not hasattr(os, "killpg"):
+        process.kill()
+        return
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def _text(file: IO[bytes]) -> str:

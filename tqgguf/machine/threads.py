@@ -30,17 +30,19 @@ def default_threads() -> int:
 def run_all(work: Callable[[Item], object], items: list[Item], *, threads: int | None) -> None:
     """Call work(item) for every item on `threads` threads (None: one per processor).
 
-    Matrix products inside the workers run on one thread each, or they would fight for the cores.
+    Matrix products inside the workers run on one thread each: several would fight for the cores,
+    and give other bits, so that the number of workers would show in the results.
     """
     keep_freed_memory()
     workers = min(threads or default_threads(), len(items))
-    if workers <= 1:
-        for item in items:
-            work(item)
-        return
-    with single_threaded_blas(), ThreadPoolExecutor(workers) as pool:
-        for _ in pool.map(work, items):
-            pass
+    with single_threaded_blas():
+        if workers <= 1:
+            for item in items:
+                work(item)
+            return
+        with ThreadPoolExecutor(workers) as pool:
+            for _ in pool.map(work, items):
+                pass
 
 
 def map_in_order(

@@ -75,11 +75,22 @@ def default_context(path: Path) -> int:
     return min(LONGEST_CONTEXT, int(length))
 
 
+def check_files(models: Sequence[Path], text: Path) -> None:
+    """Raise FileFormatError where a model or the text cannot be read."""
+    for model in models:
+        open_gguf(model)
+    _check_text(text)
+
+
+def _check_text(text: Path) -> None:
+    if not text.is_file():
+        raise FileFormatError(f"{text}: no such text file")
+
+
 def prepare(path: Path, text: Path, settings: Settings) -> Original:
     """Compute the original's predictions on the text, unless they are in the cache."""
     model = open_gguf(path)
-    if not text.is_file():
-        raise FileFormatError(f"{text}: no such text file")
+    _check_text(text)
     base, ppl = _cached_base(path, text, settings)
     weights = sum(tensor.size for tensor in model.tensors.values())
     bpw = 8 * tensor_bytes(model) / weights
