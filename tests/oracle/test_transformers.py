@@ -97,6 +97,9 @@ CASES = {
     "llama-yarn-attention": Case(
         "LlamaConfig", {"rope_parameters": {**YARN, "attention_factor": 1.5}}
     ),
+    "llama-yarn-mscale": Case(
+        "LlamaConfig", {"rope_parameters": {**YARN, "mscale": 0.7, "mscale_all_dim": 1.2}}
+    ),
     "llama-longrope": Case("LlamaConfig", longrope(16)),
     "mistral": Case("MistralConfig", {"head_dim": 16, "sliding_window": None}),
     "mixtral": Case("MixtralConfig", {"num_local_experts": 4, "num_experts_per_tok": 2}),

@@ -1,6 +1,8 @@
 """config.json in its older and newer dialects, and what it may not say."""
 
+import math
 import random
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +15,12 @@ from tqgguf.errors import TqggufError, UnsupportedModelError
 from tqgguf.models.huggingface import convert_hyperparameters
 from tqgguf.models.huggingface.architectures import ARCHITECTURES, check_assumptions
 from tqgguf.models.huggingface.folder import Config
-from tqgguf.models.huggingface.hyperparameters import rope_tensors
+from tqgguf.models.huggingface.rope import rope_tensors
 
 LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 LLAMA3 |= {"original_max_position_embeddings": 32}
 YARN = {"factor": 4.0, "original_max_position_embeddings": 32}
+LN4 = math.log(4)
 LONG = {"short_factor": [1.0] * 3, "long_factor": [2.0] * 3}
 GEMMA = {"head_dim": 8, "hidden_activation": "gelu_pytorch_tanh", "hidden_act": None}
 GEMMA |= {"query_pre_attn_scalar": 8, "sliding_window": 16}
@@ -128,6 +131,64 @@ def test_yarn_with_other_ramps_is_refused():
     rope = {"rope_type": "yarn", **YARN, "beta_fast": 64}
     with pytest.raises(UnsupportedModelError, match="beta_fast 64"):
         convert("LlamaForCausalLM", {**LLAMA, "rope_scaling": rope})
+
+
+@pytest.mark.parametrize(
+    ("scales", "attention"),
+    [
+        ({}, None),  # llama.cpp's own, 0.1 ln 4 + 1
+        ({"mscale": 1.0, "mscale_all_dim": 1.0}, 1.0),
+        ({"mscale": 0.707, "mscale_all_dim": 1.0}, (0.0707 * LN4 + 1) / (0.1 * LN4 + 1)),
+        ({"mscale": 2.0}, None),  # counts for nothing alone
+        ({"mscale": 2.0, "mscale_all_dim": 0}, None),
+        ({"mscale": 2.0, "mscale_all_dim": 1.0, "attention_factor": 1.5}, 1.5),
+        ({"factor": None, "max_position_embeddings": 128, "attention_factor": 1.5}, 1.5),
+        ({"factor": 1.0, "attention_factor": 1.5}, 1.5),
+    ],
+)
+def test_yarn_scales_the_attention_as_transformers_does(scales, attention):
+    context = scales.get("max_position_embeddings", 64)
+    scales = {k: v for k, v in scales.items() if k != "max_position_embeddings"}
+    rope = {"rope_type": "yarn", **YARN, **scales}
+    values = {**LLAMA, "max_position_embeddings": context, "rope_scaling": rope}
+    keys, _ = convert("LlamaForCausalLM", values)
+    factor = keys["rope.scaling.factor"]
+    assert factor == (scales.get("factor", 4.0) or 4.0)
+    computed = keys.get("rope.scaling.attn_factor", 1.0) * (0.1 * math.log(factor) + 1)
+    assert computed == pytest.approx(attention or 0.1 * LN4 + 1)
+
+
+@pytest.mark.parametrize(
+    ("rope", "named"),
+    [
+        ({"rope_type": "yarn", **YARN, "truncate": False}, "truncate is False"),
+        ({"rope_type": "yarn", **YARN, "attn_factor": 2}, "attn_factor is 2"),
+        ({"rope_type": "linear", "factor": 2.0, "attention_factor": 1.2}, "attention_factor is 1"),
+        ({"rope_type": "default", "factor": 8.0}, "factor is 8.0 under rope_type default"),
+        ({"rope_type": "llama3", **LLAMA3, "beta_fast": 32}, "beta_fast is 32"),
+        ({"rope_type": "default", "mrope_section": [1, 2, 3]}, "mrope_section is"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5"),
+        ({"llama_4_scaling_beta": 0.1}, "llama_4_scaling_beta is 0.1"),
+        ({"full_attention": {"rope_type": "default"}, "factor": 2.0}, "factor is 2.0"),
+        (
+            {"full_attention": {}, "sliding_attention": {"rope_type": "linear", "factor": 2.0}},
+            "rope_type linear in layers with a sliding window",
+        ),
+    ],
+)
+def test_a_rotary_key_that_is_not_computed_is_named(rope, named):
+    with pytest.raises(UnsupportedModelError, match=re.escape(named)):
+        convert("LlamaForCausalLM", {**LLAMA, "rope_scaling": rope})
+    if rope.get("partial_rotary_factor"):
+        with pytest.raises(UnsupportedModelError, match=re.escape(named)):
+            convert("LlamaForCausalLM", {**LLAMA, **rope})
+
+
+@pytest.mark.parametrize("extra", [{"truncate": True}, {"finetuned": True}, {"attn_factor": 1}])
+def test_rotary_keys_that_change_nothing(extra):
+    rope = {"rope_type": "yarn", **YARN}
+    plain = convert("LlamaForCausalLM", {**LLAMA, "rope_scaling": rope})
+    assert convert("LlamaForCausalLM", {**LLAMA, "rope_scaling": {**rope, **extra}}) == plain
 
 
 def test_llama3_scaling_needs_a_graph_that_loads_factors():

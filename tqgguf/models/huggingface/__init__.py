@@ -11,7 +11,8 @@ from tqgguf.models.huggingface.architectures import (
 )
 from tqgguf.models.huggingface.folder import Config
 from tqgguf.models.huggingface.general import general_keys
-from tqgguf.models.huggingface.hyperparameters import convert_hyperparameters, rope_tensors
+from tqgguf.models.huggingface.hyperparameters import convert_hyperparameters
+from tqgguf.models.huggingface.rope import rope_tensors
 from tqgguf.models.huggingface.safetensors import read_weights
 from tqgguf.models.huggingface.tensors import convert_tensors
 from tqgguf.models.huggingface.tokenizer import tokenizer_keys

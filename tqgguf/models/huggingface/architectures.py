@@ -103,6 +103,7 @@ class Architecture:
     always_tied: bool = False  # the graph never loads output.weight
     space_prefix: bool | None = None  # what its SentencePiece tokenizers do; None: ask them
     rope: bool = True
+    partial_rotary: bool = False  # the graph may rotate less than a whole head
     rope_factors: tuple[str, ...] = ()  # rope types whose tensors of factors the graph loads
 
 
@@ -276,6 +277,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         {**_ENDS, **_ATTENTION, **_EXPERTS},
         (*_LLAMA.keys, *_MOE),
         assumes={"hidden_act": _SILU},
+        defaults={"rope_theta": 1_000_000.0},
         rotary_pairs=True,
         rope_factors=("llama3", "longrope"),
     ),
@@ -311,6 +313,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
             Key("attention.sliding_window", _window_or_0),
         ),
         assumes={"hidden_act": _SILU},
+        partial_rotary=True,
         rope_factors=("longrope",),
     ),
     "GPT2LMHeadModel": Architecture(
