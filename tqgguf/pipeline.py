@@ -1,9 +1,8 @@
 """The story: read -> fold -> quantize -> write, one tile at a time, one Report per tensor."""
 
-import hashlib
 import platform
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
@@ -21,6 +20,7 @@ from tqgguf.formats import quantize as encode
 from tqgguf.kernels.dtypes import F32, U8
 from tqgguf.machine import cluster as clusters
 from tqgguf.machine import processes as crews
+from tqgguf.machine.content import digest
 from tqgguf.machine.memory import default_memory
 from tqgguf.machine.threads import default_threads, in_order, single_threaded_blas
 from tqgguf.models import Model, Tensor, model_files, open_tensors
@@ -170,7 +170,7 @@ class _Job:
         """What the importance matrix says, wherever it lies; "" without one."""
         given = {name: x for name, x in self.importance.items() if x is not None}
         parts = (part for name, x in given.items() for part in (name.encode(), x.tobytes()))
-        return _digest(parts) if given else ""
+        return digest(parts) if given else ""
 
     def layouts(self, split: Split) -> list[Layout]:
         """Every byte but the tensors'."""
@@ -181,7 +181,7 @@ class _Job:
         if not split:
             return [lay_out(metadata, infos)]
         content = (_beginning(tensor).tobytes() for tensor in self.model.tensors.values())
-        run = _digest([lay_out(metadata, infos).header, *content])
+        run = digest([lay_out(metadata, infos).header, *content])
         return lay_out_shards(metadata, infos, split, run=run)
 
     def identity(self, layouts: Sequence[Layout]) -> dict[str, str]:
@@ -197,8 +197,8 @@ class _Job:
             "the number of files": str(len(layouts)),
             "the content of --calibrate": self.rounded_by or "none",
             "the content of --imatrix": self.weighed_by or "none",
-            "the plan": _digest([repr(plan.tensors).encode()]),
-            "the metadata": _digest(layout.header for layout in layouts),
+            "the plan": digest([repr(plan.tensors).encode()]),
+            "the metadata": digest(layout.header for layout in layouts),
         }
 
     def works(self, output: Output) -> "dict[str, _Work]":
@@ -219,13 +219,6 @@ class _Job:
 def _beginning(tensor: Tensor) -> U8 | F32:
     """The first row: fine-tuned models of one shape differ in it somewhere."""
     return tensor.stored(0, 1) if tensor.raw else tensor.rows(0, 1)
-
-
-def _digest(parts: Iterable[bytes]) -> str:
-    digest = hashlib.blake2b(digest_size=8)
-    for part in parts:
-        digest.update(part)
-    return digest.hexdigest()
 
 
 def _state(path: Path) -> str:

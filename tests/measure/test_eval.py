@@ -9,8 +9,10 @@ from tqgguf import llamacpp
 from tqgguf.errors import FileFormatError, ToolError
 from tqgguf.llamacpp import NoResultError, Settings, Speed
 from tqgguf.llamacpp.logits import perplexity
+from tqgguf.machine.cache import prune
+from tqgguf.machine.content import content_key
 from tqgguf.measure import eval as evaluate
-from tqgguf.measure.eval import Row, content_key, mark_pareto
+from tqgguf.measure.eval import Row, mark_pareto
 from tqgguf.models import open_model
 from tqgguf.pipeline import quantize
 from tqgguf.planning.plan import Options, make_plan
@@ -71,7 +73,7 @@ def test_the_least_recently_used_predictions_go_first(tmp_path):
             path = tmp_path / f"{name}{suffix}"
             path.write_bytes(bytes(size))
             os.utime(path, (1000 - age, 1000 - age))
-    evaluate._prune(tmp_path, keep=tmp_path / "old.kld", limit=10)
+    prune(tmp_path, keep="old", limit=22)
     assert {p.name for p in tmp_path.iterdir()} == {"new.kld", "new.ppl", "old.kld", "old.ppl"}
 
 

@@ -21,6 +21,7 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from tqgguf.kernels.dtypes import U8
+from tqgguf.machine.cache import prune, size_on_disk
 
 LIMIT = 8 << 30  # bytes of all folders together; the least recently used go first
 _FREE_SHARE = 4  # a limited folder takes at most one of so many free bytes
@@ -42,7 +43,7 @@ class Kept:
         self._room = math.inf
         if room is not None:
             spare = shutil.disk_usage(folder).free // _FREE_SHARE
-            self._room = min(spare, room - _size(folder))
+            self._room = min(spare, room - size_on_disk(folder))
         self._lock = threading.Lock()
 
     def read(self, name: str) -> list[NDArray[Any]] | None:
@@ -90,31 +91,8 @@ def open_kept(root: Path, key: str, *, room: int | None = None) -> Kept:
     folder = root / key
     folder.mkdir(parents=True, exist_ok=True)
     os.utime(folder)
-    _prune(root, keep=folder, reserved=room or 0)
+    prune(root, limit=LIMIT, keep=key, reserved=room or 0)
     return Kept(folder, room=room)
-
-
-def _prune(root: Path, *, keep: Path, reserved: int) -> None:
-    """Delete the least recently used folders until the rest fit the limit.
-
-    reserved: bytes that `keep` may come to hold.
-    """
-    total = max(reserved, _size(keep))
-    with suppress(FileNotFoundError):  # another process prunes too
-        others = [path for path in root.iterdir() if path != keep]
-        for folder in sorted(others, key=lambda path: path.stat().st_mtime, reverse=True):
-            total += _size(folder)
-            if total > LIMIT:
-                shutil.rmtree(folder, ignore_errors=True)
-
-
-def _size(folder: Path) -> int:
-    """Bytes of a folder's files; another process may be deleting them."""
-    total = 0
-    with suppress(OSError), os.scandir(folder) as entries:
-        for entry in entries:
-            total += entry.stat().st_size
-    return total
 
 
 def _write(path: Path, arrays: Arrays) -> None:

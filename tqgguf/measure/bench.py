@@ -8,8 +8,10 @@ from pathlib import Path
 from tqgguf import llamacpp
 from tqgguf.llamacpp import Sample, Speed
 from tqgguf.machine.cache import user_cache
-from tqgguf.measure.eval import content_key, disk_bytes, open_gguf
+from tqgguf.machine.content import content_key
+from tqgguf.measure.eval import disk_bytes, open_gguf
 from tqgguf.models import Model
+from tqgguf.models.gguf import shard_files
 from tqgguf.pipeline import quantize
 from tqgguf.planning.plan import Options, make_plan
 
@@ -47,7 +49,7 @@ def baseline(source: Path, type: str, *, threads: int | None = None) -> Path:
 
     A type that the source has already is the source itself.
     """
-    folder = user_cache() / "bench" / content_key([source], *llamacpp.version())
+    folder = user_cache() / "bench" / content_key(shard_files(source), *llamacpp.version())
     path = folder / f"{_stem(source)}-{type.upper()}.gguf"
     if type.upper() in _types(source):
         return source
@@ -66,7 +68,7 @@ def ours(source: Path, type: str, *, rotate: str = "fused", threads: int | None 
     """Our file of this recipe or type, in the user's cache; made anew, as the code may be new."""
     model = open_gguf(source)
     plan = make_plan(model, Options(type=type, rotate=rotate))
-    folder = user_cache() / "bench" / content_key([source], rotate)
+    folder = user_cache() / "bench" / content_key(shard_files(source), rotate)
     folder.mkdir(parents=True, exist_ok=True)
     name = plan.recipe.name if plan.recipe.name.startswith("TQ-") else f"TQ-{plan.recipe.name}"
     path = folder / f"{_stem(source)}-{name}.gguf"

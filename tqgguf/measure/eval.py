@@ -4,7 +4,6 @@ Quality is measured by llama-perplexity: the original's predictions on a text ar
 kept in the user's cache under the hash of everything they depend on.
 """
 
-import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,7 +14,8 @@ from tqgguf import llamacpp
 from tqgguf.errors import FileFormatError
 from tqgguf.llamacpp import Divergence, NoResultError, Settings, Speed
 from tqgguf.llamacpp.logits import distance
-from tqgguf.machine.cache import user_cache
+from tqgguf.machine.cache import prune, user_cache
+from tqgguf.machine.content import content_key
 from tqgguf.models import Model, open_model
 from tqgguf.models.gguf import shard_files
 from tqgguf.output.layout import TensorInfo
@@ -167,7 +167,7 @@ def _own_divergence(original: Original, path: Path, settings: Settings) -> Diver
 
 def _cached_base(path: Path, text: Path, settings: Settings) -> tuple[Path, float]:
     used = (settings.context, settings.chunks, settings.gpu_layers)
-    key = content_key([path, text], used, llamacpp.version())
+    key = content_key([*shard_files(path), text], used, llamacpp.version())
     base = user_cache() / "logits" / f"{key}.kld"
     note = base.with_suffix(".ppl")
     if not (base.is_file() and note.is_file()):
@@ -176,19 +176,9 @@ def _cached_base(path: Path, text: Path, settings: Settings) -> tuple[Path, floa
             ppl = llamacpp.write_base(path, text, scratch, settings)
             note.write_text(f"{ppl}\n")
             scratch.rename(base)
-        _prune(base.parent, keep=base)
+        prune(base.parent, limit=KEPT_BYTES, keep=key)
     os.utime(base)  # used now
     return base, float(note.read_text())
-
-
-def content_key(files: Sequence[Path], *more: object) -> str:
-    """A name for the contents of files (all shards of split ones) and whatever else matters."""
-    digest = hashlib.sha256(repr(more).encode())
-    for file in files:
-        for shard in shard_files(file):
-            with shard.open("rb") as stream:
-                digest.update(hashlib.file_digest(stream, "sha256").digest())
-    return digest.hexdigest()[:32]
 
 
 @contextmanager
@@ -199,13 +189,3 @@ def _scratch(beside: Path) -> Iterator[Path]:
         yield path
     finally:
         path.unlink(missing_ok=True)
-
-
-def _prune(folder: Path, *, keep: Path, limit: int = KEPT_BYTES) -> None:
-    """Delete the least recently used predictions until the rest fit the limit."""
-    total = 0
-    for base in sorted(folder.glob("*.kld"), key=lambda path: path.stat().st_mtime, reverse=True):
-        total += base.stat().st_size
-        if total > limit and base != keep:
-            base.unlink(missing_ok=True)
-            base.with_suffix(".ppl").unlink(missing_ok=True)

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import numpy as np
 
-from tqgguf.calibration.cached import kept_statistics, read_tokens
+from tqgguf.calibration.cached import kept_statistics
 from tqgguf.calibration.imatrix import Imatrix, basis_of, check_basis, read_imatrix
 from tqgguf.calibration.kept import Arrays
 from tqgguf.calibration.sensitivity import measure
 from tqgguf.calibration.statistics import input_energies
+from tqgguf.calibration.tokens import read_tokens
 from tqgguf.errors import PlanError, UnsupportedModelError
 from tqgguf.formats import FORMATS, dequantize, quantize
 from tqgguf.kernels.dtypes import F32
