@@ -8,7 +8,7 @@ by llama-perplexity, and the size of the file.
 
 import argparse
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -19,7 +19,7 @@ from tqgguf.measure import eval as evaluate
 from tqgguf.measure.eval import Row
 from tqgguf.models import open_model
 from tqgguf.pipeline import quantize
-from tqgguf.planning.choices import Request, prepare
+from tqgguf.planning.choices import prepare
 from tqgguf.planning.plan import Options
 
 PURE = "q4_0:Q4_0,q4_k:Q4_K,q3_k:Q3_K,q2_k:Q2_K,3.5:Q3_K,size:Q3_K,tq-q3:Q4_0"
@@ -67,11 +67,16 @@ class Maker:
         model, path = open_model(self.model), self.folder / f"{pair.ours}.gguf"
         bits = float(pair.ours) if pair.ours[0].isdigit() else None
         target = size if pair.ours == "size" else None
-        options = Options(rotate=self.rotate)
+        options = Options(
+            rotate=self.rotate,
+            target_bpw=bits,
+            target_size=target,
+            calibrate=self.text,
+            calibrate_tokens=self.tokens,
+        )
         if bits is None and target is None:
-            options = Options(type=pair.ours, rotate=self.rotate)
-        request = Request(bits, target, self.text, self.tokens, threads=self.threads)
-        prepared = prepare(model, options, request)
+            options = replace(options, type=pair.ours)
+        prepared = prepare(model, options, threads=self.threads)
         if prepared.tokens is None:
             raise AssertionError("no tokens without a forward pass")
         settings = Feedback(threads=self.threads)

@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from tqgguf.cli import app
-from tqgguf.cli.options import Planning
+from tqgguf.planning.plan import Options
 
 RUNNER = CliRunner()
 
@@ -69,7 +69,7 @@ def test_plan_and_dry_run_write_nothing_and_agree(novels, tmp_path):
 @pytest.mark.parametrize("command", ["plan", "quantize"])
 def test_both_commands_show_every_option_that_leads_to_a_plan(command):
     shown = run(command, "--help").output
-    for field in fields(Planning):
+    for field in fields(Options):
         assert f"--{field.name.replace('_', '-')}" in shown
 
 

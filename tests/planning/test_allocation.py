@@ -76,13 +76,13 @@ def test_the_layers_share_falls_with_their_number():
 def test_a_plan_meets_its_target(novels, rotate, bpw):
     model = open_model(novels)
     weights = sum(t.size for t in model.tensors.values())
-    plan = make_plan(model, Options(rotate=rotate, budget=int(bpw * weights / 8)))
+    plan = make_plan(model, Options(rotate=rotate), budget=int(bpw * weights / 8))
     assert 0.99 * bpw <= plan.bpw <= bpw
     assert any("predicted KL divergence" in note for note in plan.notes)
 
 
 def test_a_named_type_is_kept(novels):
     model = open_model(novels)
-    options = Options(rotate="none", budget=2_300_000, tensor_types=[("attn_v", "q8_0")])
-    types = {t.name: t.type for t in make_plan(model, options).tensors}
+    options = Options(rotate="none", tensor_type=[("attn_v", "q8_0")])
+    types = {t.name: t.type for t in make_plan(model, options, budget=2_300_000).tensors}
     assert {t for n, t in types.items() if "attn_v" in n} == {"Q8_0"}

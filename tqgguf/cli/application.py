@@ -10,9 +10,16 @@ from tqgguf.cli.console import say, warn
 from tqgguf.errors import TqggufError
 from tqgguf.version import __version__
 
+_ORDER = ("quantize", "plan", "inspect", "verify", "dequantize", "compare", "eval", "bench")
+
 
 class _Commands(TyperGroup):
     """Turns a TqggufError into one line on stderr and exit status 1, Ctrl-C into 130."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """The main job first, what looks at files afterwards."""
+        names = super().list_commands(ctx)
+        return sorted(names, key=lambda n: _ORDER.index(n) if n in _ORDER else len(_ORDER))
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -32,7 +39,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    rich_markup_mode=None,
+    rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
@@ -21,8 +21,8 @@ from tqgguf.models.gguf import SHARD_NAME
 from tqgguf.output.files import check_output
 from tqgguf.output.layout import Split
 from tqgguf.pipeline import Report, output_files, quantize
-from tqgguf.planning.choices import Prepared, Request, prepare, take_statistics
-from tqgguf.planning.plan import Plan, PlannedTensor
+from tqgguf.planning.choices import Prepared, prepare, take_statistics
+from tqgguf.planning.plan import Options, Plan, PlannedTensor
 
 _SLOWEST = 5  # tensors that --verbose names in the end
 _TYPE_SUFFIX = re.compile(r"[-._](f32|f16|bf16|fp16|fp32)$", re.IGNORECASE)
@@ -33,19 +33,18 @@ _TYPE_SUFFIX = re.compile(r"[-._](f32|f16|bf16|fp16|fp32)$", re.IGNORECASE)
 def quantize_command(
     *,
     model: o.Model,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="The file to write.")
-    ] = None,
-    planning: o.Planning,
+    options: Options,
     save_imatrix: o.SaveImatrix = None,
-    threads: o.Threads = None,
-    max_memory: o.MaxMemory = None,
+    output: o.Output = None,
+    vocab_from: o.VocabFrom = None,
     split_max_size: o.SplitMaxSize = None,
     split_max_tensors: o.SplitMaxTensors = None,
-    cluster: o.Cluster = None,
     resume: o.Resume = False,
     force: o.Force = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only plan; write nothing.")] = False,
+    threads: o.Threads = None,
+    max_memory: o.MaxMemory = None,
+    cluster: o.Cluster = None,
+    dry_run: o.DryRun = False,
     json: o.Json = False,
     quiet: o.Quiet = False,
     verbose: o.Verbose = False,
@@ -54,15 +53,14 @@ def quantize_command(
 
     Example: tqgguf quantize model-f16.gguf --type tq-q4
     """
-    options, request = planning.options(), planning.request(threads)
-    if save_imatrix is not None and request.calibrate is None:
+    if save_imatrix is not None and options.calibrate is None:
         raise typer.BadParameter("--save-imatrix needs a text: --calibrate TEXT")
-    split = o.split_options(split_max_size, split_max_tensors)
+    split = Split(split_max_size, split_max_tensors)
     again = resume or force
-    opened = open_model(model, vocab_from=planning.vocab_from)
-    if request.calibrate is not None and output is not None and not (split or again or dry_run):
+    opened = open_model(model, vocab_from=vocab_from)
+    if options.calibrate is not None and output is not None and not (split or again or dry_run):
         check_output(output, inputs=model_files(opened.path), force=False)  # before hours of work
-    prepared = prepare(opened, options, request)
+    prepared = prepare(opened, options, threads=threads)
     plan = prepared.plan
     path = output or default_output(model, plan.recipe.name)
     if dry_run:
@@ -71,7 +69,11 @@ def quantize_command(
     files = output_files(opened, plan, path, split)
     if prepared.tokens is not None:
         _check_early(opened, path, files, split, again=again)
-    made = _calibrate(opened, prepared, request, save_imatrix, quiet=quiet)
+    if prepared.tokens is not None and save_imatrix is not None:
+        dataset = str(options.calibrate)
+        taken = take_statistics(opened, plan, prepared.tokens, dataset, threads=threads)
+        write_imatrix(save_imatrix, taken)
+    made = _calibrate(opened, prepared, threads, quiet=quiet)
     job = partial(
         quantize,
         opened,
@@ -81,7 +83,7 @@ def quantize_command(
         rounded_by=made.key if made else "",
         importance=_importance(prepared),
         threads=threads,
-        max_memory=o.byte_size(max_memory, "--max-memory"),
+        max_memory=max_memory,
         split=split,
         resume=resume,
         force=force,
@@ -93,13 +95,14 @@ def quantize_command(
 
 @app.command("plan")
 @o.spread
-def plan_command(*, model: o.Model, planning: o.Planning, json: o.Json = False) -> None:
+def plan_command(
+    *, model: o.Model, options: Options, vocab_from: o.VocabFrom = None, json: o.Json = False
+) -> None:
     """Show type, rotation and size of every tensor without touching a weight.
 
     Example: tqgguf plan model-f16.gguf --type tq-q3
     """
-    opened = open_model(model, vocab_from=planning.vocab_from)
-    plan = prepare(opened, planning.options(), planning.request()).plan
+    plan = prepare(open_model(model, vocab_from=vocab_from), options).plan
     _say_plan(plan, default_output(model, plan.recipe.name), json=json)
 
 
@@ -150,15 +153,12 @@ def _check_early(model: Model, path: Path, files: list[Path], split: Split, *, a
 
 
 def _calibrate(
-    model: Model, prepared: Prepared, request: Request, save_imatrix: Path | None, *, quiet: bool
+    model: Model, prepared: Prepared, threads: int | None, *, quiet: bool
 ) -> Calibrated | None:
-    """Round with error feedback where there is a text; write its importance matrix if asked to."""
-    plan, tokens, threads = prepared.plan, prepared.tokens, request.threads
+    """Round with error feedback where there is a text."""
+    plan, tokens = prepared.plan, prepared.tokens
     if tokens is None:
         return None
-    if save_imatrix is not None:
-        taken = take_statistics(model, plan, tokens, str(request.calibrate), threads=threads)
-        write_imatrix(save_imatrix, taken)
     total, settings = plan.rounded_weights, Settings(threads=threads)
     with progress(total, f"calibrating on {tokens.size:,} tokens", unit="w", quiet=quiet) as bar:
         return calibrate_model(

@@ -47,7 +47,7 @@ def mse_command(
     sample_rows: Annotated[
         int | None, typer.Option(min=1, help="Rows read of each matrix; enough for 1 % if unset.")
     ] = None,
-    block: o.Block = "auto",
+    block: o.Block = None,
     seed: o.Seed = 0,
     top: Annotated[int, typer.Option(min=0, help="Matrices shown per type; 0 for all.")] = _TOP,
     threads: o.Threads = None,
@@ -70,7 +70,7 @@ def mse_command(
         model,
         _types(types) or mse.TYPES,
         sample_rows=sample_rows,
-        block=o.block_order(block),
+        block=block,
         seed=seed,
         threads=threads,
         plot=plot,

@@ -34,18 +34,6 @@ _KEY = "0" * 32
 
 
 @dataclass(frozen=True)
-class Request:
-    """What was asked for beside the plan's own options; a size in bytes, the text's path."""
-
-    target_bpw: float | None = None
-    target_size: int | None = None
-    calibrate: Path | None = None
-    calibrate_tokens: int | None = None
-    imatrix: Path | None = None
-    threads: int | None = None
-
-
-@dataclass(frozen=True)
 class Prepared:
     """The plan, the tokens to calibrate on if any, and the importance matrix if one is used."""
 
@@ -54,29 +42,29 @@ class Prepared:
     imatrix: Imatrix | None = None
 
 
-def prepare(model: Model, options: Options, request: Request) -> Prepared:
+def prepare(model: Model, options: Options, *, threads: int | None = None) -> Prepared:
     """Decide everything that has to be decided before weights are written.
 
-    Raises PlanError for requests that contradict each other, and whatever reading the text or the
+    Raises PlanError for options that contradict each other, and whatever reading the text or the
     importance matrix raises.
     """
-    if request.target_bpw is not None and request.target_size is not None:
+    if options.target_bpw is not None and options.target_size is not None:
         raise PlanError("--target-bpw and --target-size: give one of them")
-    tokens, note = _tokens(model, request)
+    tokens, note = _tokens(model, options)
     notes = [note] if note else []
     if options.rotate == "auto":
-        options, why = choose_rotation(model, options, tokens, threads=request.threads)
+        options, why = choose_rotation(model, options, tokens, threads=threads)
         notes.append(why)
     plan = make_plan(model, options)
-    budget = _budget(model, plan, request)
+    budget = _budget(model, plan, options)
     if budget is not None:
-        options = replace(options, budget=budget)
-        plan = make_plan(model, options, _sensitivity(model, plan, tokens, request.threads))
+        sensitivity = _sensitivity(model, plan, tokens, threads)
+        plan = make_plan(model, options, budget=budget, sensitivity=sensitivity)
     imatrix = None
-    if request.imatrix is not None and tokens is None:
-        imatrix = read_imatrix(request.imatrix)
-        check_basis(imatrix, plan.rotation, request.imatrix)
-        _check_shapes(plan, imatrix, request.imatrix)
+    if options.imatrix is not None and tokens is None:
+        imatrix = read_imatrix(options.imatrix)
+        check_basis(imatrix, plan.rotation, options.imatrix)
+        _check_shapes(plan, imatrix, options.imatrix)
     return Prepared(replace(plan, notes=(*plan.notes, *notes)), tokens, imatrix)
 
 
@@ -120,9 +108,9 @@ def take_statistics(
     return input_energies(folded, tokens, basis=basis, dataset=dataset, threads=threads)
 
 
-def _tokens(model: Model, request: Request) -> tuple[Tokens | None, str]:
+def _tokens(model: Model, options: Options) -> tuple[Tokens | None, str]:
     """The text's tokens, and a note; no tokens where only the importance matrix can be used."""
-    text, imatrix = request.calibrate, request.imatrix
+    text, imatrix = options.calibrate, options.imatrix
     if text is None:
         return None, ""
     try:
@@ -134,7 +122,7 @@ def _tokens(model: Model, request: Request) -> tuple[Tokens | None, str]:
                 "weighed by that instead"
             ) from error
         return None, f"{error}: errors are weighed by {imatrix} instead of calibrated on {text}"
-    tokens, tokenizer = read_tokens(model, text, limit=request.calibrate_tokens)
+    tokens, tokenizer = read_tokens(model, text, limit=options.calibrate_tokens)
     idle = f"; {imatrix} was not needed" if imatrix else ""
     return tokens, f"calibrated on {tokens.size:,} tokens of {text}, made by {tokenizer}{idle}"
 
@@ -143,17 +131,17 @@ def _few(tokens: Tokens) -> int:
     return max(1, _COMPARED_TOKENS // int(tokens.shape[1]))
 
 
-def _budget(model: Model, plan: Plan, request: Request) -> int | None:
+def _budget(model: Model, plan: Plan, options: Options) -> int | None:
     """Bytes of all tensors that the target leaves."""
-    if request.target_bpw is not None:
-        return int(request.target_bpw * plan.source_weights / 8)
-    if request.target_size is None:
+    if options.target_bpw is not None:
+        return int(options.target_bpw * plan.source_weights / 8)
+    if options.target_size is None:
         return None
     rotation = plan.rotation.with_vectors_of(model)
     infos = [TensorInfo(t.name, t.shape, t.type) for t in plan.tensors]
-    weighed_by = _KEY if request.imatrix else ""
+    weighed_by = _KEY if options.imatrix else ""
     header = lay_out(output_metadata(model, plan, rotation, _KEY, weighed_by), infos).header
-    return request.target_size - len(header) - _ALIGNMENT * (len(infos) + 2)
+    return options.target_size - len(header) - _ALIGNMENT * (len(infos) + 2)
 
 
 def _sensitivity(

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
+from pathlib import Path
 
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
@@ -30,19 +31,27 @@ _NEVER_QUANTIZED = re.compile(
 
 @dataclass(frozen=True)
 class Options:
-    """What a user may choose; the defaults are the command line's."""
+    """What a user may ask of a plan: the command line's options of the same names are its fields.
+
+    block: a Hadamard order, None for the largest. tensor_type: (regular expression, type) pairs,
+    the first match wins. target_size: bytes of the file.
+    """
 
     type: str = "tq-q4"
     rotate: str = "fused"
     block: int | None = None
     seed: int = 0
     balance: bool = True
-    tensor_types: Sequence[tuple[str, str]] = ()  # (regular expression, type), the first match wins
+    tensor_type: Sequence[tuple[str, str]] = ()
     output_type: str | None = None
     token_embedding_type: str | None = None
+    target_bpw: float | None = None
+    target_size: int | None = None
+    calibrate: Path | None = None
+    calibrate_tokens: int | None = None
+    imatrix: Path | None = None
     strict: bool = False
     allow_requantize: bool = False
-    budget: int | None = None  # bytes of all tensors: choose their types by sensitivity
 
 
 @dataclass(frozen=True)
@@ -111,12 +120,16 @@ class Plan:
 
 
 def make_plan(
-    model: Model, options: Options, sensitivity: Mapping[str, float] | None = None
+    model: Model,
+    options: Options,
+    *,
+    budget: int | None = None,
+    sensitivity: Mapping[str, float] | None = None,
 ) -> Plan:
     """Plan the quantization of a model.
 
-    sensitivity: divergence per relative squared error of tensors, for a budget (None: what is known
-    of their roles).
+    budget: bytes of all tensors, for which to choose their types by sensitivity: divergence per
+    relative squared error of each (None: what is known of their roles).
     Raises PlanError for options that contradict the model and for a file without tensors,
     UnsupportedModelError where the asked rotation cannot be folded.
     """
@@ -138,14 +151,19 @@ def make_plan(
     )
     plan = Plan(chosen, rotation, tensors, sum(t.size for t in model.tensors.values()))
     said: tuple[str, ...] = ()
-    if options.budget is not None:
-        plan, said = _spend(model, plan, options, head, sensitivity or {})
+    if budget is not None:
+        plan, said = _spend(model, plan, options, head, budget, sensitivity or {})
     _check(model, plan, options)
     return replace(plan, notes=(*_notes(plan), *said))
 
 
 def _spend(
-    model: Model, plan: Plan, options: Options, head: str, sensitivity: Mapping[str, float]
+    model: Model,
+    plan: Plan,
+    options: Options,
+    head: str,
+    budget: int,
+    sensitivity: Mapping[str, float],
 ) -> tuple[Plan, tuple[str, ...]]:
     """Choose the types of all matrices that no option names, within the budget."""
     free = [
@@ -153,7 +171,7 @@ def _spend(
     ]
     items = [_item(model, t, head, sensitivity) for t in free]
     fixed = plan.n_bytes - sum(t.n_bytes for t in free)
-    types = allocate(items, (options.budget or 0) - fixed)
+    types = allocate(items, budget - fixed)
     tensors = tuple(
         replace(t, type=types[t.name], reason="") if t.name in types else t for t in plan.tensors
     )
@@ -172,7 +190,7 @@ def _spend(
 def _named(tensor: PlannedTensor, options: Options) -> bool:
     """Whether an option names the tensor's type."""
     return (
-        any(re.search(pattern, tensor.name) for pattern, _ in options.tensor_types)
+        any(re.search(pattern, tensor.name) for pattern, _ in options.tensor_type)
         or (tensor.name == folding.HEAD and options.output_type is not None)
         or (tensor.name == folding.EMBEDDING and options.token_embedding_type is not None)
     )
@@ -219,7 +237,7 @@ def _plan_tensor(
 
 def _wanted_type(source: Tensor, name: str, chosen: Recipe, options: Options, head: str) -> str:
     """The type a tensor should have, before its row length is looked at."""
-    for pattern, type in options.tensor_types:
+    for pattern, type in options.tensor_type:
         if re.search(pattern, name):
             return find_format(type).name
     if name == folding.HEAD and options.output_type:
