@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from tqgguf.errors import PlanError, TqggufError, WeightError
-from tqgguf.formats import FORMATS, dequantize
+from tqgguf.formats import FORMATS, dequantize, is_float
 from tqgguf.formats import quantize as encode
 from tqgguf.kernels.dtypes import F32, U8
 from tqgguf.machine import cluster as clusters
@@ -36,7 +36,7 @@ from tqgguf.output.files import (
 from tqgguf.output.layout import Layout, Split, TensorInfo, lay_out, lay_out_shards
 from tqgguf.output.tiles import Tile, tiles
 from tqgguf.planning.header import output_metadata
-from tqgguf.planning.plan import PLAIN, Plan, PlannedTensor
+from tqgguf.planning.plan import Plan, PlannedTensor
 from tqgguf.rotation.rotation import Rotation
 from tqgguf.version import __version__
 
@@ -408,7 +408,7 @@ class _Work:
 
     def _is_copy(self) -> bool:
         p = self.planned
-        return p.type == p.source_type and p.type not in PLAIN and not p.sides
+        return p.type == p.source_type and not is_float(p.type) and not p.sides
 
     def _copy(self, tile: Tile) -> _Part:
         data = self.source.stored(*tile.rows)
@@ -458,7 +458,7 @@ class _Work:
         every = max(1, p.size // SAMPLE)
         part = _Part(data.nbytes)
         part.error, part.energy = _error(x[::every], data[::every], p.type)
-        if p.sides and p.type not in PLAIN:
+        if p.sides and not is_float(p.type):
             sample = np.ascontiguousarray(source[::every])
             control = encode(sample, p.type, threads=1)
             part.control_error, part.control_energy = _error(sample, control, p.type)

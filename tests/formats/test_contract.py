@@ -7,10 +7,10 @@ import pytest
 
 import tqgguf
 from tqgguf.errors import PlanError, ShapeError, WeightError
-from tqgguf.formats import FORMATS
+from tqgguf.formats import FORMATS, ScalarFormat
 from tqgguf.formats._tensor import quantize_rows
 
-SCALAR = [name for name, fmt in FORMATS.items() if fmt.levels is not None]
+SCALAR = [name for name, fmt in FORMATS.items() if isinstance(fmt, ScalarFormat)]
 BLOCKS = [name for name, fmt in FORMATS.items() if fmt.block_size > 1]
 HALF = [n for n in FORMATS if "<f2" in [FORMATS[n].layout[f].str for f in FORMATS[n].layout.names]]
 

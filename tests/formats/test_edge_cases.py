@@ -6,10 +6,10 @@ import pytest
 
 import tqgguf
 from tqgguf.errors import WeightError
-from tqgguf.formats import FORMATS
+from tqgguf.formats import FORMATS, ScalarFormat
 
 BLOCKS = [name for name, fmt in FORMATS.items() if fmt.block_size > 1]
-SCALAR = [name for name in BLOCKS if FORMATS[name].levels is not None]
+SCALAR = [name for name in BLOCKS if isinstance(FORMATS[name], ScalarFormat)]
 
 
 def round_trip(x, name, importance=None):

@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 
 import tqgguf
-from tqgguf.formats import FORMATS
+from tqgguf.formats import FORMATS, LatticeFormat
 from tqgguf.kernels.lattice import LatticeCodes, decode, nearest
 
-LATTICES = [name for name, fmt in FORMATS.items() if fmt.lattice is not None]
+LATTICES = [name for name, fmt in FORMATS.items() if isinstance(fmt, LatticeFormat)]
 
 
 def normal_rows():

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from tqgguf.formats import FORMATS, dequantize, quantize
+from tqgguf.formats import FORMATS, ScalarFormat, dequantize, quantize
 from tqgguf.kernels import feedback
 
-SCALAR = [n for n, f in FORMATS.items() if f.grid is not None]
+SCALAR = [n for n, f in FORMATS.items() if isinstance(f, ScalarFormat)]
 
 
 def correlated(rng, n_in, rank=None):

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from tqgguf.formats import FORMATS
+from tqgguf.formats import FORMATS, LatticeFormat
 from tqgguf.kernels.lattice import OCTET, cells, decode, nearest, pack_nibbles, unpack_nibbles
 from tqgguf.kernels.lattice_scales import fit_scales
 
-LATTICES = {name: fmt.lattice for name, fmt in FORMATS.items() if fmt.lattice is not None}
+LATTICES = {name: fmt.lattice for name, fmt in FORMATS.items() if isinstance(fmt, LatticeFormat)}
 TYPICAL = {8: 0.36, 4: 0.15}  # the best scale of N(0, 1), about
 
 

@@ -4,11 +4,11 @@ import ggml
 import numpy as np
 import pytest
 
-from tqgguf.formats import FORMATS
+from tqgguf.formats import FORMATS, LatticeFormat
 from tqgguf.kernels import lattice_feedback
 from tqgguf.kernels.feedback import output_error, prepare
 
-LATTICES = [name for name, fmt in FORMATS.items() if fmt.lattice is not None]
+LATTICES = [name for name, fmt in FORMATS.items() if isinstance(fmt, LatticeFormat)]
 
 
 def correlated(n_in, seed, rank=None):

@@ -18,8 +18,8 @@ import numpy as np
 
 from tqgguf.calibration.kept import Arrays, Kept
 from tqgguf.calibration.passes import Computed, Noted, Pass
-from tqgguf.formats import FORMATS, Format, dequantize, quantize
-from tqgguf.kernels import feedback, lattice_feedback
+from tqgguf.formats import FORMATS, Format, dequantize, is_float, quantize
+from tqgguf.kernels import feedback
 from tqgguf.kernels.dtypes import F32, U8
 from tqgguf.machine.threads import default_threads, map_in_order, single_threaded_blas
 from tqgguf.models import Model
@@ -28,7 +28,6 @@ from tqgguf.network.forward import Step, Tokens, Weights
 from tqgguf.network.ops import Array
 from tqgguf.rotation.folding import EMBEDDING, HEAD
 
-_PLAIN = ("F32", "F16", "BF16", "F64")
 _CHUNK = 2048  # tokens that go through a layer at a time
 _ROWS = 1024  # rows of a matrix that are rounded at a time
 _COLUMNS = 1024  # columns of the second moments that a thread works on
@@ -97,7 +96,7 @@ class _Calibration:
         kept: Kept | None,
     ) -> None:
         self.model, self.settings, self.known, self.kept = model, settings, known, kept
-        self.types = {n: t for n, t in types.items() if t not in _PLAIN and n in model.tensors}
+        self.types = {n: t for n, t in types.items() if not is_float(t) and n in model.tensors}
         self.ctx = forward.context(model, tokens.shape[1])
         per_chunk = max(1, _CHUNK // tokens.shape[1])
         self.tokens = np.split(tokens, range(per_chunk, len(tokens), per_chunk))
@@ -320,8 +319,7 @@ class _Pair:
 
 def _round_rows(fmt: Format, moments: feedback.Moments, sweeps: int, rows: F32) -> U8:
     w = np.ascontiguousarray(rows.T)
-    kernel = feedback if fmt.lattice is None else lattice_feedback
-    blocks, _ = kernel.round_matrix(w, moments, fmt, sweeps=sweeps)
+    blocks = fmt.encode_matrix(w, moments, sweeps=sweeps)
     return np.ascontiguousarray(blocks.T).view(np.uint8).reshape(len(rows), -1)
 
 

@@ -9,11 +9,12 @@ from tqgguf.cli import options as o
 from tqgguf.cli.application import app
 from tqgguf.cli.console import progress, say, say_json, say_table
 from tqgguf.errors import PlanError
+from tqgguf.formats import FLOATS
 from tqgguf.measure.verify import Check, require, verify
 from tqgguf.models import open_model
 from tqgguf.network.equivalence import Difference, compare, require_output
 from tqgguf.pipeline import quantize
-from tqgguf.planning.plan import PLAIN, Options, make_plan
+from tqgguf.planning.plan import Options, make_plan
 from tqgguf.rotation.rotation import restored
 
 _SHOWN = 10  # of the worst tensors
@@ -71,8 +72,8 @@ def dequantize_command(
 
     Example: tqgguf dequantize model-TQ-Q4.gguf -o model-back-f16.gguf
     """
-    if type.upper() not in PLAIN[:3]:
-        raise PlanError(f"--type {type}: dequantize writes {', '.join(PLAIN[:3])}")
+    if type.upper() not in FLOATS:
+        raise PlanError(f"--type {type}: dequantize writes {', '.join(FLOATS)}")
     model = restored(open_model(quant))
     plan = make_plan(model, Options(type=type, rotate="none", allow_requantize=True))
     with progress(plan.n_bytes, output.name, quiet=quiet) as bar:

@@ -4,16 +4,37 @@ from importlib import import_module
 from pkgutil import iter_modules
 
 from tqgguf.errors import PlanError
+from tqgguf.formats._float import FloatFormat
 from tqgguf.formats._format import Format
+from tqgguf.formats._lattice import LatticeFormat
+from tqgguf.formats._scalar import ScalarFormat
 from tqgguf.formats._tensor import dequantize_rows, quantize_rows
 from tqgguf.kernels.dtypes import F32, U8
 
-__all__ = ["FORMATS", "Format", "dequantize", "find_format", "quantize"]
+__all__ = [
+    "FLOATS",
+    "FORMATS",
+    "FloatFormat",
+    "Format",
+    "LatticeFormat",
+    "ScalarFormat",
+    "dequantize",
+    "find_format",
+    "is_float",
+    "quantize",
+]
 
 FORMATS: dict[str, Format] = {}
 for _name in sorted(m.name for m in iter_modules(__path__) if not m.name.startswith("_")):
     _format: Format = import_module(f"{__name__}.{_name}").FORMAT
     FORMATS[_format.name] = _format
+
+FLOATS = {name: fmt for name, fmt in FORMATS.items() if isinstance(fmt, FloatFormat)}
+
+
+def is_float(type: str) -> bool:
+    """Whether a type holds exact source weights; a source may be F64, which nothing writes."""
+    return type in FLOATS or type == "F64"
 
 
 def find_format(name: str) -> Format:

@@ -2,24 +2,18 @@
 
 import numpy as np
 
-from tqgguf.errors import WeightError
-from tqgguf.formats._format import Codes, Format
-from tqgguf.kernels.dtypes import F32, Blocks
+from tqgguf.formats._float import FloatFormat
+from tqgguf.kernels.dtypes import F32, U16
 
 LAYOUT = np.dtype([("w", "<u2")])
+LIMIT = 3.3961775e38  # rounds to infinity
 
 
-def fit(x: F32, importance: F32 | None) -> Blocks:  # noqa: ARG001  each weight stands alone
-    """(1, n) float32 -> (n,) blocks."""
-    if np.abs(x).max(initial=0) >= 3.3961775e38:  # rounds to infinity
-        raise WeightError(f"a weight of {np.abs(x).max():.4g} is beyond bfloat16; use F32")
-    bits = np.ascontiguousarray(x[0]).view(np.uint32)
+def cast(w: F32) -> U16:
+    """(n,) float32 -> (n,) uint16."""
+    bits = w.view(np.uint32)
     rounded = bits + np.uint32(0x7FFF) + (bits >> np.uint32(16) & np.uint32(1))
-    return (rounded >> np.uint32(16)).astype("<u2").view(LAYOUT)
+    return (rounded >> np.uint32(16)).astype("<u2")
 
 
-def pack(blocks: Blocks, codes: Codes) -> None:
-    """Do nothing: fit has stored the weights."""
-
-
-FORMAT = Format("BF16", LAYOUT, fit, pack)
+FORMAT = FloatFormat("BF16", LAYOUT, cast, significand=8, limit=LIMIT, beyond="bfloat16; use F32")

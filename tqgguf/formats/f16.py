@@ -2,23 +2,16 @@
 
 import numpy as np
 
-from tqgguf.errors import WeightError
-from tqgguf.formats._format import Codes, Format
-from tqgguf.kernels.dtypes import F32, Blocks
+from tqgguf.formats._float import FloatFormat
 
 LAYOUT = np.dtype([("w", "<f2")])
+LIMIT = 65520  # rounds to infinity
 
-
-def fit(x: F32, importance: F32 | None) -> Blocks:  # noqa: ARG001  each weight stands alone
-    """(1, n) float32 -> (n,) blocks."""
-    if np.abs(x).max(initial=0) >= 65520:  # rounds to infinity
-        raise WeightError(f"a weight of {np.abs(x).max():.4g} is beyond 65504; use BF16 or F32")
-    blocks: Blocks = x[0].astype("<f2").view(LAYOUT)
-    return blocks
-
-
-def pack(blocks: Blocks, codes: Codes) -> None:
-    """Do nothing: fit has stored the weights."""
-
-
-FORMAT = Format("F16", LAYOUT, fit, pack)
+FORMAT = FloatFormat(
+    "F16",
+    LAYOUT,
+    lambda w: w.astype("<f2"),
+    significand=11,
+    limit=LIMIT,
+    beyond="65504; use BF16 or F32",
+)

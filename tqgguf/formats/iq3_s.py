@@ -6,17 +6,9 @@ qs holds the low bytes of the points' numbers, qh their ninth bits, signs a byte
 
 import numpy as np
 
-from tqgguf.formats._format import Format
-from tqgguf.formats._points import load_points
-from tqgguf.kernels.dtypes import F32, Blocks
-from tqgguf.kernels.lattice import (
-    LatticeCodes,
-    LatticeGrid,
-    pack_bits,
-    pack_nibbles,
-    unpack_nibbles,
-)
-from tqgguf.kernels.lattice_scales import STEP_CODES, fit_scales, to_steps, unit_scales
+from tqgguf.formats._lattice import LatticeFormat, load_points, read_nibbles, write_nibbles
+from tqgguf.kernels.dtypes import Blocks
+from tqgguf.kernels.lattice import LatticeCodes, LatticeGrid, pack_bits
 
 LAYOUT = np.dtype(
     [
@@ -30,24 +22,6 @@ LAYOUT = np.dtype(
 LATTICE = LatticeGrid(load_points("IQ3_S", 1), size=32, shared_signs=False)
 
 
-def fit(x: F32, importance: F32 | None) -> Blocks:
-    """(256, n) float32 -> (n,) blocks with d and scales set."""
-    blocks = np.zeros(x.shape[1], LAYOUT)
-    blocks["d"], multiples = fit_scales(x, importance, LATTICE)
-    store(blocks, multiples, multiples)
-    return blocks
-
-
-def store(blocks: Blocks, multiples: F32, _: F32) -> None:
-    """Write the runs' scales in units of d, (8, n), odd."""
-    blocks["scales"] = pack_nibbles(to_steps(multiples)).T
-
-
-def scales(blocks: Blocks) -> F32:
-    """(n,) blocks -> (8, n) float32."""
-    return unit_scales(blocks["d"], unpack_nibbles(blocks["scales"].T))
-
-
 def pack(blocks: Blocks, codes: LatticeCodes) -> None:
     """Write the numbers of the points, (64, n), and the signs, (32, n)."""
     blocks["qs"] = (codes.points & 255).T
@@ -55,13 +29,4 @@ def pack(blocks: Blocks, codes: LatticeCodes) -> None:
     blocks["signs"] = codes.signs.T
 
 
-FORMAT = Format(
-    "IQ3_S",
-    LAYOUT,
-    fit,
-    pack,
-    lattice=LATTICE,
-    scales=scales,
-    store=store,
-    step_codes=STEP_CODES,
-)
+FORMAT = LatticeFormat("IQ3_S", LAYOUT, LATTICE, read_nibbles, write_nibbles, pack)

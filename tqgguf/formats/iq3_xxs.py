@@ -6,34 +6,22 @@ an octet makes their number of minuses even, and s, 0..15, in the top 4 bits.
 
 import numpy as np
 
-from tqgguf.formats._format import Format
-from tqgguf.formats._points import load_points
-from tqgguf.kernels.dtypes import F32, U32, Blocks
+from tqgguf.formats._lattice import LatticeFormat, load_points, top_nibbles, with_top_nibbles
+from tqgguf.kernels.dtypes import U8, U32, Blocks
 from tqgguf.kernels.lattice import LatticeCodes, LatticeGrid, pack_seven_signs
-from tqgguf.kernels.lattice_scales import STEP_CODES, fit_scales, to_steps, unit_scales
 
 LAYOUT = np.dtype([("d", "<f2"), ("qs", "u1", (64,)), ("scales_and_signs", "<u4", (8,))])
 LATTICE = LatticeGrid(load_points("IQ3_XXS", 4), size=32, shared_signs=True)
 
 
-def fit(x: F32, importance: F32 | None) -> Blocks:
-    """(256, n) float32 -> (n,) blocks with d and the scales set."""
-    blocks = np.zeros(x.shape[1], LAYOUT)
-    blocks["d"], multiples = fit_scales(x, importance, LATTICE)
-    store(blocks, multiples, multiples)
-    return blocks
+def read_steps(blocks: Blocks) -> U32:
+    """(n,) blocks -> (8, n)."""
+    return top_nibbles(blocks["scales_and_signs"])
 
 
-def store(blocks: Blocks, multiples: F32, _: F32) -> None:
-    """Write the runs' scales in units of d, (8, n), odd."""
-    signs = blocks["scales_and_signs"] & np.uint32((1 << 28) - 1)
-    blocks["scales_and_signs"] = signs | (to_steps(multiples).astype(np.uint32) << 28).T
-
-
-def scales(blocks: Blocks) -> F32:
-    """(n,) blocks -> (8, n) float32."""
-    steps: U32 = blocks["scales_and_signs"] >> np.uint32(28)
-    return unit_scales(blocks["d"], steps.T)
+def write_steps(blocks: Blocks, steps: U8) -> None:
+    """Undo `read_steps`."""
+    blocks["scales_and_signs"] = with_top_nibbles(blocks["scales_and_signs"], steps)
 
 
 def pack(blocks: Blocks, codes: LatticeCodes) -> None:
@@ -43,13 +31,4 @@ def pack(blocks: Blocks, codes: LatticeCodes) -> None:
     blocks["scales_and_signs"] = steps | pack_seven_signs(codes.signs).T
 
 
-FORMAT = Format(
-    "IQ3_XXS",
-    LAYOUT,
-    fit,
-    pack,
-    lattice=LATTICE,
-    scales=scales,
-    store=store,
-    step_codes=STEP_CODES,
-)
+FORMAT = LatticeFormat("IQ3_XXS", LAYOUT, LATTICE, read_steps, write_steps, pack)

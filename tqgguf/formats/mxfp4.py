@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from tqgguf.formats._format import Codes, Format, Grid
-from tqgguf.kernels.bits import pack_planes
-from tqgguf.kernels.dtypes import F32, Blocks
+from tqgguf.formats._block import pack_4_bits
+from tqgguf.formats._scalar import Grid, ScalarFormat
+from tqgguf.kernels.dtypes import F32, U8, Blocks
 from tqgguf.kernels.scales import power_of_two
 
 LAYOUT = np.dtype([("e", "u1"), ("qs", "u1", (16,))])
@@ -26,9 +26,9 @@ def grid(blocks: Blocks) -> Grid:
     return step, np.zeros_like(step)
 
 
-def pack(blocks: Blocks, codes: Codes) -> None:
+def pack(blocks: Blocks, codes: U8) -> None:
     """Write codes, (32, n) uint8 indices: a sign and three bits each, in nibbles as in Q4_0."""
-    blocks["qs"] = pack_planes(_NIBBLES[codes].reshape(2, 16, -1), bits=4).T
+    pack_4_bits(blocks, _NIBBLES[codes])
 
 
-FORMAT = Format("MXFP4", LAYOUT, fit, pack, LEVELS, 32, grid)
+FORMAT = ScalarFormat("MXFP4", LAYOUT, LEVELS, group_size=32, fit=fit, grid=grid, pack=pack)

@@ -2,42 +2,11 @@
 
 import numpy as np
 
-from tqgguf.formats._format import Codes, Format, Grid
-from tqgguf.kernels.bits import pack_planes
-from tqgguf.kernels.dtypes import F32, Blocks
-from tqgguf.kernels.scales import affine_pair
+from tqgguf.formats._block import minimum_format, pack_5_bits
+from tqgguf.formats._candidates import RANGES_5_BITS
 
 LAYOUT = np.dtype([("d", "<f2"), ("m", "<f2"), ("qh", "u1", (4,)), ("qs", "u1", (16,))])
 LEVELS = np.arange(32, dtype=np.float32)
-RANGES = (
-    (0.0, 0.0),
-    (0.2, -0.6),
-    (-0.2, 0.2),
-    (0.2, -0.2),
-    (-0.6, 0.2),
-    (0.0, 0.6),
-    (0.6, 0.0),
-    (-0.6, -0.6),
-)
+RANGES = RANGES_5_BITS
 
-
-def fit(x: F32, importance: F32 | None) -> Blocks:
-    """(32, n) float32 -> (n,) blocks with d and m set."""
-    blocks = np.zeros(x.shape[1], LAYOUT)
-    blocks["d"], blocks["m"] = affine_pair(x, importance, levels=31, ranges=RANGES)
-    return blocks
-
-
-def grid(blocks: Blocks) -> Grid:
-    """(n,) blocks -> step and offset, (1, n) float32 each."""
-    return blocks["d"].astype(np.float32)[None], blocks["m"].astype(np.float32)[None]
-
-
-def pack(blocks: Blocks, codes: Codes) -> None:
-    """Write codes, (32, n) uint8: bits 0-3 as in Q4_0, bit 4 of weight e in bit e % 8 of a byte."""
-    low, high = codes & np.uint8(15), codes >> np.uint8(4)
-    blocks["qs"] = pack_planes(low.reshape(2, 16, -1), bits=4).T
-    blocks["qh"] = pack_planes(high.reshape(4, 8, 1, -1), bits=1)[:, 0].T
-
-
-FORMAT = Format("Q5_1", LAYOUT, fit, pack, LEVELS, 32, grid)
+FORMAT = minimum_format("Q5_1", LAYOUT, LEVELS, ranges=RANGES, pack=pack_5_bits)

@@ -2,10 +2,10 @@
 
 import numpy as np
 
-from tqgguf.formats._format import Codes, Format, Grid
-from tqgguf.kernels.bits import pack_6bit_pairs, pack_planes, unpack_6bit_pairs
-from tqgguf.kernels.dtypes import F32, U8, Blocks
-from tqgguf.kernels.superblocks import affine_block
+from tqgguf.formats._candidates import RANGES_5_BITS
+from tqgguf.formats._superblock import affine_format, read_6bit_pairs, store_6bit_pairs
+from tqgguf.kernels.bits import pack_planes
+from tqgguf.kernels.dtypes import U8, Blocks
 
 LAYOUT = np.dtype(
     [
@@ -17,55 +17,23 @@ LAYOUT = np.dtype(
     ]
 )
 LEVELS = np.arange(32, dtype=np.float32)
-RANGES = (
-    (0.0, 0.0),
-    (0.2, -0.6),
-    (-0.2, 0.2),
-    (0.2, -0.2),
-    (-0.6, 0.2),
-    (0.0, 0.6),
-    (0.6, 0.0),
-    (-0.6, -0.6),
-)
 
 
-def fit(x: F32, importance: F32 | None) -> Blocks:
-    """(256, n) float32 -> (n,) blocks with d, dmin and scales set."""
-    blocks = np.zeros(x.shape[1], LAYOUT)
-    blocks["d"], blocks["dmin"], sc, m = affine_block(
-        x, importance, size=32, levels=31, top=63, ranges=RANGES
-    )
-    store(blocks, sc, m)
-    return blocks
-
-
-def store(blocks: Blocks, sc: F32 | U8, m: F32 | U8) -> None:
-    """Write the groups' 6-bit scales and minima, (8, n) each."""
-    blocks["scales"] = pack_6bit_pairs(sc.astype(np.uint8), m.astype(np.uint8)).T
-
-
-def grid(blocks: Blocks) -> Grid:
-    """(n,) blocks -> step and offset, (8, n) float32 each."""
-    sc, m = unpack_6bit_pairs(blocks["scales"].T)
-    return blocks["d"].astype(np.float32) * sc, -blocks["dmin"].astype(np.float32) * m
-
-
-def pack(blocks: Blocks, codes: Codes) -> None:
+def pack(blocks: Blocks, codes: U8) -> None:
     """Write codes, (256, n) uint8: bits 0-3 as in Q4_K, bit 4 of group g in bit g of qh."""
-    low = pack_planes((codes & 15).reshape(4, 2, 32, -1), bits=4)
+    low = pack_planes((codes & np.uint8(15)).reshape(4, 2, 32, -1), bits=4)
     blocks["qs"] = np.moveaxis(low, -1, 0)
-    blocks["qh"] = pack_planes((codes >> 4).reshape(8, 32, -1), bits=1).T
+    blocks["qh"] = pack_planes((codes >> np.uint8(4)).reshape(8, 32, -1), bits=1).T
 
 
-FORMAT = Format(
+FORMAT = affine_format(
     "Q5_K",
     LAYOUT,
-    fit,
-    pack,
     LEVELS,
-    32,
-    grid,
-    store=store,
-    step_codes=(0, 63),
-    offset_codes=(0, 63),
+    group_size=32,
+    limits=(0, 63),
+    ranges=RANGES_5_BITS,
+    read=read_6bit_pairs,
+    store=store_6bit_pairs,
+    pack=pack,
 )

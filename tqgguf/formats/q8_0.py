@@ -2,8 +2,9 @@
 
 import numpy as np
 
-from tqgguf.formats._format import Codes, Format, Grid
-from tqgguf.kernels.dtypes import F32, Blocks
+from tqgguf.formats._block import scale_grid
+from tqgguf.formats._scalar import ScalarFormat
+from tqgguf.kernels.dtypes import F32, U8, Blocks
 from tqgguf.kernels.scales import to_half
 
 LAYOUT = np.dtype([("d", "<f2"), ("qs", "i1", (32,))])
@@ -17,15 +18,9 @@ def fit(x: F32, importance: F32 | None) -> Blocks:  # noqa: ARG001  the range de
     return blocks
 
 
-def grid(blocks: Blocks) -> Grid:
-    """(n,) blocks -> step and offset, (1, n) float32 each."""
-    step = blocks["d"].astype(np.float32)[None]
-    return step, np.zeros_like(step)
-
-
-def pack(blocks: Blocks, codes: Codes) -> None:
+def pack(blocks: Blocks, codes: U8) -> None:
     """Write codes, (32, n) uint8 indices into the levels, as signed bytes."""
     blocks["qs"] = (codes - np.uint8(127)).view(np.int8).T
 
 
-FORMAT = Format("Q8_0", LAYOUT, fit, pack, LEVELS, 32, grid)
+FORMAT = ScalarFormat("Q8_0", LAYOUT, LEVELS, group_size=32, fit=fit, grid=scale_grid, pack=pack)

@@ -9,18 +9,15 @@ weights is a slab of rows, as formats want it.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from tqgguf.kernels.dtypes import F32, F64, Blocks
+from tqgguf.kernels.dtypes import F32, F64, U8, Blocks
+from tqgguf.kernels.protocols import ScalarFormat
 from tqgguf.kernels.search import nearest, reciprocal
 
 DAMPING = 0.01  # of the mean of H's diagonal, added to it
 _STRIP = 32  # columns between two updates of the rest of a block
-
-
-ScalarFormat = Any  # a tqgguf.formats.Format with levels and a grid; kernels cannot import it
 
 
 @dataclass(frozen=True)
@@ -79,7 +76,7 @@ class _State:
     """A rounding in the making: blocks hold scales, error is w - q, (n_in, n)."""
 
     blocks: Blocks  # (n_blocks, n)
-    codes: Any  # (n_blocks, block_size, n) uint8
+    codes: U8  # (n_blocks, block_size, n) uint8
     error: F32
 
 
@@ -103,7 +100,7 @@ def _greedy(w: F32, moments: Moments, fmt: ScalarFormat) -> _State:
 
 
 def _round_block(
-    w: F32, carried: F32, v: F32, step: F32, offset: F32, fmt: ScalarFormat, codes: Any, error: F32
+    w: F32, carried: F32, v: F32, step: F32, offset: F32, fmt: ScalarFormat, codes: U8, error: F32
 ) -> None:
     """Round a block's columns in turn; carried is what earlier errors ask of each, times V_cc."""
     for begin in range(0, len(w), _STRIP):
@@ -139,7 +136,7 @@ def _revisit(state: _State, b: int, h: F32, fmt: ScalarFormat) -> None:
 
 
 def _reround(
-    codes: Any, error: F32, pull: F32, h: F32, scales: "_Scales", g: int, fmt: ScalarFormat
+    codes: U8, error: F32, pull: F32, h: F32, scales: "_Scales", g: int, fmt: ScalarFormat
 ) -> None:
     """Coordinate descent over a group's codes; keeps error and the group's own pull up to date."""
     step, offset = scales.step(g), scales.offset(g)
@@ -188,7 +185,7 @@ class _Scales:
         blocks["d"] = self.d.astype(np.float16)
         if self.offset_limits:
             blocks["dmin"] = self.dmin.astype(np.float16)
-        if self.limits:
+        if fmt.store:
             fmt.store(blocks, self.sub, self.minima)
 
 

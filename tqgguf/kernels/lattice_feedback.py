@@ -8,7 +8,6 @@ Everything is element-major: w is (n_in, n) float32, one column per row of the m
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -16,10 +15,11 @@ from tqgguf.kernels.dtypes import F32, U8, U16, Blocks
 from tqgguf.kernels.feedback import Moments
 from tqgguf.kernels.lattice import OCTET, LatticeCodes, LatticeGrid, decode, nearest
 from tqgguf.kernels.lattice_scales import HIGHEST
+from tqgguf.kernels.protocols import LatticeFormat
 from tqgguf.kernels.scales import to_half
 from tqgguf.kernels.search import reciprocal
 
-LatticeFormat = Any  # a tqgguf.formats.Format with a lattice; kernels cannot import it
+_BLOCK = 256  # weights
 
 
 def round_matrix(
@@ -30,9 +30,9 @@ def round_matrix(
     w: (n_in, n) float32 -> blocks: (n_in / 256, n) and the weights they decode to, like w.
     sweeps: how often every scale and every octet is revisited after the greedy pass.
     """
-    count = len(w) // int(fmt.block_size)
+    count = len(w) // _BLOCK
     blocks = np.empty((count, w.shape[1]), fmt.layout)
-    parts = [_Part(b * fmt.block_size, w, fmt.lattice) for b in range(count)]
+    parts = [_Part(b * _BLOCK, w, fmt.lattice) for b in range(count)]
     error = np.empty_like(w)
     for part, block in zip(parts, blocks, strict=True):
         block[:] = _greedy(part, error, moments.v, fmt)
@@ -48,11 +48,11 @@ class _Part:
     """One block of every row: its weights, (256, n), where they are in w, and their codes."""
 
     def __init__(self, start: int, w: F32, lattice: LatticeGrid) -> None:
-        self.here = slice(start, start + 256)
+        self.here = slice(start, start + _BLOCK)
         self.w = w[self.here]
         self.lattice = lattice
-        self.points: U16 = np.zeros((256 // lattice.k, w.shape[1]), np.uint16)
-        self.signs: U8 = np.zeros((256 // OCTET, w.shape[1]), np.uint8)
+        self.points: U16 = np.zeros((_BLOCK // lattice.k, w.shape[1]), np.uint16)
+        self.signs: U8 = np.zeros((_BLOCK // OCTET, w.shape[1]), np.uint8)
 
     def codes(self, weights: slice) -> LatticeCodes:
         """Views of the codes of whole octets."""
@@ -112,7 +112,7 @@ def _revisit(part: _Part, blocks: Blocks, errors: F32, h: F32, fmt: LatticeForma
             _recode(visit, at, d * multiples[run])
     _refit_d(visit)
     blocks["d"] = to_half(visit.d)
-    fmt.store(blocks, multiples, multiples)
+    fmt.store(blocks, multiples)
 
 
 def _recode(visit: _Visit, at: slice, scale: F32) -> None:

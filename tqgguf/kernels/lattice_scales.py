@@ -15,7 +15,6 @@ from tqgguf.kernels.scales import to_half
 from tqgguf.kernels.search import reciprocal
 
 HIGHEST = 15  # steps are 0..15
-STEP_CODES = (1, 2 * HIGHEST + 1)  # what multiplies d; only odd numbers can be stored
 
 # Trial scales, in units of a run's fourth-power mean, which moves with both bulk and outliers: they
 # cover 96 % of the best scales of normal and of heavy-tailed weights. How many, and how many points

@@ -15,14 +15,14 @@ from typing import TypeVar
 import numpy as np
 
 from tqgguf.errors import PlanError, TqggufError, UnsupportedModelError, WeightError
-from tqgguf.formats import FORMATS, find_format
+from tqgguf.formats import FORMATS, find_format, is_float
 from tqgguf.kernels import metrics
 from tqgguf.kernels.dtypes import F32, F64, I64
 from tqgguf.machine.threads import run_all
 from tqgguf.measure.synthetic import round_trip
 from tqgguf.models import Model, Tensor
 from tqgguf.output.tiles import Tile, tiles
-from tqgguf.planning.plan import PLAIN, is_matrix
+from tqgguf.planning.plan import is_matrix
 from tqgguf.planning.recipes import recipe
 from tqgguf.rotation import folding
 from tqgguf.rotation.rotation import Rotation, Sides, read_rotation
@@ -236,7 +236,7 @@ def _check(model: Model, matrices: Mapping[str, Tensor], types: Sequence[str]) -
     if not matrices:
         raise PlanError(f"{model.path}: no weight matrices to measure")
     for name, tensor in matrices.items():
-        if tensor.type not in PLAIN:
+        if not is_float(tensor.type):
             raise PlanError(
                 f"{model.path}: {name} is already {tensor.type}; measure the F16, BF16 or F32 "
                 "model, or look at a finished file with `tqgguf compare`"

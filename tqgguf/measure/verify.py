@@ -14,6 +14,7 @@ import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from tqgguf.errors import MismatchError
+from tqgguf.formats import FLOATS, is_float
 from tqgguf.kernels.dtypes import F32
 from tqgguf.machine.threads import map_in_order
 from tqgguf.models import Model, Tensor
@@ -23,7 +24,6 @@ from tqgguf.rotation.rotation import Rotation, read_rotation
 
 _TILE = 1 << 22  # weights
 _BLOCK = 32  # the smallest run of weights whose error is judged
-_FLOAT_BITS = {"F64": 24, "F32": 24, "F16": 11, "BF16": 8}  # significand, at most float32's
 _ROTATION_ERROR = 1e-10  # relative squared error of a rotation in float32
 # Rate-distortion theory gives 4^-bits for Gaussian weights, and scalar types reach 2-4 times that.
 # A block with one outlier is the worst: half a step, set by the outlier, for each of the other 31
@@ -134,7 +134,7 @@ def _check(rotation: Rotation, calibrated: bool, pair: tuple[Tensor, Tensor]) ->
     parts = [_compare(rotation, tensor, source, tile, max(block, _BLOCK)) for tile in cut]
     error, energy = (sum(p[i] for p in parts) for i in (0, 1))
     worst, row = max((p[2:] for p in parts), default=(0.0, 0))
-    moved = calibrated and type.name not in _FLOAT_BITS
+    moved = calibrated and not is_float(type.name)
     allowed = _CALIBRATED_BLOCK if moved else _allowed(type, _BLOCK_FACTOR)
     mean_allowed = _LARGEST if moved else _allowed(type, _MEAN_FACTOR)
     mean = error / energy if energy else error
@@ -166,8 +166,8 @@ def _block_sums(x: F32, block: int) -> "np.ndarray[tuple[int, int], np.dtype[np.
 
 def _allowed(type: GGMLQuantizationType, factor: float) -> float:
     """The largest relative squared error that rounding to this type explains."""
-    bits = _FLOAT_BITS.get(type.name)
-    if bits is not None:
+    if is_float(type.name):
+        bits = FLOATS[type.name].significand if type.name in FLOATS else FLOATS["F32"].significand
         return float(factor * 4.0**-bits) / 6 + _ROTATION_ERROR * _BLOCK_FACTOR
     block, size = GGML_QUANT_SIZES[type]
     return min(_LARGEST, float(factor * 4.0 ** (-8 * size / block)))

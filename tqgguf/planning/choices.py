@@ -13,7 +13,7 @@ from tqgguf.calibration.sensitivity import measure
 from tqgguf.calibration.statistics import input_energies
 from tqgguf.calibration.tokens import read_tokens
 from tqgguf.errors import PlanError, UnsupportedModelError
-from tqgguf.formats import FORMATS, dequantize, quantize
+from tqgguf.formats import FORMATS, dequantize, is_float, quantize
 from tqgguf.kernels.dtypes import F32
 from tqgguf.kernels.metrics import ratio, sum_squares
 from tqgguf.models import Model, Tensor
@@ -22,7 +22,7 @@ from tqgguf.network.equivalence import compare
 from tqgguf.network.forward import Tokens
 from tqgguf.output.layout import TensorInfo, lay_out
 from tqgguf.planning.header import output_metadata
-from tqgguf.planning.plan import PLAIN, Options, Plan, is_matrix, make_plan
+from tqgguf.planning.plan import Options, Plan, is_matrix, make_plan
 from tqgguf.rotation.architectures import LAYER
 from tqgguf.rotation.folded import fold
 from tqgguf.rotation.rotation import NO_ROTATION, Rotation
@@ -178,7 +178,7 @@ def _divergence(model: Model, plan: Plan, tokens: Tokens, threads: int | None) -
 
 def _rounded(folded: Model, plan: Plan, threads: int | None) -> Model:
     """The model as plain rounding leaves it, tensor by tensor as it is read."""
-    types = {t.name: t.type for t in plan.tensors if t.type in FORMATS and t.type not in PLAIN}
+    types = {t.name: t.type for t in plan.tensors if t.type in FORMATS and not is_float(t.type)}
     tensors = {
         name: replace(t, rows=_through(t, types[name], threads), raw=None, tile=None)
         if name in types

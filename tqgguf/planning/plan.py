@@ -12,7 +12,7 @@ from pathlib import Path
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from tqgguf.errors import PlanError
-from tqgguf.formats import FORMATS, find_format
+from tqgguf.formats import FORMATS, find_format, is_float
 from tqgguf.models import Model, Tensor
 from tqgguf.planning.allocation import Item, allocate, default_sensitivity, predicted
 from tqgguf.planning.recipes import Recipe, fitting, recipe
@@ -21,7 +21,6 @@ from tqgguf.rotation.architectures import layer_prefix, role
 from tqgguf.rotation.rotation import NO_ROTATION, Rotation, Sides, read_rotation
 from tqgguf.rotation.vectors import BALANCE, NORM_BALANCE
 
-PLAIN = ("F32", "F16", "BF16", "F64")  # types that hold exact source weights
 ROTATIONS = ("fused", "auto", "tensor", "none", "values")
 # Small, sensitive or looked up element by element by ops that know only plain types.
 _NEVER_QUANTIZED = re.compile(
@@ -111,7 +110,7 @@ class Plan:
     @property
     def rounded_weights(self) -> int:
         """How many weights of these become a quantized type."""
-        return sum(t.size for t in self.tensors if len(t.shape) > 1 and t.type not in PLAIN)
+        return sum(t.size for t in self.tensors if len(t.shape) > 1 and not is_float(t.type))
 
     @property
     def fallbacks(self) -> tuple[PlannedTensor, ...]:
@@ -246,7 +245,7 @@ def _wanted_type(source: Tensor, name: str, chosen: Recipe, options: Options, he
         return find_format(options.token_embedding_type).name
     if is_matrix(source):
         return chosen.type_of("output" if name == head else role(name)[0])
-    if source.type not in PLAIN:
+    if not is_float(source.type):
         return source.type  # integer tables and the like are copied
     return "F32" if len(source.shape) == 1 or source.type == "F64" else source.type
 
@@ -255,7 +254,8 @@ def _check(model: Model, plan: Plan, options: Options) -> None:
     for t in plan.tensors:
         if t.type not in FORMATS and t.type != t.source_type:
             raise PlanError(f"{t.name}: tqgguf cannot write {t.type}")
-        if t.source_type not in PLAIN and t.type != t.source_type and not options.allow_requantize:
+        decoded = t.type != t.source_type and not is_float(t.source_type)
+        if decoded and not options.allow_requantize:
             raise PlanError(
                 f"{model.path}: {t.name} is already {t.source_type}; quantize the F16, BF16 or F32 "
                 "model, or accept the loss with --allow-requantize"
