@@ -2,7 +2,6 @@
 
 import ctypes
 from functools import cache
-from pathlib import Path
 
 import gguf
 import numpy as np
@@ -17,8 +16,7 @@ NEEDS_IMPORTANCE = frozenset({"IQ2_XXS", "IQ2_XS"})  # without it ggml aborts th
 @cache
 def library() -> ctypes.CDLL:
     """The shared object, with the one function's signature declared."""
-    (path,) = Path(xllamacpp.__file__).parent.glob("xllamacpp*.so")
-    lib = ctypes.CDLL(str(path))
+    lib = ctypes.CDLL(xllamacpp.xllamacpp.__file__)
     lib.ggml_quantize_chunk.restype = ctypes.c_size_t
     lib.ggml_quantize_chunk.argtypes = [
         ctypes.c_int,  # type

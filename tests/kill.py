@@ -48,17 +48,32 @@ def start(source: Path, path: Path, split: Split) -> int:
     return pid
 
 
-def kill_once(source: Path, path: Path, split: Split, delay: float) -> dict[str, object]:
-    """Kill one run after `delay` seconds, resume it, and describe what was found."""
+def records(path: Path) -> int:
+    """How many tensors the journal of an unfinished output tells of."""
+    journal = journal_path(partial_path(path))
+    return max(0, len(journal.read_bytes().splitlines()) - 1) if journal.exists() else 0
+
+
+def is_running(pid: int) -> bool:
+    """Whether a child is at work; one that has ended stays to be waited for."""
+    return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
+
+
+def kill_once(
+    source: Path, path: Path, split: Split, after: int, delay: float
+) -> dict[str, object]:
+    """Kill a run `delay` seconds after so many tensors, resume it, and say what was found."""
     pid = start(source, path, split)
+    while is_running(pid) and records(path) < after:
+        time.sleep(0.001)
     time.sleep(delay)
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
-    journal = journal_path(partial_path(path))
-    recorded = max(0, len(journal.read_bytes().splitlines()) - 1) if journal.exists() else 0
+    recorded = records(path)
     finished = [p.exists() for p in shard_paths(path, 3 if split else None)]
     reported = convert(source, path, split, resume=True)
     return {
+        "after": after,
         "delay": delay,
         "recorded": recorded,
         "finished": all(finished),
@@ -75,7 +90,7 @@ def remove(folder: Path) -> None:
 
 
 def main() -> None:
-    """Measure an undisturbed run, then kill `count` others at moments spread over its time."""
+    """Measure an undisturbed run, then kill `count` others at moments spread over their work."""
     source, folder, count, seed = Path(sys.argv[1]), Path(sys.argv[2]), *map(int, sys.argv[3:5])
     path, rng = folder / "out.gguf", random.Random(seed)
     whole, seconds = [], 0.0
@@ -88,7 +103,8 @@ def main() -> None:
     kills = []
     for i in range(count):
         kind = i % len(SPLITS)
-        kills.append(kill_once(source, path, SPLITS[kind], rng.uniform(0, 1.1 * seconds)))
+        after, delay = rng.randrange(57), rng.uniform(0, seconds / 20)
+        kills.append(kill_once(source, path, SPLITS[kind], after, delay))
         kills[-1]["identical"] = kills[-1].pop("digest") == whole[kind]
         remove(folder)
     print(json.dumps(kills, indent=1))  # noqa: T201

@@ -22,13 +22,50 @@ class NotFiniteError(AssertionError):
     """A model whose logits are NaN or infinite."""
 
 
-class _Parameters(ctypes.Structure):
-    """A parameter struct passed by value, larger than any version of llama.cpp's own.
-
-    Few fields are set here; the rest is what llama_*_default_params returned.
-    """
+class _ModelParameters(ctypes.Structure):
+    """llama_model_params, larger than any version of it: passed on as its defaults are."""
 
     _fields_ = (("words", ctypes.c_uint32 * 256),)
+
+
+class _ContextParameters(ctypes.Structure):
+    """llama_context_params of llama.h, larger than it; what is unnamed here keeps its default."""
+
+    _fields_ = (
+        *((name, ctypes.c_uint32) for name in ("n_ctx", "n_batch", "n_ubatch", "n_seq_max")),
+        *((name, ctypes.c_uint32) for name in ("n_rs_seq", "n_outputs", "n_outputs_per_seq")),
+        *((name, ctypes.c_int32) for name in ("n_threads", "n_threads_batch", "ctx_type")),
+        *((name, ctypes.c_int32) for name in ("rope_scaling", "pooling", "attention")),
+        ("flash_attn_type", ctypes.c_int32),
+        *((name, ctypes.c_float) for name in ("rope_freq_base", "rope_freq_scale", "yarn_ext")),
+        *((name, ctypes.c_float) for name in ("yarn_attn", "yarn_beta_fast", "yarn_beta_slow")),
+        ("yarn_orig_ctx", ctypes.c_uint32),
+        ("defrag_thold", ctypes.c_float),
+        ("cb_eval", ctypes.c_void_p),
+        ("cb_eval_user_data", ctypes.c_void_p),
+        ("type_k", ctypes.c_int32),
+        ("type_v", ctypes.c_int32),
+        ("rest", ctypes.c_uint32 * 256),
+    )
+
+
+_DEFAULTS: dict[str, float | None] = dict(  # they tell whether the struct is the one above
+    n_ctx=512,
+    n_batch=2048,
+    n_ubatch=512,
+    n_seq_max=1,
+    n_rs_seq=0,
+    rope_scaling=-1,
+    pooling=-1,
+    attention=-1,
+    flash_attn_type=-1,
+    rope_freq_base=0,
+    yarn_ext=-1,
+    yarn_orig_ctx=0,
+    cb_eval=None,
+    type_k=1,  # GGML_TYPE_F16
+    type_v=1,
+)
 
 
 class _Batch(ctypes.Structure):
@@ -97,13 +134,13 @@ def kl_divergence(reference: np.ndarray, other: np.ndarray) -> np.ndarray:
 
 @cache
 def _library() -> ctypes.CDLL:
-    lib = ctypes.CDLL(str(next(Path(xllamacpp.__file__).parent.glob("xllamacpp*.so"))))
+    lib = ctypes.CDLL(xllamacpp.xllamacpp.__file__)
     pointer, integer = ctypes.c_void_p, ctypes.c_int32
     lib.llama_log_set.argtypes = [_LogCallback, pointer]
-    for name in ("llama_model_default_params", "llama_context_default_params"):
-        getattr(lib, name).restype = _Parameters
-    lib.llama_model_load_from_file.argtypes = [ctypes.c_char_p, _Parameters]
-    lib.llama_init_from_model.argtypes = [pointer, _Parameters]
+    lib.llama_model_default_params.restype = _ModelParameters
+    lib.llama_context_default_params.restype = _ContextParameters
+    lib.llama_model_load_from_file.argtypes = [ctypes.c_char_p, _ModelParameters]
+    lib.llama_init_from_model.argtypes = [pointer, _ContextParameters]
     for name in ("llama_model_load_from_file", "llama_init_from_model", "llama_model_get_vocab"):
         getattr(lib, name).restype = pointer
     for name in ("llama_model_get_vocab", "llama_vocab_n_tokens", "llama_free", "llama_model_free"):
@@ -147,9 +184,10 @@ def _model(path: Path) -> Iterator[tuple[ctypes.CDLL, int]]:
 
 def _logits(lib: ctypes.CDLL, model: int, ids: list[int]) -> np.ndarray:
     """All logits of one sequence: (n_tokens, n_vocab) float64."""
-    params = lib.llama_context_default_params()
-    params.words[:3] = [len(ids)] * 3  # n_ctx, n_batch, n_ubatch
-    _compute_in_float32(params)
+    params = _context_parameters(lib)
+    params.n_ctx = params.n_batch = params.n_ubatch = len(ids)
+    params.flash_attn_type = 0  # disabled: it computes in float16
+    params.type_k = params.type_v = 0  # GGML_TYPE_F32
     context = lib.llama_init_from_model(model, params)
     if not context:
         raise AssertionError(f"llama.cpp gives no context: {' | '.join(_errors)}")
@@ -167,19 +205,17 @@ def _logits(lib: ctypes.CDLL, model: int, ids: list[int]) -> np.ndarray:
         lib.llama_free(context)
 
 
-def _compute_in_float32(params: _Parameters) -> None:
-    """Switch off flash attention (float16 inside) and keep the KV cache in float32.
-
-    Found by their defaults, since versions of llama.cpp differ in what stands before them: four
-    enums of -1 (rope scaling, pooling, attention, flash attention), two types of GGML_TYPE_F16.
-    """
-    words = list(params.words[:48])
-    unset = [i for i in range(48) if words[i : i + 4] == [2**32 - 1] * 4]
-    types = [i for i in range(10, 48) if words[i : i + 2] == [1, 1]]
-    if len(unset) != 1 or len(types) != 1:
-        raise AssertionError(f"llama_context_params has changed: {words}")
-    params.words[unset[0] + 3] = 0  # LLAMA_FLASH_ATTN_TYPE_DISABLED
-    params.words[types[0] : types[0] + 2] = [0, 0]  # GGML_TYPE_F32
+def _context_parameters(lib: ctypes.CDLL) -> _ContextParameters:
+    """The defaults, if this llama.cpp has the fields where they are expected."""
+    params = lib.llama_context_default_params()
+    found = {name: getattr(params, name) for name in _DEFAULTS}
+    if found != _DEFAULTS:
+        version = xllamacpp.__version__
+        raise AssertionError(
+            f"llama_context_params of xllamacpp {version} is not the one that tests/llama.py "
+            f"declares (constraints.txt names a version that has it): {found}"
+        )
+    return params
 
 
 def _fill(batch: _Batch, ids: list[int]) -> None:

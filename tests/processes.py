@@ -15,6 +15,13 @@ for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
 os.execvp(sys.argv[1], sys.argv[1:])
 """
 
+SLOW = """
+import time
+import tqgguf.pipeline as pipeline
+report = pipeline._report
+pipeline._report = lambda *args: time.sleep(0.05) or report(*args)
+"""  # a run that a signal finds at work, whatever the machine
+
 
 @contextmanager
 def started(command: list[Any], **options: Any) -> Iterator[subprocess.Popen[str]]:

@@ -7,6 +7,7 @@ import time
 import numpy as np
 import pytest
 
+from tests.processes import wait_for
 from tqgguf.calibration import kept
 from tqgguf.calibration.kept import Kept, open_kept
 
@@ -94,9 +95,10 @@ def test_a_killed_process_leaves_whole_entries_or_none(tmp_path, delay):
         store = Kept(tmp_path)
         for i in range(10**6):
             store.write(f"{i % 4}", [data + i])
+    wait_for(lambda: any(tmp_path.iterdir()))
     time.sleep(delay)
     os.kill(pid, signal.SIGKILL)
-    os.waitpid(pid, 0)
+    assert os.WTERMSIG(os.waitpid(pid, 0)[1]) == signal.SIGKILL
     for i in range(4):
         found = Kept(tmp_path).read(f"{i}")
         assert found is None or np.array_equal(found[0], data + found[0][0])

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -98,11 +99,19 @@ def test_an_address_that_is_none(tmp_path, address):
         assert len(list(job(source, tmp_path / "q.gguf", cluster=address))) > 0
 
 
-def test_no_scheduler_is_said_in_time(tmp_path):
+@pytest.fixture
+def nobody():
+    """An address that is taken and not listened to."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        yield f"tcp://127.0.0.1:{taken.getsockname()[1]}"
+
+
+def test_no_scheduler_is_said_in_time(tmp_path, nobody):
     source = write_tiny(tmp_path / "m.gguf", "llama")
-    says = pytest.raises(ToolError, match=r"--cluster tcp://127\.0\.0\.1:9: no scheduler with work")
+    says = pytest.raises(ToolError, match=f"--cluster {nobody}: no scheduler with work")
     with says, dask.config.set({"distributed.comm.timeouts.connect": "1s"}):
-        list(job(source, tmp_path / "q.gguf", cluster="tcp://127.0.0.1:9"))
+        list(job(source, tmp_path / "q.gguf", cluster=nobody))
     assert [p.name for p in tmp_path.iterdir()] == ["m.gguf"]
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import psutil
 import pytest
 
-from tests.processes import alive, started, wait_for
+from tests.processes import SLOW, alive, started, wait_for
 from tests.tiny_models import write_tensors
 from tqgguf import pipeline
 from tqgguf.errors import WeightError
@@ -21,8 +21,11 @@ from tqgguf.pipeline import quantize
 from tqgguf.planning.plan import Options, make_plan
 
 ROOT = Path(__file__).parent.parent
-SMALL = "import tqgguf.pipeline as p; p.WORTH_PROCESSES = 0; from tqgguf.cli import main"
-SLOW = "; import time; r = p._report; p._report = lambda *a: time.sleep(0.05) or r(*a)"
+SMALL = """
+import tqgguf.pipeline
+tqgguf.pipeline.WORTH_PROCESSES = 0
+from tqgguf.cli import main
+"""
 
 
 def job(source, path, **options):
@@ -32,7 +35,7 @@ def job(source, path, **options):
 
 def quantizing(novels, path, *options, slow=""):
     """`tqgguf quantize` with processes for a small model too, in a session of its own."""
-    command = [sys.executable, "-c", f"{SMALL}{slow}; main()", "quantize", novels, "-o", path]
+    command = [sys.executable, "-c", f"{SMALL}{slow}main()", "quantize", novels, "-o", path]
     return started(
         [*command, "-t", "tq-q3", "--quiet", "--threads", "2", *options],
         cwd=ROOT,

@@ -1,11 +1,11 @@
 """TurboQuantMSE and TurboQuantProd against the paper's theorems."""
 
 import math
-import time
 
 import numpy as np
 import pytest
 
+from tests.clock import effort
 from tests.turboquant.vectors import unit_vectors
 from tqgguf.errors import ShapeError, WeightError
 from tqgguf.turboquant import TurboQuantMSE, TurboQuantProd, gaussian_codebook, sphere_codebook
@@ -148,16 +148,11 @@ def test_zero_vectors_stay_zero_and_one_vector_is_a_batch_of_one(make):
     assert quantizer.decompress(quantizer.compress(np.ones((0, 16), np.float32))).shape == (0, 16)
 
 
-def test_65_536_vectors_compress_in_under_two_seconds():
+def test_65_536_vectors_compress_without_delay():
     x = unit_vectors(65_536, 128, 13)
     quantizer = TurboQuantMSE(128, 3)
     quantizer.compress(x[:256])
-    times = []
-    for _ in range(3):
-        start = time.perf_counter()
-        quantizer.compress(x)
-        times.append(time.perf_counter() - start)
-    assert min(times) < 2
+    assert min(effort(lambda: quantizer.compress(x)) for _ in range(3)) < 30
 
 
 @pytest.mark.parametrize("make", [TurboQuantMSE, TurboQuantProd])
