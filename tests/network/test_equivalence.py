@@ -13,7 +13,8 @@ from tqgguf.models.gguf import read_gguf
 from tqgguf.models.metadata import encode
 from tqgguf.network.equivalence import check_fold, compare
 from tqgguf.rotation import folding
-from tqgguf.rotation.rotation import NO_ROTATION, Sides
+from tqgguf.rotation.rotation import NO_ROTATION
+from tqgguf.rotation.steps import Sides
 
 FOLDED = ["llama", "llama-tied-llama3-rope", "llama-moe", "qwen2", "qwen3", "gpt2", "starcoder2"]
 PLENTY = 1 << 30

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tqgguf.rotation.architecture_tables import details, summary
-from tqgguf.rotation.architectures import ARCHITECTURES
+from tqgguf.rotation.architectures import STREAMS
 
 ROOT = Path(__file__).parents[2]
 
@@ -18,12 +18,12 @@ def test_a_table_is_fresh(name, table):
 
 
 def test_every_architecture_has_a_line():
-    assert all(summary().count(f"| `{name}` |") == 1 for name in ARCHITECTURES)
+    assert all(summary().count(f"| `{name}` |") == 1 for name in STREAMS)
 
 
 def test_every_row_gives_its_reasoning():
-    assert all(row.refusal or row.note for row in ARCHITECTURES.values())
+    assert all(row.refusal or row.note for row in STREAMS.values())
 
 
 def test_a_row_that_is_refused_says_why():
-    assert all(row.values or row.why_no_values for row in ARCHITECTURES.values())
+    assert all(row.values or row.why_no_values for row in STREAMS.values())

@@ -17,7 +17,7 @@ from tqgguf.models import Model, open_model
 from tqgguf.pipeline import quantize
 from tqgguf.planning.plan import Options, make_plan
 from tqgguf.rotation import folding
-from tqgguf.rotation.architectures import ARCHITECTURES, Architecture, role
+from tqgguf.rotation.architectures import STREAMS, Stream, role
 from tqgguf.rotation.folded import fold
 from tqgguf.rotation.rotation import restored
 
@@ -39,7 +39,7 @@ def folded(source: Path, target: Path) -> Path:
 
 def rotation_mode(model: Model) -> str:
     """The most that the row allows."""
-    return "values" if ARCHITECTURES[model.architecture].refusal else "fused"
+    return "values" if STREAMS[model.architecture].refusal else "fused"
 
 
 def folded_unchecked(source: Path, target: Path) -> Path:
@@ -83,10 +83,10 @@ def test_a_tied_head_is_untied(tmp_path, name):
 
 
 def test_all_rows_are_proven():
-    assert {model.arch for model in TINY.values()} == set(ARCHITECTURES)
+    assert {model.arch for model in TINY.values()} == set(STREAMS)
 
 
-def forgetful(row: Architecture, forgotten: str) -> Architecture:
+def forgetful(row: Stream, forgotten: str) -> Stream:
     """The row with one role taken for a tensor beside the stream."""
     without = tuple(r for r in row.writers if r != forgotten)
     return dataclasses.replace(
@@ -106,7 +106,7 @@ def forgetful(row: Architecture, forgotten: str) -> Architecture:
 
 def roles(name: str) -> list[str]:
     """The roles of a tiny model that its row gives something to do."""
-    row = ARCHITECTURES[TINY[name].arch]
+    row = STREAMS[TINY[name].arch]
     model = TINY[name]
     text = f"{model.layer}\n{model.first}\n{model.outside.replace(';', chr(10))}"
     present = {line.split()[0] for line in text.splitlines() if line.strip()}
@@ -120,11 +120,11 @@ def roles(name: str) -> list[str]:
 @pytest.mark.parametrize("name", TINY)
 def test_every_role_of_a_row_matters(tmp_path, monkeypatch, name):
     source = write_tiny(tmp_path / "a.gguf", name)
-    row = ARCHITECTURES[TINY[name].arch]
+    row = STREAMS[TINY[name].arch]
     reference = logprobs(source, TOKENS)
     assert difference(reference, folded_unchecked(source, tmp_path / "a2.gguf")) < 1e-2
     for forgotten in roles(name):
-        monkeypatch.setitem(ARCHITECTURES, row.name, forgetful(row, forgotten))
+        monkeypatch.setitem(STREAMS, row.name, forgetful(row, forgotten))
         target = folded_unchecked(source, tmp_path / "b.gguf")
         assert difference(reference, target) > 1e-2, forgotten
 
@@ -132,12 +132,10 @@ def test_every_role_of_a_row_matters(tmp_path, monkeypatch, name):
 @pytest.mark.parametrize("name", TINY)
 def test_a_missing_role_is_refused(tmp_path, monkeypatch, name):
     model = open_model(write_tiny(tmp_path / "a.gguf", name))
-    row = ARCHITECTURES[model.architecture]
+    row = STREAMS[model.architecture]
     last = roles(name)[-1]
     known = forgetful(row, last)
-    monkeypatch.setitem(
-        ARCHITECTURES, row.name, dataclasses.replace(known, untouched=row.untouched)
-    )
+    monkeypatch.setitem(STREAMS, row.name, dataclasses.replace(known, untouched=row.untouched))
     with pytest.raises(UnsupportedModelError, match=rf"{last}\..* is not in the table of"):
         folding.values(model) if row.refusal else folding.fused(model)
 

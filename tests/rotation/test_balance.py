@@ -14,10 +14,11 @@ from tqgguf.network import forward
 from tqgguf.pipeline import quantize
 from tqgguf.planning.plan import Options, make_plan
 from tqgguf.rotation import balance, folding
-from tqgguf.rotation.architectures import ARCHITECTURES
+from tqgguf.rotation.architectures import STREAMS
 from tqgguf.rotation.balance import ffn_balance, norm_balance
 from tqgguf.rotation.folded import fold
-from tqgguf.rotation.rotation import Sides, read_rotation, restored
+from tqgguf.rotation.rotation import read_rotation, restored
+from tqgguf.rotation.steps import Sides
 from tqgguf.rotation.vectors import NORM_BALANCE
 
 TOKENS = np.random.default_rng(1).integers(3, 2048, 64).tolist()
@@ -151,7 +152,7 @@ def difference(source, target):
     return np.abs(logprobs(source, TOKENS) - logprobs(target, TOKENS)).max()
 
 
-LEFT_ALONE = [name for name, tiny in TINY.items() if ARCHITECTURES[tiny.arch].values]
+LEFT_ALONE = [name for name, tiny in TINY.items() if STREAMS[tiny.arch].values]
 
 
 @pytest.mark.parametrize("name", LEFT_ALONE)
@@ -180,13 +181,13 @@ SHARED = {  # norms that several matrices read, of rows that no rotation of the 
 @pytest.mark.parametrize("name", SHARED)
 def test_a_forgotten_reader_breaks_the_network(tmp_path, monkeypatch, name):
     source = write_uneven(tmp_path / "a.gguf", name)
-    model, row = open_model(source), ARCHITECTURES[TINY[name].arch]
+    model, row = open_model(source), STREAMS[TINY[name].arch]
     readers = {norm: folding._readers(model, row, f"blk.1.{norm}") for norm in SHARED[name]}
     assert {norm: len(found) for norm, found in readers.items()} == SHARED[name]
     for forgotten in (reader for found in readers.values() for reader in found):
         norms = {n: tuple(r for r in rs if r != forgotten) for n, rs in row.norms.items()}
         known = replace(row, norms=norms, untouched=(*row.untouched, forgotten))
-        monkeypatch.setitem(ARCHITECTURES, row.name, known)
+        monkeypatch.setitem(STREAMS, row.name, known)
         tensors = fold(model, folding.values(model).with_vectors_of(model)).tensors
         target = write_tensors(
             tmp_path / "b.gguf", source, {n: t.read() for n, t in tensors.items()}
@@ -201,7 +202,7 @@ def test_norms_balance_to_the_last_bit(tmp_path, name):
     model = open_model(write_tensors(tmp_path / "b.gguf", source, uneven(tensors)))
     rotation = folding.values(model)
     steps = {
-        n: Sides(columns=tuple(step for step in sides.columns if NORM_BALANCE in step))
+        n: Sides(columns=tuple(step for step in sides.columns if NORM_BALANCE in str(step)))
         for n, sides in rotation.sides.items()
     }
     balanced = replace(rotation, sides=steps).with_vectors_of(model)

@@ -13,7 +13,8 @@ from tqgguf.models.model import Model
 from tqgguf.pipeline import quantize
 from tqgguf.planning.plan import Options, make_plan
 from tqgguf.rotation import folding
-from tqgguf.rotation.rotation import Rotation, Sides, read_rotation, restored
+from tqgguf.rotation.rotation import Rotation, read_rotation, restored
+from tqgguf.rotation.steps import Sides, Step
 
 TOKENS = np.random.default_rng(1).integers(3, 2048, 64).tolist()
 
@@ -60,7 +61,7 @@ def test_a_clamp_on_values_forbids_their_rotation(tmp_path):
     clamped = Model(model.path, metadata, model.tensors)
     rotation = folding.fused(clamped)
     assert rotation.value_block == 0
-    assert not any("value" in step for s in rotation.sides.values() for step in s.columns + s.rows)
+    assert not any("value" in str(step) for sides in rotation.sides.values() for step in sides)
     with pytest.raises(UnsupportedModelError, match="clamp_kqv clamps each value"):
         folding.values(clamped)
 
@@ -181,7 +182,7 @@ def test_a_small_gain_under_a_bias_does_not_magnify_errors(tmp_path):
 
 
 def test_a_step_from_the_future_is_an_error():
-    rotation = Rotation(mode="fused", sides={"t": Sides(columns=("warp",))})
+    rotation = Rotation(mode="fused", sides={"t": Sides(columns=(Step("warp"),))})
     with pytest.raises(FileFormatError, match="rotation step 'warp' is unknown"):
         rotation.undo("t", np.ones((2, 4), np.float32), shape=(2, 4))
 
@@ -206,7 +207,8 @@ def test_the_record_is_the_rotation(tmp_path):
     again = read_rotation(Model(model.path, rotation.metadata(), {}))
     assert again.sides == rotation.sides
     assert (again.mode, again.kind, again.seed) == ("fused", "regular", 3)
-    assert again.sides["blk.0.ffn_up.weight"].columns == ("gain:blk.0.attn_norm.weight", "residual")
+    steps = tuple(map(str, again.sides["blk.0.ffn_up.weight"].columns))
+    assert steps == ("gain:blk.0.attn_norm.weight", "residual")
 
 
 @pytest.mark.parametrize("type", ["Q8_0", "Q5_0", "Q4_0", "IQ4_NL"])
@@ -217,3 +219,24 @@ def test_outliers_in_every_block_pass_the_verification(tmp_path, type, rotate):
     list(quantize(model, plan, tmp_path / "q.gguf"))
     checks = list(verify(open_model(tmp_path / "q.gguf"), model))
     assert all(check.passed for check in checks), max(checks, key=lambda c: c.rel_mse).complaint
+
+
+def test_strips_of_columns_are_restored_too(tmp_path):
+    model = tiny(tmp_path, "llama")
+    list(quantize(model, make_plan(model, Options(type="Q8_0")), tmp_path / "q.gguf"))
+    name = "blk.0.ffn_gate.weight"
+    tensor = restored(open_model(tmp_path / "q.gguf")).tensors[name]
+    strip = tensor.read_tile((8, 16), (32, 64))
+    assert np.array_equal(strip, tensor.read()[8:16, 32:64])
+    assert np.allclose(strip, model.tensors[name].read()[8:16, 32:64], atol=0.1)
+
+
+@pytest.mark.parametrize("text", ["residual", "value@96", "gain:blk.0.attn_norm.weight", "plus:"])
+def test_a_step_is_its_text(text):
+    assert str(Step.parse(text)) == text
+
+
+@pytest.mark.parametrize("text", ["value@", "value@-3", "value@x", "@"])
+def test_a_step_without_its_index_is_an_error(text):
+    with pytest.raises(FileFormatError, match=f"step '{text}' does not fit"):
+        Step.parse(text)

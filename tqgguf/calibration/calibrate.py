@@ -130,7 +130,7 @@ class _Calibration:
             data = self._round(table.read(), h, self.types[EMBEDDING])
         yield EMBEDDING, data
         rows = partial(_decoded_rows, data, self.types[EMBEDDING], table.n_in)
-        tensors = {**self.model.tensors, EMBEDDING: replace(table, rows=rows, raw=None, tile=None)}
+        tensors = {**self.model.tensors, EMBEDDING: table.derived(rows)}
         return replace(self.model, tensors=tensors)
 
     def _head_moments(self) -> Arrays:

@@ -53,8 +53,8 @@ def basis_of(rotation: Rotation) -> str:
     """A text that is equal for rotations under which matrices have the same inputs."""
     if rotation.mode == "none":
         return "none"
-    steps = (step for sides in rotation.sides.values() for step in sides.columns)
-    balanced = "balanced" if any(map(is_balance, steps)) else "plain"
+    vectors = (step.vector for sides in rotation.sides.values() for step in sides.columns)
+    balanced = "balanced" if any(v and is_balance(v) for v in vectors) else "plain"
     shape = (rotation.kind, rotation.block, rotation.value_block, rotation.seed)
     parts = (rotation.mode, *shape, balanced)
     return " ".join(map(str, parts))

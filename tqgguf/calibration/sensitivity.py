@@ -3,12 +3,13 @@
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
 from tqgguf.formats import FORMATS, dequantize, quantize
 from tqgguf.kernels.dtypes import F32
-from tqgguf.models import Model, Tensor
+from tqgguf.models import Model
 from tqgguf.network import forward, ops
 from tqgguf.network.forward import Tokens
 from tqgguf.network.ops import Array
@@ -95,9 +96,9 @@ def _disturbed(model: Model, names: Sequence[str], threads: int | None) -> tuple
         rounded = dequantize(quantize(x, probe, threads=threads), probe, tensor.n_in)
         square = float(np.square(x, dtype=np.float64).sum())
         error += float(np.square(rounded - x, dtype=np.float64).sum()) / max(square, 1e-30)
-        tensors[name] = _with_rows(tensor, rounded)
+        tensors[name] = tensor.derived(partial(_cut, rounded))
     return replace(model, tensors=tensors), error
 
 
-def _with_rows(tensor: Tensor, values: F32) -> Tensor:
-    return replace(tensor, rows=lambda a, b: values[a:b], raw=None, tile=None)
+def _cut(values: F32, start: int, stop: int) -> F32:
+    return values[start:stop]

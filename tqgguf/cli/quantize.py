@@ -23,6 +23,7 @@ from tqgguf.output.layout import Split
 from tqgguf.pipeline import Report, output_files, quantize
 from tqgguf.planning.choices import Prepared, prepare, take_statistics
 from tqgguf.planning.plan import Options, Plan, PlannedTensor
+from tqgguf.rotation.steps import Step
 
 _SLOWEST = 5  # tensors that --verbose names in the end
 _TYPE_SUFFIX = re.compile(r"[-._](f32|f16|bf16|fp16|fp32)$", re.IGNORECASE)
@@ -210,9 +211,9 @@ def _say_plan(plan: Plan, path: Path, *, json: bool) -> None:
     say(f"{path.name}: {_size(plan.n_bytes)}, {plan.bpw:.2f} bits per weight")
 
 
-def _steps(steps: tuple[str, ...]) -> str:
+def _steps(steps: tuple[Step, ...]) -> str:
     """The steps of a side without the names of their vectors."""
-    return " ".join(step.partition(":")[0] for step in steps)
+    return " ".join(step.verb for step in steps)
 
 
 def _say_summary(
@@ -282,8 +283,8 @@ def _tensor(t: PlannedTensor, report: Report | None) -> dict[str, Any]:
         "shape": t.shape,
         "bytes": t.n_bytes,
         "bpw": t.bpw,
-        "columns": t.sides.columns,
-        "rows": t.sides.rows,
+        "columns": [str(step) for step in t.sides.columns],
+        "rows": [str(step) for step in t.sides.rows],
         "reason": t.reason,
         "rel_mse": report.rel_mse if report else None,
         "rel_mse_unrotated": report.rel_mse_unrotated if report else None,

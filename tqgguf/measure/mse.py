@@ -25,7 +25,8 @@ from tqgguf.output.tiles import Tile, tiles
 from tqgguf.planning.plan import is_matrix
 from tqgguf.planning.recipes import recipe
 from tqgguf.rotation import folding
-from tqgguf.rotation.rotation import Rotation, Sides, read_rotation
+from tqgguf.rotation.rotation import Rotation, read_rotation
+from tqgguf.rotation.steps import Sides
 from tqgguf.rotation.vectors import BALANCE
 
 TYPES = tuple(dict.fromkeys(recipe(name).matrix for name in ("tq-q4", "tq-q3", "tq-q2")))
@@ -392,9 +393,7 @@ def describe(sides: Sides) -> str:
     """The steps of a rotation without the names of their vectors: `in gain residual, out value`."""
     parts = (("in", sides.columns), ("out", sides.rows))
     return ", ".join(
-        " ".join([side, *(step.partition(":")[0] for step in steps)])
-        for side, steps in parts
-        if steps
+        " ".join([side, *(step.verb for step in steps)]) for side, steps in parts if steps
     )
 
 

@@ -58,6 +58,17 @@ class Tensor:
             raise ValueError(f"{self.name} has no stored bytes")
         return self.raw(start, stop)
 
+    def derived(
+        self,
+        rows: Callable[[int, int], F32],
+        *,
+        tile: Callable[[int, int, int, int], F32] | None = None,
+        type: str | None = None,
+        name: str | None = None,
+    ) -> "Tensor":
+        """A tensor of this shape with other weights: nothing that read the old ones is left."""
+        return Tensor(name or self.name, self.shape, type or self.type, rows, tile=tile)
+
     def read(self) -> F32:
         """All weights as float32 in the tensor's shape."""
         return self.rows(0, self.n_rows).reshape(self.shape)

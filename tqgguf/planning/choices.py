@@ -180,9 +180,7 @@ def _rounded(folded: Model, plan: Plan, threads: int | None) -> Model:
     """The model as plain rounding leaves it, tensor by tensor as it is read."""
     types = {t.name: t.type for t in plan.tensors if t.type in FORMATS and not is_float(t.type)}
     tensors = {
-        name: replace(t, rows=_through(t, types[name], threads), raw=None, tile=None)
-        if name in types
-        else t
+        name: t.derived(_through(t, types[name], threads)) if name in types else t
         for name, t in folded.tensors.items()
     }
     return replace(folded, tensors=tensors)

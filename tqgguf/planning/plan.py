@@ -18,7 +18,8 @@ from tqgguf.planning.allocation import Item, allocate, default_sensitivity, pred
 from tqgguf.planning.recipes import Recipe, fitting, recipe
 from tqgguf.rotation import folding
 from tqgguf.rotation.architectures import layer_prefix, role
-from tqgguf.rotation.rotation import NO_ROTATION, Rotation, Sides, read_rotation
+from tqgguf.rotation.rotation import NO_ROTATION, Rotation, read_rotation
+from tqgguf.rotation.steps import Sides
 from tqgguf.rotation.vectors import BALANCE, NORM_BALANCE
 
 ROTATIONS = ("fused", "auto", "tensor", "none", "values")
@@ -281,7 +282,7 @@ def _rotation_notes(rotation: Rotation, tensors: Sequence[PlannedTensor]) -> Ite
         count = f", {width // order} of them" if width > order else ""
         yield f"rotated along the residual stream of {width} in {kind} blocks of {order}{count}"
         yield f"rotated {within}" if rotation.value_block > 1 else "value heads are untouched"
-    steps = " ".join(step for t in tensors for step in t.sides.columns)
+    steps = " ".join(step.vector or "" for t in tensors for step in t.sides.columns)
     if BALANCE in steps:
         yield "the FFN's channels are balanced between ffn_up and ffn_down"
     if NORM_BALANCE in steps:

@@ -2,14 +2,14 @@
 
 from collections.abc import Iterable
 
-from tqgguf.rotation.architectures import ARCHITECTURES, Architecture
+from tqgguf.rotation.architectures import STREAMS, Stream
 
 GRAPHS = "src/models"  # in llama.cpp's sources
 
 
 def summary() -> str:
     """What can be rotated in each architecture, one line each, and why not where it cannot."""
-    rows = ((_name(row), _stream(row), _heads(row), _remark(row)) for row in ARCHITECTURES.values())
+    rows = ((_name(row), _stream(row), _heads(row), _remark(row)) for row in STREAMS.values())
     return _table(("architecture", "stream (R1)", "value heads (R2)", "remarks"), rows)
 
 
@@ -25,13 +25,13 @@ def details() -> str:
             ", ".join(row.untouched) or "-",
             f"{GRAPHS}/{row.graph or row.name}.cpp",
         )
-        for row in ARCHITECTURES.values()
+        for row in STREAMS.values()
     )
     head = ("architecture", "norm > readers", "writers", "embeddings", "head", "beside the stream")
     return _table((*head, "graph"), rows)
 
 
-def _name(row: Architecture) -> str:
+def _name(row: Stream) -> str:
     return f"`{row.name}`"
 
 
@@ -39,17 +39,17 @@ def _norm(name: str) -> str:
     return name or "(no gain)"
 
 
-def _stream(row: Architecture) -> str:
+def _stream(row: Stream) -> str:
     if row.refusal:
         return "no"
     return "signed Hadamard" if row.norm == "rms" else "regular Hadamard, keeps the mean"
 
 
-def _heads(row: Architecture) -> str:
+def _heads(row: Stream) -> str:
     return "yes" if row.values else "no"
 
 
-def _remark(row: Architecture) -> str:
+def _remark(row: Stream) -> str:
     return "; ".join(filter(None, (row.refusal, row.why_no_values, row.note)))
 
 

@@ -14,7 +14,7 @@ LAYER = re.compile(r"^blk\.(?P<layer>\d+)\.(?P<role>.+?)(?:\.(?P<part>weight|bia
 
 
 @dataclass(frozen=True)
-class Architecture:
+class Stream:
     """One row: roles are tensor names without `blk.N.` and `.weight`.
 
     norms maps every norm on the residual stream to the matrices that read its output. A matrix may
@@ -74,28 +74,28 @@ _PROJECTOR_REASON = (
 )
 
 _RMS_ROWS = (
-    Architecture(
+    Stream(
         "llama",
         norms={"attn_norm": _ATTENTION, "ffn_norm": _FFN + _ROUTED + _SHARED},
         writers=(*_MOE_WRITERS, "ffn_down_shexp"),
         untouched=_ROPE,
         note="Llama 1-3, Mistral, Mixtral (experts), SmolLM",
     ),
-    Architecture(
+    Stream(
         "mistral3",
         norms={"attn_norm": _ATTENTION, "ffn_norm": _FFN + _ROUTED + _SHARED},
         writers=(*_MOE_WRITERS, "ffn_down_shexp"),
         untouched=_ROPE,
         note="Mistral 3, Ministral: llama's graph, queries scaled by position",
     ),
-    Architecture(
+    Stream(
         "granite",
         norms={"attn_norm": _ATTENTION, "ffn_norm": _FFN + _ROUTED + _SHARED},
         writers=(*_MOE_WRITERS, "ffn_down_shexp"),
         untouched=_ROPE,
         note="scalar multipliers on embedding, residual and logits commute with a rotation",
     ),
-    Architecture(
+    Stream(
         "granitemoe",
         norms={"attn_norm": _ATTENTION, "ffn_norm": _FFN + _ROUTED + _SHARED},
         writers=(*_MOE_WRITERS, "ffn_down_shexp"),
@@ -103,44 +103,44 @@ _RMS_ROWS = (
         graph="granite-moe",
         note="granite's multipliers, a router and experts in place of the FFN",
     ),
-    Architecture("smollm3", norms=_BOTH, note="some layers without rotary embedding"),
-    Architecture("seed_oss", norms=_AROUND, note=_MISNAMED, graph="seed-oss"),
-    Architecture(
+    Stream("smollm3", norms=_BOTH, note="some layers without rotary embedding"),
+    Stream("seed_oss", norms=_AROUND, note=_MISNAMED, graph="seed-oss"),
+    Stream(
         "exaone",
         norms=_BOTH,
         untouched=_ROPE,
         note="llama's graph: two norms, each read by all that follows it",
     ),
-    Architecture(
+    Stream(
         "internlm2",
         norms=_BOTH,
         note="llama's graph; the head is always a tensor of its own",
     ),
-    Architecture(
+    Stream(
         "ernie4_5",
         norms=_BOTH,
         graph="ernie4-5",
         note="llama's graph: two norms, each read by all that follows it",
     ),
-    Architecture(
+    Stream(
         "arcee",
         norms={"attn_norm": _ATTENTION, "ffn_norm": ("ffn_up",)},
         untouched=_ROPE,
         note="an ungated FFN, whose squared ReLU forbids balancing its channels",
     ),
-    Architecture(
+    Stream(
         "apertus",
         norms={"attn_norm": _ATTENTION, "ffn_norm": ("ffn_up",)},
         untouched=_QK_NORMS + _ROPE,
         note="an ungated FFN (xIELU); q and k are normalised after they have read the stream",
     ),
-    Architecture(
+    Stream(
         "qwen",
         norms=_BOTH,
         note="q, k, v in one matrix with biases, of which R2 turns the value rows",
     ),
-    Architecture("qwen2", norms=_BOTH, note="biases on q, k and v; the value bias turns with R2"),
-    Architecture(
+    Stream("qwen2", norms=_BOTH, note="biases on q, k and v; the value bias turns with R2"),
+    Stream(
         "qwen2moe",
         norms={
             "attn_norm": _ATTENTION,
@@ -149,47 +149,47 @@ _RMS_ROWS = (
         writers=("attn_output", "ffn_down_exps", "ffn_down_shexp"),
         note="the shared expert's gate, one row, reads the stream too",
     ),
-    Architecture(
+    Stream(
         "qwen3",
         norms=_BOTH,
         untouched=_QK_NORMS,
         note="q and k are normalised within heads, after they have read the stream; v is not",
     ),
-    Architecture(
+    Stream(
         "qwen3moe",
         norms={"attn_norm": _ATTENTION, "ffn_norm": _ROUTED},
         writers=("attn_output", "ffn_down_exps"),
         untouched=_QK_NORMS,
         note="qwen3's attention; router and experts read the same norm",
     ),
-    Architecture(
+    Stream(
         "olmoe",
         norms={"attn_norm": _ATTENTION, "ffn_norm": _ROUTED},
         writers=("attn_output", "ffn_down_exps"),
         untouched=_QK_NORMS,
         note="q and k are normalised over all heads, after they have read the stream; v is not",
     ),
-    Architecture(
+    Stream(
         "dots1",
         norms={"attn_norm": _ATTENTION, "ffn_norm": _FFN + _ROUTED + _SHARED},
         writers=(*_MOE_WRITERS, "ffn_down_shexp"),
         untouched=(*_QK_NORMS, "exp_probs_b"),
         note="first layers dense; exp_probs_b is added to probabilities, not to the stream",
     ),
-    Architecture(
+    Stream(
         "bailingmoe2",
         norms={"attn_norm": _ATTENTION, "ffn_norm": _FFN + _ROUTED + _SHARED},
         writers=(*_MOE_WRITERS, "ffn_down_shexp"),
         untouched=(*_QK_NORMS, "exp_probs_b"),
         note="q, k, v in one matrix; first layers dense; a shared expert reads the same norm",
     ),
-    Architecture(
+    Stream(
         "deepseek",
         norms={"attn_norm": _ATTENTION, "ffn_norm": _FFN + _ROUTED + _SHARED},
         writers=(*_MOE_WRITERS, "ffn_down_shexp"),
         note="plain attention; first layers dense; shared experts read the same norm",
     ),
-    Architecture(
+    Stream(
         "glm4moe",
         norms={"attn_norm": _ATTENTION, "post_attention_norm": _FFN + _ROUTED + _SHARED},
         writers=(*_MOE_WRITERS, "ffn_down_shexp"),
@@ -197,7 +197,7 @@ _RMS_ROWS = (
         note=_MISNAMED,
         graph="glm4-moe",
     ),
-    Architecture(
+    Stream(
         "gpt-oss",
         norms={"attn_norm": _ATTENTION, "post_attention_norm": _ROUTED},
         writers=("attn_output", "ffn_down_exps"),
@@ -206,7 +206,7 @@ _RMS_ROWS = (
         note=f"{_MISNAMED}; biases on every projection, the experts' too",
         graph="openai-moe",
     ),
-    Architecture(
+    Stream(
         "qwen35",
         norms={
             "attn_norm": (*_ATTENTION, "attn_gate", "ssm_beta", "ssm_alpha"),
@@ -218,7 +218,7 @@ _RMS_ROWS = (
         why_no_values="the attention's output is gated channel by channel",
         note=f"{_MISNAMED}; delta-net layers read and write the stream too",
     ),
-    Architecture(
+    Stream(
         "phimoe",
         norms={"attn_norm": _ATTENTION, "ffn_norm": _ROUTED},
         writers=("attn_output", "ffn_down_exps"),
@@ -226,13 +226,13 @@ _RMS_ROWS = (
         note="RMSNorm with a bias: c becomes Q^T (c/g), as under LayerNorm",
         graph="phi3",
     ),
-    Architecture(
+    Stream(
         "phi3",
         norms={"attn_norm": _ATTENTION, "ffn_norm": ("ffn_up",)},
         untouched=_ROPE,
         note="q, k, v in one matrix, of which R2 turns the value rows; gate and up in one",
     ),
-    Architecture(
+    Stream(
         "deepseek2",
         norms={
             "attn_norm": ("attn_q", "attn_q_a", "attn_kv_a_mqa"),
@@ -250,72 +250,72 @@ _RMS_ROWS = (
 )
 
 _LAYER_ROWS = (
-    Architecture(
+    Stream(
         "olmo",
         norms={"": _ATTENTION + _FFN},
         head_norm="",
         norm="layer",
         note="LayerNorm without gain or bias; a clamp on q, k, v (OLMo 7B) forbids R2",
     ),
-    Architecture(
+    Stream(
         "stablelm",
         norms={"attn_norm": _ATTENTION + _FFN, "ffn_norm": _FFN},
         untouched=_QK_NORMS,
         norm="layer",
         note="without ffn_norm (StableLM 2 12B) the FFN reads attn_norm, in parallel",
     ),
-    Architecture(
+    Stream(
         "starcoder2",
         norms={"attn_norm": _ATTENTION, "ffn_norm": _FFN},
         norm="layer",
         note="biases everywhere: those of the norms move into those of their readers",
     ),
-    Architecture(
+    Stream(
         "gpt2",
         norms={"attn_norm": _ATTENTION, "ffn_norm": _FFN},
         embeddings=("token_embd", "position_embd"),
         norm="layer",
         note="position embeddings join the stream and turn with it",
     ),
-    Architecture(
+    Stream(
         "starcoder",
         norms={"attn_norm": _ATTENTION, "ffn_norm": _FFN},
         embeddings=("token_embd", "position_embd"),
         norm="layer",
         note="GPT-2's graph with one key and value head; position embeddings turn with the stream",
     ),
-    Architecture(
+    Stream(
         "nemotron",
         norms={"attn_norm": _ATTENTION, "ffn_norm": _FFN},
         norm="layer",
         note="converters add 1 to the gains (LayerNorm1P); squared ReLU, ungated",
     ),
-    Architecture(
+    Stream(
         "gptneox",
         norms={"attn_norm": _ATTENTION, "ffn_norm": _FFN},
         norm="layer",
         note="GPT-NeoX, Pythia: two norms of the same stream, in parallel or in sequence",
     ),
-    Architecture(
+    Stream(
         "falcon",
         norms={"attn_norm": _ATTENTION + _FFN, "attn_norm_2": _ATTENTION},
         norm="layer",
         note="the FFN reads attn_norm; attention reads attn_norm_2 where there is one (40B)",
     ),
-    Architecture(
+    Stream(
         "phi2",
         norms={"attn_norm": _ATTENTION + _FFN},
         norm="layer",
         note="one norm feeds attention and FFN in parallel; the head's bias stays",
     ),
-    Architecture(
+    Stream(
         "bloom",
         norms={"attn_norm": _ATTENTION, "ffn_norm": _FFN},
         embedding_norm="token_embd_norm",
         norm="layer",
         note="a norm behind the embedding: the table is rewritten so that its gain can be uniform",
     ),
-    Architecture(
+    Stream(
         "mpt",
         norms={"attn_norm": _ATTENTION, "ffn_norm": _FFN},
         embeddings=("token_embd", "position_embd"),
@@ -326,49 +326,49 @@ _LAYER_ROWS = (
 )
 
 _REFUSED_ROWS = (
-    Architecture("gemma", norms=_BOTH, refusal=_TIED_REASON),
-    Architecture(
+    Stream("gemma", norms=_BOTH, refusal=_TIED_REASON),
+    Stream(
         "command-r",
         norms={"attn_norm": _ATTENTION + _FFN},
         untouched=_QK_NORMS,
         norm="layer",
         refusal=_TIED_REASON,
     ),
-    Architecture(
+    Stream(
         "cohere2",
         norms={"attn_norm": _ATTENTION + _FFN},
         untouched=_ROPE,
         norm="layer",
         refusal=_TIED_REASON,
     ),
-    Architecture("qwen2vl", norms=_BOTH, refusal=_PROJECTOR_REASON),
-    Architecture("qwen3vl", norms=_BOTH, untouched=_QK_NORMS, refusal=_PROJECTOR_REASON),
-    Architecture(
+    Stream("qwen2vl", norms=_BOTH, refusal=_PROJECTOR_REASON),
+    Stream("qwen3vl", norms=_BOTH, untouched=_QK_NORMS, refusal=_PROJECTOR_REASON),
+    Stream(
         "gemma2",
         norms=_BOTH,
         untouched=_POST_NORMS,
         refusal=f"{_POST_NORM_REASON}; and {_TIED_REASON}",
     ),
-    Architecture(
+    Stream(
         "gemma3",
         norms=_BOTH,
         untouched=_QK_NORMS + _POST_NORMS,
         refusal=_POST_NORM_REASON,
     ),
-    Architecture(
+    Stream(
         "olmo2",
         norms={"": _ATTENTION + _FFN},
         untouched=_QK_NORMS + _POST_NORMS,
         refusal=_POST_NORM_REASON,
         note="no norm before a sub-layer at all",
     ),
-    Architecture(
+    Stream(
         "glm4",
         norms={"attn_norm": _ATTENTION, "ffn_norm": ("ffn_up",)},
         untouched=_POST_NORMS,
         refusal=_POST_NORM_REASON,
     ),
-    Architecture(
+    Stream(
         "exaone4",
         norms={"": _ATTENTION + _FFN},
         untouched=_QK_NORMS + _POST_NORMS + _ROPE,
@@ -377,9 +377,7 @@ _REFUSED_ROWS = (
     ),
 )
 
-ARCHITECTURES: dict[str, Architecture] = {
-    row.name: row for row in (*_RMS_ROWS, *_LAYER_ROWS, *_REFUSED_ROWS)
-}
+STREAMS: dict[str, Stream] = {row.name: row for row in (*_RMS_ROWS, *_LAYER_ROWS, *_REFUSED_ROWS)}
 
 
 def role(name: str) -> tuple[str, str]:

@@ -8,6 +8,9 @@ s = sqrt(|down column| / |up row|) both are alike, whatever factors the training
 A norm's gain may be divided by any s if the columns of all matrices that read it are multiplied by
 it. With s = 1 / |column| no column stands out of its block. Where the stream is rotated the gains
 are folded into those columns anyway.
+
+This is cross-layer equalization (Nagel et al., arXiv 1906.04721, section 4.1), by energies instead
+of ranges.
 """
 
 from collections.abc import Iterator, Sequence

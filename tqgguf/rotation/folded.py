@@ -25,7 +25,7 @@ def _rotated(tensor: Tensor, rotation: Rotation, name: str) -> Tensor:
     if not rotation.sides.get(name):
         return tensor
     rows = partial(_rows, tensor, rotation, name)
-    return replace(tensor, name=name, type="F32", rows=rows, raw=None, tile=None)
+    return tensor.derived(rows, type="F32", name=name)
 
 
 def _rows(tensor: Tensor, rotation: Rotation, name: str, start: int, stop: int) -> F32:

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from tqgguf.errors import PlanError, UnsupportedModelError
 from tqgguf.kernels import hadamard
 from tqgguf.models.model import Model
-from tqgguf.rotation.architectures import ARCHITECTURES, Architecture, layer_prefix, role
-from tqgguf.rotation.rotation import Axis, Rotation, Sides
-from tqgguf.rotation.vectors import BALANCE, NORM_BALANCE, is_balance
+from tqgguf.rotation.architectures import STREAMS, Stream, layer_prefix, role
+from tqgguf.rotation.rotation import Axis, Rotation
+from tqgguf.rotation.steps import BLOCK, RESIDUAL, VALUE, Sides, Step
+from tqgguf.rotation.vectors import BALANCE, NORM_BALANCE, is_balance, product_name, size_of
 
 EMBEDDING, HEAD = "token_embd.weight", "output.weight"
 _MTP = "nextn."  # multi-token prediction: llama.cpp loads these layers, and runs them only to draft
@@ -103,9 +104,7 @@ def per_tensor(model: Model, names: list[str], *, block: int | None = None) -> R
     if not hadamard.is_order(order):
         raise PlanError(f"--block {order}: a Hadamard matrix needs a power of two")
     fitting = [n for n in names if model.tensors[n].n_in % order == 0]
-    return Rotation(
-        mode="tensor", block=order, sides={n: Sides(columns=("block",)) for n in fitting}
-    )
+    return Rotation(mode="tensor", block=order, sides={n: Sides(columns=(BLOCK,)) for n in fitting})
 
 
 def _check_shapes(model: Model, rotation: Rotation) -> None:
@@ -118,31 +117,22 @@ def _check_shapes(model: Model, rotation: Rotation) -> None:
                 if (axis == 0 and len(tensor.shape) < 2) or not _fits(model, rotation, step, along):
                     raise UnsupportedModelError(
                         f"{model.path}: {name} has shape {tensor.shape}, which the fold's step "
-                        f"{step!r} does not fit; use --rotate none"
+                        f"{str(step)!r} does not fit; use --rotate none"
                     )
 
 
-def _fits(model: Model, rotation: Rotation, step: str, along: Axis) -> bool:
-    _, colon, vector = step.partition(":")
-    if not colon:
+def _fits(model: Model, rotation: Rotation, step: Step, along: Axis) -> bool:
+    if step.vector is None:
         return rotation.fits(step, along)
-    if vector in model.tensors:
-        return model.tensors[vector].size in along.sizes
-    if is_balance(vector):
-        return True  # see _balance and _norm_balance
-    if "*" not in vector:  # a norm behind the embedding, which acts on its columns
-        parts = [model.tensors.get(f"{vector}.{part}") for part in ("weight", "bias")]
-        return all(t is not None and t.size == along.size for t in parts)
-    matrix, factor = (model.tensors.get(name) for name in vector.split("*"))
-    return bool(matrix and factor and matrix.n_rows in along.sizes and matrix.n_in == factor.size)
+    return is_balance(step.vector) or size_of(model, step.vector) in along.sizes
 
 
-def _row(model: Model) -> Architecture:
-    row = ARCHITECTURES.get(model.architecture)
+def _row(model: Model) -> Stream:
+    row = STREAMS.get(model.architecture)
     if row is None:
         raise UnsupportedModelError(
             f"{model.path}: no fold is known for architecture {model.architecture!r} "
-            f"(known: {', '.join(sorted(ARCHITECTURES))}); "
+            f"(known: {', '.join(sorted(STREAMS))}); "
             "use --rotate none, or --rotate tensor for study"
         )
     return row
@@ -189,8 +179,8 @@ class _ValueHeads:
         if self.order <= 1 or kind not in (self.value, self.output, "attn_qkv"):
             return Sides()
         if kind == self.output:
-            return Sides(columns=("value",)) if part == "weight" else Sides()
-        step = f"value@{self._first_value(name)}" if kind == "attn_qkv" else "value"
+            return Sides(columns=(VALUE,)) if part == "weight" else Sides()
+        step = Step("value", start=self._first_value(name)) if kind == "attn_qkv" else VALUE
         return Sides(columns=(step,)) if part == "bias" else Sides(rows=(step,))
 
     def _first_value(self, name: str) -> int:
@@ -200,7 +190,7 @@ class _ValueHeads:
         return rows - kv_heads * self.size
 
 
-def _value_heads(model: Model, row: Architecture) -> _ValueHeads:
+def _value_heads(model: Model, row: Stream) -> _ValueHeads:
     if row.values is None:
         return _ValueHeads(model, reason=row.why_no_values)
     if model.get("{arch}.attention.clamp_kqv"):
@@ -222,7 +212,7 @@ def _value_heads(model: Model, row: Architecture) -> _ValueHeads:
     return _ValueHeads(model, hadamard.largest_order(size), n_heads, size, key_size, *row.values)
 
 
-def _balance(model: Model, row: Architecture, name: str) -> Sides:
+def _balance(model: Model, row: Stream, name: str) -> Sides:
     """The balancing of a gated FFN's channels: up gains what down loses, for each expert."""
     kind, part = role(name)
     matrix, _, group = kind.removeprefix("ffn_").partition("_")  # "", "exps" or "shexp"
@@ -239,12 +229,12 @@ def _balance(model: Model, row: Architecture, name: str) -> Sides:
         return Sides()
     vector = f"{prefix}{BALANCE}{ending}"
     if matrix == "down":
-        return Sides(columns=(f"ungain:{vector}",)) if part == "weight" else Sides()
-    gain = (f"gain:{vector}",)
+        return Sides(columns=(Step("ungain", vector),)) if part == "weight" else Sides()
+    gain = (Step("gain", vector),)
     return Sides(columns=gain) if part == "bias" else Sides(rows=gain)
 
 
-def _norm_balance(model: Model, row: Architecture, name: str) -> Sides:
+def _norm_balance(model: Model, row: Stream, name: str) -> Sides:
     """The balancing of channels between a norm's gain, its bias too, and all that read it."""
     (kind, part), prefix = role(name), layer_prefix(name)
     reads = kind in row.readers
@@ -255,21 +245,21 @@ def _norm_balance(model: Model, row: Architecture, name: str) -> Sides:
     if gain is None or widths != {gain.size} or (reads and part == "bias"):
         return Sides()
     vector = "+".join((f"{prefix}{NORM_BALANCE}", *readers))
-    return Sides(columns=(f"{'gain' if reads else 'ungain'}:{vector}",))
+    return Sides(columns=(Step("gain" if reads else "ungain", vector),))
 
 
-def _on_stream(model: Model, row: Architecture, name: str) -> Sides:
+def _on_stream(model: Model, row: Stream, name: str) -> Sides:
     """What the rotation of the residual stream does to a tensor.
 
     Raises UnsupportedModelError for one that the table does not know.
     """
     kind, part = role(name)
     norms = {*row.norms, row.head_norm}
-    stream = ("residual",)
+    stream = (RESIDUAL,)
     cases: list[tuple[bool, Callable[[], Sides]]] = [
         (kind in row.embeddings, lambda: _embedding(row, kind)),
         (kind == row.embedding_norm, lambda: _embedding_norm(name, part)),
-        (kind in norms and part == "weight", lambda: Sides(columns=(f"ungain:{name}",))),
+        (kind in norms and part == "weight", lambda: Sides(columns=(Step("ungain", name),))),
         (kind in norms, lambda: _norm_bias(model, row, name)),
         (kind in row.readers or kind == "output", lambda: _reader(model, row, name)),
         (kind in row.writers and part == "bias", lambda: Sides(columns=stream)),
@@ -291,48 +281,49 @@ def _on_stream(model: Model, row: Architecture, name: str) -> Sides:
     )
 
 
-def _embedding(row: Architecture, kind: str) -> Sides:
+def _embedding(row: Stream, kind: str) -> Sides:
     behind = row.embedding_norm and kind == row.embeddings[0]
-    return Sides(columns=(*([f"normed:{row.embedding_norm}"] if behind else []), "residual"))
+    return Sides(columns=(*([Step("normed", row.embedding_norm)] if behind else []), RESIDUAL))
 
 
 def _embedding_norm(name: str, part: str) -> Sides:
-    step = f"minus:{name}" if part == "bias" else f"level:{name.removesuffix('.weight')}"
-    return Sides(columns=(step,))
+    minus, level = Step("minus", name), Step("level", name.removesuffix(".weight"))
+    return Sides(columns=(minus if part == "bias" else level,))
 
 
-def _reader(model: Model, row: Architecture, name: str) -> Sides:
+def _reader(model: Model, row: Stream, name: str) -> Sides:
     """Gain, then rotation; a bias stays, or takes what the norm's bias gives through the matrix."""
     kind, part = role(name)
     prefix = layer_prefix(name)
     norm = _norm_above(model, row, kind, prefix)
     if part == "bias":
         takes = _gives_away(model, row, norm)
-        return Sides(columns=(f"plus:{prefix}{kind}.weight*{norm}.bias",) if takes else ())
-    return Sides(columns=(*([f"gain:{norm}.weight"] if norm else []), "residual"))
+        vector = product_name(f"{prefix}{kind}.weight", f"{norm}.bias")
+        return Sides(columns=(Step("plus", vector),) if takes else ())
+    return Sides(columns=(*([Step("gain", f"{norm}.weight")] if norm else []), RESIDUAL))
 
 
-def _norm_above(model: Model, row: Architecture, kind: str, prefix: str) -> str:
+def _norm_above(model: Model, row: Stream, kind: str, prefix: str) -> str:
     """The norm whose output a matrix reads, `blk.3.attn_norm` say; empty if it has no gain."""
     norms = [row.head_norm] if kind == "output" else [n for n, r in row.norms.items() if kind in r]
     return next((prefix + n for n in reversed(norms) if f"{prefix}{n}.weight" in model.tensors), "")
 
 
-def _readers(model: Model, row: Architecture, norm: str) -> list[str]:
+def _readers(model: Model, row: Stream, norm: str) -> list[str]:
     """The roles of the matrices that read a layer's norm, `blk.3.attn_norm` say."""
     kind, prefix = role(f"{norm}.weight")[0], layer_prefix(f"{norm}.weight")
     present = [r for r in row.norms.get(kind, ()) if f"{prefix}{r}.weight" in model.tensors]
     return [r for r in present if _norm_above(model, row, r, prefix) == norm]
 
 
-def _norm_bias(model: Model, row: Architecture, name: str) -> Sides:
+def _norm_bias(model: Model, row: Stream, name: str) -> Sides:
     """Q^T (c/g), which is large where a gain is small; nothing where the readers take it all."""
     if _gives_away(model, row, name.removesuffix(".bias")):
-        return Sides(columns=(f"minus:{name}",))
-    return Sides(columns=(f"ungain:{_weight_of(name)}", "residual"))
+        return Sides(columns=(Step("minus", name),))
+    return Sides(columns=(Step("ungain", _weight_of(name)), RESIDUAL))
 
 
-def _gives_away(model: Model, row: Architecture, norm: str) -> bool:
+def _gives_away(model: Model, row: Stream, norm: str) -> bool:
     """Whether all that read this norm are single matrices with a bias, which can take W c."""
     if f"{norm}.bias" not in model.tensors:
         return False

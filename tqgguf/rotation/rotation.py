@@ -1,25 +1,6 @@
 """What is done to each tensor's sides, how it is undone, and how it is recorded in the file.
 
-Along one axis of length n a step multiplies by an n x n matrix M: columns get W <- W M, rows get
-W <- M^T W. Every step is named by a short string, which is also its record in the metadata:
-
-* ``residual``     Q = diag(signs) blockdiag(H): the rotation of the residual stream (R1 in QuaRot,
-                   arXiv 2404.00456); without signs for LayerNorm models, whose H keeps the mean
-* ``value``        blockdiag(H) with one block per head: the rotation of the value heads (R2)
-* ``value@N``      the same from index N on, where q, k and v are stacked in one matrix
-* ``block``        blockdiag(H) along a matrix's own input: --rotate tensor
-* ``gain:NAME``    diag(v) with the vector NAME, such as a norm's gain folded into its readers
-* ``ungain:NAME``  diag(1/v): what is left of the norm's own gain (all ones) and of its bias
-
-* ``plus:NAME``    adds v to a bias, ``minus:NAME`` takes it away
-
-* ``normed:NAME``  what a norm behind the embedding makes of its rows, rotated instead of the rows;
-                   ``level:NAME`` is that norm's gain, made uniform (embedding_norm.py)
-
-NAME is a tensor of the unrotated model, or what is derived from several (vectors.py): `ffn_balance`
-in place of `ffn_up` and `ffn_down`, `norm_balance+READER+READER`, or the product `MATRIX*VECTOR`.
-
-Steps apply left to right. A 1-D tensor has columns only.
+The steps and their texts are in steps.py, the vectors that they name in vectors.py.
 """
 
 import math
@@ -37,28 +18,13 @@ from tqgguf.machine.threads import map_in_order
 from tqgguf.models.metadata import Value, encode
 from tqgguf.models.model import Model, Tensor
 from tqgguf.rotation.embedding_norm import unpacked
+from tqgguf.rotation.steps import RESIDUAL, Sides, Step
 from tqgguf.rotation.vectors import encode_vector, recorded_vectors, vector_of
 
 Mode = Literal["fused", "values", "tensor", "none"]
 VERSION = 1
 PREFIX = "tqgguf."
-_UNGAIN = "ungain:"
 _SLAB = 1 << 19  # weights rotated at a time
-
-
-@dataclass(frozen=True)
-class Sides:
-    """The steps applied to a tensor's input axis (columns) and output axis (rows)."""
-
-    columns: tuple[str, ...] = ()
-    rows: tuple[str, ...] = ()
-
-    def __bool__(self) -> bool:
-        return bool(self.columns or self.rows)
-
-    def __or__(self, other: "Sides") -> "Sides":
-        """Both, one after the other."""
-        return Sides(self.columns + other.columns, self.rows + other.rows)
 
 
 @dataclass(frozen=True)
@@ -81,8 +47,8 @@ class Rotation:
 
     def vector_names(self) -> list[str]:
         """The vectors that the steps name, in order of first use."""
-        steps = (s for sides in self.sides.values() for s in sides.columns + sides.rows)
-        return list(dict.fromkeys(s.partition(":")[2] for s in steps if ":" in s))
+        steps = (step for sides in self.sides.values() for step in sides)
+        return list(dict.fromkeys(s.vector for s in steps if s.vector is not None))
 
     def with_vectors_of(self, model: Model, *, threads: int | None = 1) -> "Rotation":
         """The same rotation with its vectors read from the unrotated model's tensors.
@@ -93,7 +59,7 @@ class Rotation:
         found = map_in_order(partial(vector_of, model), names, threads=threads)
         vectors = dict(zip(names, found, strict=True))
         for name, sides in self.sides.items():
-            divisors = [s.removeprefix(_UNGAIN) for s in sides.columns if s.startswith(_UNGAIN)]
+            divisors = [s.vector for s in sides.columns if s.verb == "ungain" and s.vector]
             for divisor in divisors:
                 if divisor != name and not np.all(vectors[divisor]):
                     raise UnsupportedModelError(
@@ -111,8 +77,8 @@ class Rotation:
     def diagonal(self) -> "Rotation":
         """What it multiplies rows and columns by, without the turns in between."""
 
-        def factors(steps: tuple[str, ...]) -> tuple[str, ...]:
-            return tuple(step for step in steps if ":" in step)
+        def factors(steps: tuple[Step, ...]) -> tuple[Step, ...]:
+            return tuple(step for step in steps if not step.turns)
 
         sides = {n: Sides(factors(s.columns), factors(s.rows)) for n, s in self.sides.items()}
         return replace(self, sides=sides)
@@ -121,7 +87,7 @@ class Rotation:
         """How many consecutive rows and columns of a tensor its rotation mixes (1: none)."""
         sides = self.sides.get(name, Sides())
         rows, columns = (
-            math.lcm(*(self._order(step) for step in steps if ":" not in step))
+            math.lcm(*(self._order(step) for step in steps if step.turns))
             for steps in (sides.rows, sides.columns)
         )
         return rows, columns
@@ -146,7 +112,7 @@ class Rotation:
         x = self._take(sides.rows[::-1], x, Axis(0, first, shape), undo=True)
         return self._take(sides.columns[::-1], x, Axis(-1, first, shape), undo=True)
 
-    def _take(self, steps: tuple[str, ...], x: F32, along: "Axis", *, undo: bool) -> F32:
+    def _take(self, steps: tuple[Step, ...], x: F32, along: "Axis", *, undo: bool) -> F32:
         """Take steps along one axis, on slabs of the other that stay in a core's cache."""
         if not steps:
             return x
@@ -158,23 +124,25 @@ class Rotation:
             out[slab] = turned
         return out
 
-    def _step(self, x: F32, step: str, along: "Axis", *, undo: bool) -> F32:
-        verb, _, name = step.partition(":")
-        if verb in ("normed", "level"):
-            return self._through_norm(verb, x, along, self._vector(name), undo=undo)
-        if name:
-            factor = along.facing(x, self._vector(name, *along.sizes))
-            if verb in ("plus", "minus"):
-                return x + factor if (verb == "plus") != undo else x - factor
-            if (verb == "gain") != undo:
-                return x * factor
-            return _divide(x, factor, dead=x if undo else np.ones_like(x))
-        order = self._order(step)
-        verb, _, start = step.partition("@")
-        if start:
-            return _from(int(start) - along.begin, x, along.axis, order)
-        turn = partial(hadamard.apply_exact, order=order, kind=self._kind(verb), axis=along.axis)
-        if verb != "residual" or self.kind == "regular":
+    def _step(self, x: F32, step: Step, along: "Axis", *, undo: bool) -> F32:
+        if step.turns:
+            return self._turn(x, step, along, undo=undo)
+        if step.verb in ("normed", "level"):
+            packed = self._vector(step.vector)
+            return self._through_norm(step.verb, x, along, packed, undo=undo)
+        factor = along.facing(x, self._vector(step.vector, *along.sizes))
+        if step.verb in ("plus", "minus"):
+            return x + factor if (step.verb == "plus") != undo else x - factor
+        if (step.verb == "gain") != undo:
+            return x * factor
+        return _divide(x, factor, dead=x if undo else np.ones_like(x))
+
+    def _turn(self, x: F32, step: Step, along: "Axis", *, undo: bool) -> F32:
+        order, kind = self._order(step), self._kind(step)
+        if step.start:
+            return _from(step.start - along.begin, x, along.axis, order)
+        turn = partial(hadamard.apply_exact, order=order, kind=kind, axis=along.axis)
+        if step != RESIDUAL or kind == "regular":
             return turn(x)
         signs = along.facing(x, _signs(along.size, self.seed))
         return turn(x) * signs if undo else turn(x * signs)
@@ -188,40 +156,38 @@ class Rotation:
         change = norm.unfold if undo else norm.fold
         return change(x, along.first[0])
 
-    def fits(self, step: str, along: "Axis") -> bool:
+    def fits(self, step: Step, along: "Axis") -> bool:
         """Whether a step can be applied to an axis of a tensor."""
         size = along.size
-        verb, colon, name = step.partition(":")
-        if verb in ("normed", "level"):
-            packed = self._vector(name)
+        if step.verb in ("normed", "level"):
+            packed = self._vector(step.vector)
             n_embd = int(packed[2]) if len(packed) > 2 else -1
             levels = (len(packed) - 3 - 2 * n_embd) // 2
-            rows = math.prod(along.shape[:-1]) if verb == "normed" else levels
+            rows = math.prod(along.shape[:-1]) if step.verb == "normed" else levels
             return n_embd == size and len(packed) == 3 + 2 * n_embd + 2 * rows
-        if colon:
-            is_known = verb in ("gain", "ungain", "plus", "minus")
-            return is_known and len(self._vector(name, *along.sizes)) > 0
-        order, (verb, at, start) = self._order(step), step.partition("@")
-        begin = int(start) if start.isdecimal() else 0
+        if not step.turns:
+            is_known = step.verb in ("gain", "ungain", "plus", "minus")
+            return is_known and len(self._vector(step.vector, *along.sizes)) > 0
+        order = self._order(step)
         return (
-            bool(at) == start.isdecimal()
-            and hadamard.is_order(order, self._kind(verb))
-            and begin <= size
-            and (size - begin) % order == 0
+            hadamard.is_order(order, self._kind(step))
+            and step.start <= size
+            and (size - step.start) % order == 0
         )
 
-    def _order(self, step: str) -> int:
-        verb = step.partition("@")[0]
-        if verb not in _ORDER:
-            raise FileFormatError(f"rotation step {step!r} is unknown to this version of tqgguf")
-        return _ORDER[verb](self)
+    def _order(self, step: Step) -> int:
+        if step.verb not in _ORDER:
+            raise FileFormatError(
+                f"rotation step {str(step)!r} is unknown to this version of tqgguf"
+            )
+        return _ORDER[step.verb](self)
 
-    def _kind(self, verb: str) -> hadamard.Kind:
-        return self.kind if verb == "residual" else "sylvester"
+    def _kind(self, step: Step) -> hadamard.Kind:
+        return self.kind if step == RESIDUAL else "sylvester"
 
-    def _vector(self, name: str, *sizes: int) -> F32:
+    def _vector(self, name: str | None, *sizes: int) -> F32:
         """The vector of a name, and of one of these sizes where any is given."""
-        vector = self.vectors.get(name)
+        vector = self.vectors.get(name or "")
         if vector is None or vector.ndim != 1 or vector.size not in (sizes or (vector.size,)):
             wanted = f" of {sizes[0]} values" if sizes else ""
             raise FileFormatError(f"rotation metadata: no vector {name!r}{wanted}")
@@ -237,7 +203,7 @@ class Rotation:
                 f"{PREFIX}version": encode(VERSION),
                 f"{PREFIX}rotation.mode": encode(self.mode),
             }
-        names = list(self.sides)
+        texts = [sides.record() for sides in self.sides.values()]
         record: dict[str, Any] = {
             "version": VERSION,
             "rotation.mode": self.mode,
@@ -245,9 +211,9 @@ class Rotation:
             "rotation.block_size": self.block,
             "rotation.value_block_size": self.value_block,
             "rotation.seed": self.seed,
-            "rotation.tensors": names,
-            "rotation.columns": [" ".join(self.sides[n].columns) for n in names],
-            "rotation.rows": [" ".join(self.sides[n].rows) for n in names],
+            "rotation.tensors": list(self.sides),
+            "rotation.columns": [columns for columns, _ in texts],
+            "rotation.rows": [rows for _, rows in texts],
         }
         keys = {PREFIX + key: encode(value) for key, value in record.items()}
         return keys | dict(encode_vector(*item) for item in self.vectors.items())
@@ -281,7 +247,7 @@ def read_rotation(model: Model) -> Rotation:
     names, columns, rows = (_texts(model, key) for key in ("tensors", "columns", "rows"))
     if not len(names) == len(columns) == len(rows):
         raise FileFormatError(f"{model.path}: the rotation metadata's arrays differ in length")
-    sides = (Sides(tuple(c.split()), tuple(r.split())) for c, r in zip(columns, rows, strict=True))
+    sides = _recorded_sides(model, columns, rows)
     rotation = Rotation(
         mode=_one_of(model, "mode", get_args(Mode)),
         kind=_one_of(model, "kind", hadamard.KINDS),
@@ -294,6 +260,13 @@ def read_rotation(model: Model) -> Rotation:
     for name in rotation.sides.keys() & model.tensors.keys():
         _check_sides(rotation, model, model.tensors[name])
     return rotation
+
+
+def _recorded_sides(model: Model, columns: list[str], rows: list[str]) -> list[Sides]:
+    try:
+        return [Sides.parse(*texts) for texts in zip(columns, rows, strict=True)]
+    except FileFormatError as error:
+        raise FileFormatError(f"{model.path}: rotation metadata: {error}") from None
 
 
 def _texts(model: Model, key: str) -> list[str]:
@@ -329,7 +302,7 @@ def _check_sides(rotation: Rotation, model: Model, tensor: Tensor) -> None:
         for step in steps:
             if not rotation.fits(step, along):
                 raise FileFormatError(
-                    f"{model.path}: rotation metadata: step {step!r} does not fit the "
+                    f"{model.path}: rotation metadata: step {str(step)!r} does not fit the "
                     f"{along.size} {'rows' if axis == 0 else 'columns'} of {tensor.name}"
                 )
 
@@ -341,9 +314,7 @@ def restored(model: Model) -> Model:
     """
     rotation = read_rotation(model)
     tensors = {
-        name: replace(t, rows=partial(_restored_rows, rotation, t), raw=None)
-        if name in rotation.sides
-        else t
+        name: t.derived(partial(_restored_rows, rotation, t)) if name in rotation.sides else t
         for name, t in model.tensors.items()
     }
     metadata = {k: v for k, v in model.metadata.items() if not k.startswith(PREFIX)}

@@ -1,4 +1,10 @@
-"""The vectors that the steps of a rotation name: read or derived, and recorded in the file."""
+"""The vectors that the steps of a rotation name: read or derived, and recorded in the file.
+
+A name is that of a tensor of the unrotated model, or tells what the vector is derived from:
+`blk.0.ffn_balance` stands for `ffn_up` and `ffn_down`, `blk.0.norm_balance+attn_q+attn_k+attn_v`
+for what reads the norm, `MATRIX*VECTOR` for their product, `token_embd_norm` for a norm behind the
+embedding.
+"""
 
 import numpy as np
 
@@ -11,6 +17,7 @@ from tqgguf.rotation.embedding_norm import NORM, embedding_norm
 
 BALANCE = "ffn_balance"  # stands in a name in the place of ffn_up and ffn_down
 NORM_BALANCE = "norm_balance"  # and what reads the norm: blk.0.norm_balance+attn_q+attn_k+attn_v
+_TIMES = "*"
 _VECTOR = "tqgguf.vector."
 _EXPONENTS = "tqgguf.exponents."
 
@@ -21,14 +28,31 @@ def vector_of(model: Model, name: str) -> F32:
         return model.tensors[name].read()
     if name == NORM:
         return embedding_norm(model).packed()
-    if "*" in name:
-        matrix, vector = (model.tensors[n] for n in name.split("*"))
+    if _TIMES in name:
+        matrix, vector = (model.tensors[n] for n in name.split(_TIMES))
         return product(matrix, vector.read())
     if NORM_BALANCE in name:
         prefix, *readers = name.replace(NORM_BALANCE, "").split("+")
         return norm_balance([model.tensors[f"{prefix}{reader}.weight"] for reader in readers])
     up, down = (f"{name.replace(BALANCE, matrix)}.weight" for matrix in ("ffn_up", "ffn_down"))
     return ffn_balance(model.tensors[up], model.tensors[down])
+
+
+def size_of(model: Model, name: str) -> int:
+    """How many values the vector of a tensor, a product or a norm has; -1 where it has none."""
+    if name in model.tensors:
+        return model.tensors[name].size
+    if _TIMES in name:
+        matrix, vector = (model.tensors.get(n) for n in name.split(_TIMES))
+        return matrix.n_rows if matrix and vector and matrix.n_in == vector.size else -1
+    parts = [model.tensors.get(f"{name}.{part}") for part in ("weight", "bias")]
+    sizes = {t.size if t else -1 for t in parts}
+    return sizes.pop() if len(sizes) == 1 else -1
+
+
+def product_name(matrix: str, vector: str) -> str:
+    """The name of a matrix times a vector."""
+    return f"{matrix}{_TIMES}{vector}"
 
 
 def is_balance(name: str) -> bool:

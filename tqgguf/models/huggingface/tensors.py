@@ -155,7 +155,7 @@ def interleaved(tensor: Tensor, n_head: int) -> Tensor:
         raise FileFormatError(f"{tensor.name}: {n} rows are not {n_head} heads of even width")
     order = np.arange(n).reshape(n_head, 2, n // n_head // 2).swapaxes(1, 2).reshape(-1)
     read = _bias_in_order if len(tensor.shape) == 1 else _rows_in_order
-    return replace(tensor, rows=partial(read, tensor, order), raw=None)
+    return tensor.derived(partial(read, tensor, order))
 
 
 def _rows_in_order(tensor: Tensor, order: I64, start: int, stop: int) -> F32:
@@ -176,7 +176,7 @@ def shifted(tensor: Tensor, by: float) -> Tensor:
     def rows(start: int, stop: int) -> F32:
         return tensor.rows(start, stop) + np.float32(by)
 
-    return replace(tensor, type="F32", rows=rows, raw=None)
+    return tensor.derived(rows, type="F32")
 
 
 def _gguf_name(names: TensorNameMap, name: str, architecture: Architecture) -> str:
@@ -191,7 +191,7 @@ def _gguf_name(names: TensorNameMap, name: str, architecture: Architecture) -> s
 def _stored_type(tensor: Tensor) -> Tensor:
     """Vectors, routers and position tables as F32, which is all that llama.cpp takes for them."""
     if tensor.type != "F32" and (len(tensor.shape) < 2 or tensor.name.endswith(_ALWAYS_F32)):
-        return replace(tensor, type="F32", raw=None)
+        return tensor.derived(tensor.rows, type="F32")
     return tensor
 
 
