@@ -4,8 +4,10 @@ import pytest
 
 from tqgguf.formats import FORMATS
 from tqgguf.models import open_model
+from tqgguf.models.metadata import encode
+from tqgguf.output.layout import TensorInfo, lay_out
 from tqgguf.planning.plan import Options, make_plan
-from tqgguf.planning.recipes import RECIPES, recipe
+from tqgguf.planning.recipes import RECIPES, fitting, recipe
 
 
 def types(path, **options):
@@ -43,3 +45,63 @@ def test_experts_get_what_their_role_gets():
 def test_every_role_has_a_known_type_of_no_fewer_bits_than_the_body(name):
     body = FORMATS[RECIPES[name].matrix].bits_per_weight
     assert all(FORMATS[t].bits_per_weight >= body for t in RECIPES[name].roles.values())
+
+
+def write_ragged(path, *, width, ffn, vocabulary):
+    """The header of a small tied model whose rows of `width` fit no K-type; weights are a hole."""
+    shapes = {"attn_norm": (width,), "ffn_norm": (width,), "ffn_down": (width, ffn)}
+    shapes |= {role: (width, width) for role in ("attn_q", "attn_output")}
+    shapes |= {role: (width // 3, width) for role in ("attn_k", "attn_v")}
+    shapes |= {role: (ffn, width) for role in ("ffn_gate", "ffn_up")}
+    infos = [TensorInfo("token_embd.weight", (vocabulary, width), "F16")]
+    infos += [
+        TensorInfo(f"blk.{i}.{role}.weight", shape, "F16" if len(shape) == 2 else "F32")
+        for i in range(3)
+        for role, shape in shapes.items()
+    ]
+    layout = lay_out({"general.architecture": encode("llama")}, infos)
+    with path.open("wb") as file:
+        file.write(layout.header)
+        file.truncate(layout.size)
+    return path
+
+
+@pytest.fixture
+def ragged(tmp_path):
+    return write_ragged(tmp_path / "ragged.gguf", width=576, ffn=1536, vocabulary=8192)
+
+
+def test_recipes_stay_apart_where_the_k_types_do_not_fit(ragged):
+    model = open_model(ragged)
+    q4, q3, q2 = (
+        make_plan(model, Options(type=name, rotate="none")).n_bytes
+        for name in ("tq-q4", "tq-q3", "tq-q2")
+    )
+    assert q3 < 0.9 * q4
+    assert q2 < 0.95 * q3
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_ragged_rows_get_small_blocks_and_others_the_recipes_types(ragged, name):
+    found = types(ragged, type=name, rotate="none")
+    assert found["blk.0.ffn_down.weight"] == RECIPES[name].type_of("ffn_down")
+    small = {t for n, t in found.items() if "norm" not in n and "ffn_down" not in n}
+    assert {FORMATS[t].block_size for t in small} == {32}
+
+
+def test_the_fast_recipe_keeps_q4_0(ragged):
+    assert types(ragged, type="tq-q4-fast", rotate="none")["blk.1.ffn_up.weight"] == "Q4_0"
+
+
+def test_an_option_is_not_the_recipes_to_bend(ragged):
+    chosen = types(ragged, rotate="none", tensor_type=[("ffn_up", "q6_k")])
+    assert chosen["blk.0.ffn_up.weight"] == fitting("Q6_K", 576)[0] == "Q8_0"
+
+
+@pytest.mark.parametrize("name", sorted(FORMATS))
+def test_a_fallback_has_no_fewer_bits_and_holds_the_row(name):
+    for n_in in (576, 640, 896, 172):
+        fallback, reason = fitting(name, n_in)
+        assert n_in % FORMATS[fallback].block_size == 0
+        assert FORMATS[fallback].bits_per_weight >= FORMATS[name].bits_per_weight
+        assert bool(reason) == (fallback != name)

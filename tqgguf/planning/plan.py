@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from math import prod
 from pathlib import Path
 
-from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, LlamaFileType
 
 from tqgguf.errors import PlanError
 from tqgguf.formats import FORMATS, find_format, is_float
@@ -167,7 +167,9 @@ def _spend(
 ) -> tuple[Plan, tuple[str, ...]]:
     """Choose the types of all matrices that no option names, within the budget."""
     free = [
-        t for t in plan.tensors if is_matrix(model.tensors[t.source]) and not _named(t, options)
+        t
+        for t in plan.tensors
+        if is_matrix(model.tensors[t.source]) and _named_type(t.name, options) is None
     ]
     items = [_item(model, t, head, sensitivity) for t in free]
     fixed = plan.n_bytes - sum(t.n_bytes for t in free)
@@ -179,20 +181,11 @@ def _spend(
     source = "measured" if sensitivity else "known of each role"
     name = f"TQ-{allocated.bpw:.2f}"
     return (
-        replace(allocated, recipe=Recipe(name, plan.recipe.matrix, plan.recipe.roles)),
+        replace(allocated, recipe=replace(plan.recipe, name=name, file_type=LlamaFileType.GUESSED)),
         (
             f"types chosen by the sensitivity {source}; predicted KL divergence "
             f"{predicted(items, types):.4f} without error feedback",
         ),
-    )
-
-
-def _named(tensor: PlannedTensor, options: Options) -> bool:
-    """Whether an option names the tensor's type."""
-    return (
-        any(re.search(pattern, tensor.name) for pattern, _ in options.tensor_type)
-        or (tensor.name == folding.HEAD and options.output_type is not None)
-        or (tensor.name == folding.EMBEDDING and options.token_embedding_type is not None)
     )
 
 
@@ -226,28 +219,31 @@ def _rotation(model: Model, options: Options) -> Rotation:
 def _plan_tensor(
     source: Tensor, name: str, chosen: Recipe, options: Options, rotation: Rotation, head: str
 ) -> PlannedTensor:
-    wanted = _wanted_type(source, name, chosen, options, head)
-    if wanted in FORMATS:
-        type, reason = fitting(wanted, source.n_in)
+    named = _named_type(name, options)
+    if named is None and is_matrix(source):
+        kind = "output" if name == head else role(name)[0]
+        type, reason = fitting(chosen.type_of(kind), source.n_in, chosen.ragged)
     else:
-        type, reason = wanted, ""
+        wanted = named or _kept_type(source)
+        type, reason = fitting(wanted, source.n_in) if wanted in FORMATS else (wanted, "")
     sides = rotation.sides.get(name, Sides())
     return PlannedTensor(name, source.name, source.shape, source.type, type, sides, reason)
 
 
-def _wanted_type(source: Tensor, name: str, chosen: Recipe, options: Options, head: str) -> str:
-    """The type a tensor should have, before its row length is looked at."""
+def _named_type(name: str, options: Options) -> str | None:
+    """The type that an option gives to a tensor, before its row length is looked at."""
     for pattern, type in options.tensor_type:
         if re.search(pattern, name):
             return find_format(type).name
-    if name == folding.HEAD and options.output_type:
-        return find_format(options.output_type).name
-    if name == folding.EMBEDDING and options.token_embedding_type:
-        return find_format(options.token_embedding_type).name
-    if is_matrix(source):
-        return chosen.type_of("output" if name == head else role(name)[0])
+    named = {folding.HEAD: options.output_type, folding.EMBEDDING: options.token_embedding_type}
+    type_of_part = named.get(name)
+    return find_format(type_of_part).name if type_of_part else None
+
+
+def _kept_type(source: Tensor) -> str:
+    """The type of what is no matrix: plain numbers; integer tables and the like are copied."""
     if not is_float(source.type):
-        return source.type  # integer tables and the like are copied
+        return source.type
     return "F32" if len(source.shape) == 1 or source.type == "F64" else source.type
 
 

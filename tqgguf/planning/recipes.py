@@ -14,12 +14,14 @@ from tqgguf.formats import FORMATS
 class Recipe:
     """A type for matrices and the roles that get another one.
 
-    file_type is what `general.file_type` says: the nearest of llama.cpp's own mixtures.
+    ragged: what these types become in rows that their blocks do not divide. file_type is what
+    `general.file_type` says: the nearest of llama.cpp's own mixtures.
     """
 
     name: str
     matrix: str
     roles: Mapping[str, str] = field(default_factory=dict)
+    ragged: Mapping[str, str] = field(default_factory=dict)
     file_type: LlamaFileType = LlamaFileType.GUESSED
 
     def type_of(self, role: str) -> str:
@@ -38,24 +40,28 @@ RECIPES: dict[str, Recipe] = {
             "TQ-Q4",
             "Q4_K",
             {"attn_v": "Q5_K", "output": "Q6_K"},
+            {"Q4_K": "Q5_1", "Q6_K": "Q5_1"},
             LlamaFileType.MOSTLY_Q4_K_M,
         ),
         Recipe(
             "TQ-Q4-FAST",
             "Q4_0",
             {"output": "Q6_K"},
+            {"Q6_K": "Q5_1"},
             LlamaFileType.MOSTLY_Q4_0,
         ),
         Recipe(
             "TQ-Q4-SMALL",
             "IQ4_XS",
             {"attn_v": "Q5_K", "output": "Q6_K"},
+            {"Q6_K": "Q5_1"},
             LlamaFileType.MOSTLY_IQ4_XS,
         ),
         Recipe(
             "TQ-Q3",
             "Q3_K",
             {"attn_v": "Q5_K", "ffn_down": "Q4_K", "output": "Q6_K", "token_embd": "Q4_K"},
+            {"Q5_K": "Q5_0", "Q6_K": "Q5_1"},
             LlamaFileType.MOSTLY_Q3_K_M,
         ),
         Recipe(
@@ -68,6 +74,7 @@ RECIPES: dict[str, Recipe] = {
                 "output": "Q6_K",
                 "token_embd": "Q3_K",
             },
+            {"Q6_K": "Q5_0"},
             LlamaFileType.MOSTLY_Q2_K,
         ),
         Recipe(
@@ -80,6 +87,7 @@ RECIPES: dict[str, Recipe] = {
                 "output": "Q5_K",
                 "token_embd": "Q3_K",
             },
+            {"Q5_K": "Q5_0"},
             LlamaFileType.MOSTLY_IQ2_S,
         ),
     )
@@ -95,8 +103,8 @@ _FILE_TYPES = {
 }
 
 # What holds a row that a 256-weight block does not divide: the nearest type of smaller blocks that
-# is at least as good. F16 takes any row.
-_SMALLER_BLOCKS = ("Q4_0", "IQ4_NL", "Q5_0", "Q8_0", "F16")
+# is at least as good (docs/decisions/0025). F16 takes any row.
+_SMALLER_BLOCKS = ("IQ4_NL", "Q5_1", "Q8_0", "F16")
 
 
 def recipe(name: str) -> Recipe:
@@ -110,18 +118,21 @@ def recipe(name: str) -> Recipe:
     if upper not in FORMATS:
         known = ", ".join([*RECIPES, *FORMATS])
         raise PlanError(f"type {name!r} is unknown; known: {known}")
-    return Recipe(upper, upper, {}, _FILE_TYPES.get(upper, LlamaFileType.GUESSED))
+    return Recipe(upper, upper, file_type=_FILE_TYPES.get(upper, LlamaFileType.GUESSED))
 
 
-def fitting(name: str, n_in: int) -> tuple[str, str]:
-    """The type for rows of n_in weights: the one asked for, or the nearest that fits, and why."""
+def fitting(name: str, n_in: int, ragged: Mapping[str, str] | None = None) -> tuple[str, str]:
+    """The type for rows of n_in weights: the one asked for, or the nearest that fits, and why.
+
+    ragged: preferred instead of these types where they do not fit. Raises PlanError where no type
+    holds such rows.
+    """
     wanted = FORMATS[name]
     if n_in % wanted.block_size == 0:
         return name, ""
-    for fallback in (FORMATS[n] for n in _SMALLER_BLOCKS if n in FORMATS):
-        if fallback.bits_per_weight >= wanted.bits_per_weight and n_in % fallback.block_size == 0:
-            return (
-                fallback.name,
-                f"rows of {n_in} do not fit {name}'s blocks of {wanted.block_size}",
-            )
+    preferred = [(ragged or {}).get(name)]
+    others = (n for n in _SMALLER_BLOCKS if FORMATS[n].bits_per_weight >= wanted.bits_per_weight)
+    for fallback in filter(None, (*preferred, *others)):
+        if n_in % FORMATS[fallback].block_size == 0:
+            return fallback, f"rows of {n_in} do not fit {name}'s blocks of {wanted.block_size}"
     raise PlanError(f"no type holds rows of {n_in} weights")
