@@ -4,20 +4,25 @@ For y = W x with second moments H = E[x x^T] the error to be small is tr(E H E^T
 are independent, columns are not: an error made in one column is made up for in those that follow,
 and afterwards every column and every scale is visited again with all the others as they are.
 
-Everything is element-major: w is (n_in, n) float32, one column per row of the matrix, so a block of
-weights is a slab of rows, as formats want it.
+Everything is element-major: w is (n_in, n) float32, one column per row of the matrix, so a block
+of weights is a slab of rows, as formats want it. Weights that share a step are reckoned in steps,
+where a code is found by rounding; what a few of them changed is carried to the rest of the block by
+one product (the lazy batches of the same paper).
 """
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
-from tqgguf.kernels.dtypes import F32, F64, U8, Blocks
+from tqgguf.kernels.dtypes import F32, F64, Blocks
 from tqgguf.kernels.protocols import ScalarFormat
-from tqgguf.kernels.search import nearest, reciprocal
+from tqgguf.kernels.search import nearest, reciprocal, snapper
 
 DAMPING = 0.01  # of the mean of H's diagonal, added to it
-_STRIP = 32  # columns between two updates of the rest of a block
+_STRIP = 8  # columns between two updates of the rest of a group or block
+
+Snap = Callable[[F32], None]
 
 
 @dataclass(frozen=True)
@@ -62,90 +67,109 @@ def round_matrix(
     w: (n_in, n) float32 -> blocks: (n_in / block_size, n) and the weights they decode to, like w.
     sweeps: how often every scale and every code is revisited after the greedy pass.
     """
-    state = _greedy(w, moments, fmt)
+    places = list(_slices(0, len(w), fmt.block_size))
+    state = _State(np.empty_like(w), np.empty_like(w), snapper(fmt.levels))
+    blocks = [_greedy(state, here, w[here], moments.v, fmt) for here in places]
     for _ in range(sweeps):
-        for block in range(len(state.blocks)):
-            _revisit(state, block, moments.h, fmt)
-    for block, codes in zip(state.blocks, state.codes, strict=True):
-        fmt.pack(block, codes.astype(np.uint8))
-    return state.blocks, w - state.error
+        for block, here in zip(blocks, places, strict=True):
+            _revisit(state, block, here, moments.h, fmt)
+    one, none = np.ones(1, np.float32), np.zeros(1, np.float32)
+    for block, here in zip(blocks, places, strict=True):
+        fmt.pack(block, nearest(state.units[here], one, none, fmt.levels))
+    return np.stack(blocks), w - state.error
 
 
 @dataclass
 class _State:
-    """A rounding in the making: blocks hold scales, error is w - q, (n_in, n)."""
+    """A rounding in the making."""
 
-    blocks: Blocks  # (n_blocks, n)
-    codes: U8  # (n_blocks, block_size, n) uint8
-    error: F32
-
-
-def _greedy(w: F32, moments: Moments, fmt: ScalarFormat) -> _State:
-    size = fmt.block_size
-    n_blocks, n = len(w) // size, w.shape[1]
-    error = np.empty_like(w)
-    codes = np.empty((n_blocks, size, n), np.uint8)
-    fitted = []
-    for b in range(n_blocks):
-        here = slice(b * size, (b + 1) * size)
-        v = moments.v[here, here]
-        carried = moments.v[: here.start, here].T @ error[: here.start]  # (size, n)
-        corrected = w[here] + np.linalg.solve(v.T.astype(np.float64), carried).astype(np.float32)
-        importance = np.broadcast_to((np.diagonal(v) ** 2)[:, None], corrected.shape)
-        blocks = fmt.fit(corrected, importance)
-        fitted.append(blocks)
-        step, offset = fmt.grid(blocks)
-        _round_block(w[here], carried, v, step, offset, fmt, codes[b], error[here])
-    return _State(np.stack(fitted), codes, error)
+    units: F32  # (n_in, n), the level of every weight
+    error: F32  # (n_in, n), w - q
+    snap: Snap  # to the nearest level
 
 
-def _round_block(
-    w: F32, carried: F32, v: F32, step: F32, offset: F32, fmt: ScalarFormat, codes: U8, error: F32
-) -> None:
-    """Round a block's columns in turn; carried is what earlier errors ask of each, times V_cc."""
-    for begin in range(0, len(w), _STRIP):
-        end = min(begin + _STRIP, len(w))
-        for c in range(begin, end):
-            g = c // fmt.group_size
-            target = w[c] + carried[c] / v[c, c]
-            codes[c] = nearest(target, step[g], offset[g], fmt.levels)
-            error[c] = w[c] - (step[g] * fmt.levels[codes[c]] + offset[g])
-            carried[c + 1 : end] += v[c, c + 1 : end, None] * error[c]
-        carried[end:] += v[begin:end, end:].T @ error[begin:end]
+def _slices(begin: int, end: int, size: int) -> Iterator[slice]:
+    for at in range(begin, end, size):
+        yield slice(at, min(at + size, end))
 
 
-def _revisit(state: _State, b: int, h: F32, fmt: ScalarFormat) -> None:
-    """Refit the scales and reround the codes of block b, given everything else."""
-    size, group = fmt.block_size, fmt.group_size
-    here = slice(b * size, (b + 1) * size)
-    local = np.ascontiguousarray(h[here, here])
+def _greedy(state: _State, here: slice, w: F32, v: F32, fmt: ScalarFormat) -> Blocks:
+    """Fit the scales of a block to what earlier errors made of its weights, then round in turn.
+
+    H = V V^T, so the error is the sum over columns c of (V^T e)_c^2. That of c depends on e_c and
+    the errors before it alone, and is least where e_c makes up for them: V_cc e_c = - carried_c.
+    """
+    own = np.ascontiguousarray(v[here, here])
+    carried = v[: here.start, here].T @ state.error[: here.start]  # (size, n)
+    diagonal = np.diagonal(own)[:, None]
+    corrected = w + np.linalg.inv(own.T.astype(np.float64)).astype(np.float32) @ carried
+    blocks = fmt.fit(corrected, np.broadcast_to(diagonal**2, corrected.shape))
+    step, offset = fmt.grid(blocks)
+    inverse, units, error = reciprocal(step), state.units[here], state.error[here]
+    for at in _slices(0, len(w), _STRIP):
+        g = at.start // fmt.group_size
+        meant = (w[at] - offset[g]) * inverse[g]
+        pushed = carried[at] * (inverse[g] / diagonal[at])
+        units[at] = _round_in_turn(meant, pushed, own[at, at] / diagonal[at, 0], state.snap)
+        error[at] = w[at] - (step[g] * units[at] + offset[g])
+        carried[at.stop :] += own[at, at.stop :].T @ error[at]
+    return blocks
+
+
+def _round_in_turn(meant: F32, pushed: F32, v: F32, snap: Snap) -> F32:
+    """Round a few columns, each making up for those before it. All in units of their steps.
+
+    meant, pushed: (size, n), the weights and what earlier errors ask of them; v: (size, size), V
+    with its columns divided by its diagonal -> the levels, (size, n).
+    """
+    units, error = np.empty_like(meant), np.empty_like(meant)
+    for c, level in enumerate(units):
+        np.add(meant[c], pushed[c], out=level)
+        if c:
+            level += v[:c, c] @ error[:c]
+        snap(level)
+        np.subtract(meant[c], level, out=error[c])
+    return units
+
+
+def _revisit(state: _State, blocks: Blocks, here: slice, h: F32, fmt: ScalarFormat) -> None:
+    """Refit the scales and round the weights of a block anew, given everything else."""
+    own = np.ascontiguousarray(h[here, here])
+    units, error = state.units[here], state.error[here]
     pull = h[here] @ state.error  # (size, n): minus half the error's slope along every weight
-    error, codes = state.error[here], state.codes[b]
-    scales = _Scales.read(state.blocks[b], fmt)
-    for g in range(size // group):
-        part = slice(g * group, (g + 1) * group)
-        before = error[part].copy()
-        _refit_group(scales, g, fmt.levels[codes[part]], error[part], pull[part], local[part, part])
-        pull[part] -= local[part, part] @ (before - error[part])
-        _reround(codes[part], error[part], pull[part], local[part, part], scales, g, fmt)
-        change = before - error[part]
-        pull[: part.start] -= local[: part.start, part] @ change
-        pull[part.stop :] -= local[part.stop :, part] @ change
-    _refit_block(scales, fmt.levels[codes], error, pull, local, group)
-    scales.write(state.blocks[b], fmt)
+    scales = _Scales.read(blocks, fmt)
+    for g, part in enumerate(_slices(0, len(own), fmt.group_size)):
+        local = own[part, part]
+        change = _refit_group(scales, g, units[part], pull[part], local)
+        wish = pull[part] - local @ change
+        step = scales.step(g)
+        change += step * _reround(units[part], wish * reciprocal(step), local, state.snap)
+        error[part] -= change
+        pull -= own[:, part] @ change
+    _refit_block(scales, units, error, pull, own, fmt.group_size)
+    scales.write(blocks, fmt)
 
 
-def _reround(
-    codes: U8, error: F32, pull: F32, h: F32, scales: "_Scales", g: int, fmt: ScalarFormat
-) -> None:
-    """Coordinate descent over a group's codes; keeps error and the group's own pull up to date."""
-    step, offset = scales.step(g), scales.offset(g)
-    for c in range(len(codes)):
-        value = step * fmt.levels[codes[c]] + offset
-        codes[c] = nearest(value + pull[c] / h[c, c], step, offset, fmt.levels)
-        change = step * fmt.levels[codes[c]] + offset - value
-        error[c] -= change
-        pull -= h[:, c, None] * change
+def _reround(units: F32, pull: F32, h: F32, snap: Snap) -> F32:
+    """Coordinate descent over a group's levels, (size, n); returns by how much they changed.
+
+    Given all others, the error is least where weight c moves by pull_c / H_cc. pull: in units of
+    the step; h: (size, size).
+    """
+    diagonal = np.diagonal(h)[:, None]
+    wish, h = pull / diagonal, h / diagonal
+    change = np.empty_like(units)
+    for at in _slices(0, len(units), _STRIP):
+        for c in range(at.start, at.stop):
+            moved = wish[c]
+            if c > at.start:
+                moved -= h[c, at.start : c] @ change[at.start : c]
+            moved += units[c]
+            snap(moved)
+            np.subtract(moved, units[c], out=change[c])
+            units[c] = moved
+        wish[at.stop :] -= h[at.stop :, at] @ change[at]
+    return change
 
 
 @dataclass
@@ -158,13 +182,13 @@ class _Scales:
     minima: F32
     limits: tuple[int, int] | None = None
     offset_limits: tuple[int, int] | None = None
-    fixed: tuple[F32, F32] | None = None  # step and offset of a type whose scales stay as fitted
+    fixed: F32 | None = None  # the steps of a type whose scales stay as fitted
 
     @staticmethod
     def read(blocks: Blocks, fmt: ScalarFormat) -> "_Scales":
         step, offset = fmt.grid(blocks)
         if not fmt.step_codes and (offset.any() or "d" not in (blocks.dtype.names or ())):
-            return _Scales(step[0], step, step[0], step, fixed=(step, offset))
+            return _Scales(step[0], step, step[0], step, fixed=step)
         d = blocks["d"].astype(np.float32)
         dmin = blocks["dmin"].astype(np.float32) if fmt.offset_codes else np.zeros_like(d)
         sub = np.rint(step * reciprocal(d)) if fmt.step_codes else np.ones_like(step)
@@ -172,15 +196,11 @@ class _Scales:
         return _Scales(d, sub, dmin, minima, fmt.step_codes, fmt.offset_codes)
 
     def step(self, g: int) -> F32:
-        step: F32 = self.fixed[0][g] if self.fixed else self.d * self.sub[g]
+        step: F32 = self.d * self.sub[g] if self.fixed is None else self.fixed[g]
         return step
 
-    def offset(self, g: int) -> F32:
-        offset: F32 = self.fixed[1][g] if self.fixed else -self.dmin * self.minima[g]
-        return offset
-
     def write(self, blocks: Blocks, fmt: ScalarFormat) -> None:
-        if self.fixed:
+        if self.fixed is not None:
             return
         blocks["d"] = self.d.astype(np.float16)
         if self.offset_limits:
@@ -189,64 +209,75 @@ class _Scales:
             fmt.store(blocks, self.sub, self.minima)
 
 
-def _refit_group(scales: _Scales, g: int, levels: F32, error: F32, pull: F32, h: F32) -> None:
-    """Move a group's integer scale and minimum to their least-squares values, if that helps."""
+def _refit_group(scales: _Scales, g: int, units: F32, pull: F32, h: F32) -> F32:
+    """Move a group's integer scale and minimum to their least-squares values, if that helps.
+
+    Moving the step by a and the offset by b moves the weights by m = a u + b 1, u their levels, and
+    e^T H e falls by 2 m^T p - m^T H m, p = H e. That is largest where its slope is 0:
+
+        [u^T H u   u^T H 1] [a]   [u^T p]
+        [u^T H 1   1^T H 1] [b] = [1^T p]
+
+    units, pull: (size, n), h: (size, size) -> m, (size, n).
+    """
     if scales.limits is None:
-        return  # the group is the block: _refit_block does it
-    hl = h @ levels
+        return np.zeros_like(units)  # the group is the block: _refit_block does it
     ones = h.sum(axis=0)
-    along, curve = np.einsum("in,in->n", pull, levels), np.einsum("in,in->n", levels, hl)
-    pulled, total = pull.sum(axis=0), np.float32(ones.sum())
-    cross = ones @ levels
-    ds, do = along * reciprocal(curve), np.zeros_like(along)
-    if scales.offset_limits:
-        det = curve * total - cross * cross
-        ok = det > 1e-4 * curve * total
-        inverse = np.where(ok, reciprocal(np.where(ok, det, 1)), 0)
-        ds = np.where(ok, (along * total - pulled * cross) * inverse, ds)
-        do = np.where(ok, (pulled * curve - along * cross) * inverse, 0)
-    sub = np.clip(np.rint(scales.sub[g] + ds * reciprocal(scales.d)), *scales.limits)
-    ds = (sub - scales.sub[g]) * scales.d
-    minima = scales.minima[g]
-    if scales.offset_limits:
-        # the minimum that suits the step as it was rounded
-        do = (pulled - ds * cross) / total
-        minima = np.clip(
-            np.rint(scales.minima[g] - do * reciprocal(scales.dmin)), *scales.offset_limits
-        )
-        do = -(minima - scales.minima[g]) * scales.dmin
-    gain = 2 * (ds * along + do * pulled) - ds * (ds * curve + 2 * do * cross) - do * do * total
-    better = gain > 0
+    up, uhu, uh1 = _dot(units, pull), _dot(units, h @ units), ones @ units
+    if scales.offset_limits is None:
+        sub = _moved(scales.sub[g], up * reciprocal(uhu), scales.d, scales.limits)
+        a = (sub - scales.sub[g]) * scales.d
+        better = a * (2 * up - a * uhu) > 0
+        scales.sub[g] = np.where(better, sub, scales.sub[g])
+        return np.where(better, a, np.float32(0)) * units
+    p1, h11 = pull.sum(axis=0), np.float32(ones.sum())
+    det = uhu * h11 - uh1 * uh1
+    sound = det > np.float32(1e-4) * uhu * h11  # or u is constant, and a step does what b does
+    wish = np.where(sound, (up * h11 - p1 * uh1) * reciprocal(det), up * reciprocal(uhu))
+    sub = _moved(scales.sub[g], wish, scales.d, scales.limits)
+    a = (sub - scales.sub[g]) * scales.d
+    # the offset that suits the step as it was rounded
+    minima = _moved(scales.minima[g], (a * uh1 - p1) / h11, scales.dmin, scales.offset_limits)
+    b = (scales.minima[g] - minima) * scales.dmin
+    better = 2 * (a * up + b * p1) - a * (a * uhu + 2 * b * uh1) - b * b * h11 > 0
     scales.sub[g] = np.where(better, sub, scales.sub[g])
     scales.minima[g] = np.where(better, minima, scales.minima[g])
-    error -= np.where(better, ds, 0) * levels + np.where(better, do, 0)
+    change: F32 = np.where(better, a, np.float32(0)) * units + np.where(better, b, np.float32(0))
+    return change
 
 
-def _refit_block(scales: _Scales, levels: F32, error: F32, pull: F32, h: F32, group: int) -> None:
+def _moved(code: F32, change: F32, scale: F32, limits: tuple[int, int]) -> F32:
+    """The integer nearest to where code * scale changes by so much."""
+    moved: F32 = np.clip(np.rint(code + change * reciprocal(scale)), *limits)
+    return moved
+
+
+def _refit_block(scales: _Scales, units: F32, error: F32, pull: F32, h: F32, group: int) -> None:
     """Move a block's d (and dmin) to their least-squares values, if that helps."""
-    if scales.fixed:
+    if scales.fixed is not None:
         return
-    units = levels * np.repeat(scales.sub, group, axis=0)
-    hu = h @ units
-    ds = np.einsum("in,in->n", pull, units) * reciprocal(np.einsum("in,in->n", units, hu))
-    d = (scales.d + ds).astype(np.float16).astype(np.float32)
-    _accept(scales, "d", d, units, hu, error, pull)
+    _refit(scales.d, units * np.repeat(scales.sub, group, axis=0), error, pull, h)
     if scales.offset_limits:
-        units = -np.repeat(scales.minima, group, axis=0)
-        hu = h @ units
-        ds = np.einsum("in,in->n", pull, units) * reciprocal(np.einsum("in,in->n", units, hu))
-        dmin = (scales.dmin + ds).astype(np.float16).astype(np.float32)
-        _accept(scales, "dmin", dmin, units, hu, error, pull)
+        _refit(scales.dmin, -np.repeat(scales.minima, group, axis=0), error, pull, h)
 
 
-def _accept(
-    scales: _Scales, name: str, new: F32, units: F32, hu: F32, error: F32, pull: F32
-) -> None:
-    old = getattr(scales, name)
-    change = new - old
-    gain = 2 * change * np.einsum("in,in->n", pull, units)
-    gain -= change * change * np.einsum("in,in->n", units, hu)
-    change = np.where(gain > 0, change, 0)
-    setattr(scales, name, old + change)
-    error -= change * units
-    pull -= change * hu
+def _refit(scale: F32, along: F32, error: F32, pull: F32, h: F32) -> None:
+    """Move a float16 scale, (n,), to its least-squares value, if that helps.
+
+    Moving it by a moves the weights by a u, u = along, and e^T H e falls by
+    2 a u^T p - a^2 u^T H u: most at a = u^T p / u^T H u.
+    """
+    h_along = h @ along
+    slope, curve = _dot(pull, along), _dot(along, h_along)
+    new = (scale + slope * reciprocal(curve)).astype(np.float16).astype(np.float32)
+    change = new - scale
+    change *= change * (2 * slope - change * curve) > 0
+    scale += change
+    error -= change * along
+    pull -= change * h_along
+
+
+def _dot(a: F32, b: F32) -> F32:
+    """Sum of a * b over axis 0: (size, n) -> (n,)."""
+    sums: F32 = np.einsum("in,in->n", a, b)
+    return sums

@@ -3,6 +3,7 @@
 Levels are ascending integers: consecutive ones are found by rounding, others by a table.
 """
 
+from collections.abc import Callable
 from functools import cache
 from typing import NamedTuple
 
@@ -35,6 +36,25 @@ def snap(u: F32, levels: F32, out: F32) -> None:
     else:
         table = nearest_table(levels.tobytes())
         np.take(table.values, _cells(u, table, out), out=out, mode="clip")
+
+
+def snapper(levels: F32) -> Callable[[F32], None]:
+    """A function that moves the values of an array to their nearest levels, in place.
+
+    For many small arrays: what there is to know of the levels is looked up once.
+    """
+    low, high = float(levels[0]), float(levels[-1])
+    table = None if is_uniform(levels) else nearest_table(levels.tobytes())
+
+    def snap(u: F32) -> None:
+        np.maximum(u, low, out=u)
+        np.minimum(u, high, out=u)
+        if table is None:
+            np.rint(u, out=u)
+        else:
+            np.take(table.values, _cells(u, table, u), out=u, mode="clip")
+
+    return snap
 
 
 def nearest(x: F32, step: F32, offset: F32, levels: F32) -> U8:
