@@ -18,7 +18,7 @@ from tqgguf.llamacpp import Settings, programs
 from tqgguf.measure import eval as evaluate
 from tqgguf.measure.eval import Row
 from tqgguf.models import open_model
-from tqgguf.pipeline import quantize
+from tqgguf.pipeline import convert
 from tqgguf.planning.choices import prepare
 from tqgguf.planning.plan import Options
 
@@ -87,7 +87,7 @@ class Maker:
             prepared.tokens,
             settings=settings,
         )
-        reports = quantize(
+        reports = convert(
             *(model, prepared.plan, path), rounded=made.rows, rounded_by=made.key, force=True
         )
         for _ in reports:

@@ -13,11 +13,12 @@ import sys
 import time
 from pathlib import Path
 
+from tqgguf import pipeline
 from tqgguf.models import open_model
 from tqgguf.output.files import partial_path, shard_paths
 from tqgguf.output.journal import journal_path
 from tqgguf.output.layout import Split
-from tqgguf.pipeline import output_files, quantize
+from tqgguf.pipeline import output_files
 from tqgguf.planning.plan import Options, make_plan
 
 SPLITS = [Split(), Split(max_tensors=20)]
@@ -27,7 +28,7 @@ def convert(source: Path, path: Path, split: Split, **options: bool) -> int:
     """Quantize on one thread; the number of tensors that were reported."""
     model = open_model(source)
     plan = make_plan(model, Options(type="tq-q3"))
-    return sum(1 for _ in quantize(model, plan, path, threads=1, split=split, **options))
+    return sum(1 for _ in pipeline.convert(model, plan, path, threads=1, split=split, **options))
 
 
 def digest(source: Path, path: Path, split: Split) -> str:

@@ -17,7 +17,6 @@ from tqgguf import pipeline
 from tqgguf.errors import PlanError
 from tqgguf.kernels import hadamard
 from tqgguf.models import open_model
-from tqgguf.pipeline import quantize
 from tqgguf.planning.plan import Options, make_plan
 
 ROOT = Path(__file__).parent.parent
@@ -25,7 +24,7 @@ ROOT = Path(__file__).parent.parent
 
 def convert(source, path, type="tq-q3", **options):
     model = open_model(source)
-    list(quantize(model, make_plan(model, Options(type=type)), path, force=True, **options))
+    list(pipeline.convert(model, make_plan(model, Options(type=type)), path, force=True, **options))
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 

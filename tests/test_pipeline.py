@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from tiny_models import write_tensors, write_tiny
 
+from tqgguf import pipeline
 from tqgguf.errors import MismatchError, OutputError, WeightError
 from tqgguf.measure.verify import require, verify
 from tqgguf.models import open_model
 from tqgguf.output.files import partial_path
-from tqgguf.pipeline import quantize
 from tqgguf.planning.plan import Options, make_plan
 from tqgguf.rotation.rotation import read_rotation, restored
 
@@ -32,7 +32,9 @@ TEXT = (
 def convert(source, path, *, threads=2, force=False, **options):
     model = open_model(source)
     return list(
-        quantize(model, make_plan(model, Options(**options)), path, threads=threads, force=force)
+        pipeline.convert(
+            model, make_plan(model, Options(**options)), path, threads=threads, force=force
+        )
     )
 
 
@@ -95,7 +97,7 @@ def test_tensor_mode_is_undone_by_dequantize(novels, tmp_path):
     check(path, novels)
     model = restored(open_model(path))
     plan = make_plan(model, Options(type="f32", rotate="none", allow_requantize=True))
-    list(quantize(model, plan, back))
+    list(pipeline.convert(model, plan, back))
     assert read_rotation(open_model(back)).mode == "none"
     original = open_model(novels)
     for name, tensor in open_model(back).tensors.items():

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
 from functools import cached_property, lru_cache, partial
 from itertools import pairwise
@@ -17,11 +17,12 @@ import numpy as np
 from tqgguf.errors import PlanError, TqggufError, WeightError
 from tqgguf.formats import FORMATS, dequantize, is_float
 from tqgguf.formats import quantize as encode
+from tqgguf.kernels import metrics
 from tqgguf.kernels.dtypes import F32, U8
 from tqgguf.machine import cluster as clusters
-from tqgguf.machine import processes as crews
 from tqgguf.machine.content import digest
 from tqgguf.machine.memory import default_memory
+from tqgguf.machine.processes import processes as start_processes
 from tqgguf.machine.threads import default_threads, in_order, single_threaded_blas
 from tqgguf.models import Model, Tensor, model_files, open_tensors
 from tqgguf.network.equivalence import check_fold
@@ -42,7 +43,7 @@ from tqgguf.version import __version__
 
 TILE = 1 << 21  # weights: 8 MiB as float32, a few copies of which each worker holds
 SAMPLE = 1 << 15  # weights per tensor whose error is measured; their number makes it good to 1 %
-TILES_ABROAD = 16  # tiles in one task of a cluster
+CLUSTER_TILES = 16  # tiles in one task of a cluster
 BYTES_PER_WEIGHT = 28  # of a tile in work: its copies, codes and control (scripts/peak_memory.py)
 FIXED_BYTES = 200 << 20  # Python, NumPy and what does not grow with tiles
 PROCESS_BYTES = 80 << 20  # of each worker that is a process
@@ -70,8 +71,8 @@ class Report:
 
 
 @dataclass
-class _Part:
-    """What came of one tile: sums over its sampled weights, and what it took."""
+class _Result:
+    """What came of a task: sums over its tiles' sampled weights, and what it took."""
 
     n_bytes: int = 0
     error: float = 0.0
@@ -79,10 +80,16 @@ class _Part:
     control_error: float = 0.0
     control_energy: float = 0.0
     seconds: float = 0.0
-    worker: str = ""
+    workers: tuple[str, ...] = ()
+
+    @classmethod
+    def total(cls, results: Sequence["_Result"]) -> "_Result":
+        """The results of several tasks as one."""
+        sums = {f.name: sum(getattr(r, f.name) for r in results) for f in fields(cls)[:-1]}
+        return cls(**sums, workers=tuple(sorted({w for r in results for w in r.workers})))
 
 
-def quantize(
+def convert(
     model: Model,
     plan: Plan,
     path: Path,
@@ -119,24 +126,24 @@ def quantize(
     inputs = model_files(model.path)
     n_files = len(output_files(model, plan, path, split)) if split else None
     check_output(path, inputs=inputs, force=force or resume, count=n_files)
-    rotation = plan.rotation.with_vectors_of(model, threads=threads)
     importances = {t.name: importance(t.name) for t in plan.tensors}
-    job = _Job(model, plan, rotation, rounded or {}, rounded_by, importances)
-    layouts = job.layouts(split)
+    rotation = plan.rotation.with_vectors_of(model, threads=threads)
+    run = _Run(model, plan, rotation, rounded or {}, rounded_by, importances)
+    layouts = run.layouts(split)
     if resume and is_finished(path, layouts, split=bool(split), inputs=inputs):
         return
-    apart = processes and not rounded and plan.source_weights >= WORTH_PROCESSES
-    count, apart = _crew_size(plan, rotation, threads or default_threads(), max_memory, apart=apart)
+    processes = processes and not rounded and plan.source_weights >= WORTH_PROCESSES
+    count, processes = _worker_count(plan, rotation, threads, max_memory, processes=processes)
     memory = (max_memory or default_memory()) - FIXED_BYTES
     kept = {"split": bool(split), "resume": resume, "force": force}
     with (
-        open_output(path, layouts, run=job.identity(layouts), inputs=inputs, **kept) as output,
+        open_output(path, layouts, run=run.identity(layouts), inputs=inputs, **kept) as output,
         single_threaded_blas(),
         ThreadPoolExecutor(count) as pool,
-        _labour(model, pool, count, cluster, apart=apart) as labour,
+        _start_workers(model, pool, count, cluster, processes=processes) as workers,
     ):
         check = pool.submit(check_fold, model, rotation, memory=memory)
-        for report in _run(job, output, labour, advance):
+        for report in _convert(run, output, workers, advance):
             if check.done():
                 check.result()  # refuse at once, not after hours
             yield report
@@ -155,7 +162,7 @@ def _infos(plan: Plan) -> list[TensorInfo]:
 
 
 @dataclass(frozen=True)
-class _Job:
+class _Run:
     """A model, what is to become of it, and what was found out about it; see `quantize`."""
 
     model: Model
@@ -181,8 +188,8 @@ class _Job:
         if not split:
             return [lay_out(metadata, infos)]
         content = (_beginning(tensor).tobytes() for tensor in self.model.tensors.values())
-        run = digest([lay_out(metadata, infos).header, *content])
-        return lay_out_shards(metadata, infos, split, run=run)
+        identity = digest([lay_out(metadata, infos).header, *content])
+        return lay_out_shards(metadata, infos, split, run=identity)
 
     def identity(self, layouts: Sequence[Layout]) -> dict[str, str]:
         """What must be the same for a run to continue another: a text for each aspect."""
@@ -201,10 +208,10 @@ class _Job:
             "the metadata": digest(layout.header for layout in layouts),
         }
 
-    def works(self, output: Output) -> "dict[str, _Work]":
-        """What is to be done to each tensor, by its name in the output."""
+    def encoders(self, output: Output) -> "dict[str, _Encoder]":
+        """An encoder for each tensor, by its name in the output."""
         return {
-            p.name: _Work(
+            p.name: _Encoder(
                 self.model.tensors[p.source],
                 p,
                 self.rotation,
@@ -228,19 +235,20 @@ def _state(path: Path) -> str:
     return f"{stat.st_size:,} bytes of {modified}.{nanoseconds:09d}"
 
 
-def _crew_size(
-    plan: Plan, rotation: Rotation, wanted: int, max_memory: int | None, *, apart: bool
+def _worker_count(
+    plan: Plan, rotation: Rotation, threads: int | None, max_memory: int | None, *, processes: bool
 ) -> tuple[int, bool]:
-    """How many tiles may be in work at once, and whether there is memory to do so in processes.
+    """How many workers there may be, and whether there is memory for them to be processes.
 
     The tiles themselves are fixed, or bytes would change.
     """
+    wanted = threads or default_threads()
     allowed = default_memory() if max_memory is None else max_memory
     largest = max((t.weights for p in plan.tensors for t in _tiles(p, rotation)[:1]), default=0)
     free, each = allowed - FIXED_BYTES, max(1, largest * BYTES_PER_WEIGHT)
-    processes = min(wanted, free // (each + PROCESS_BYTES))
-    if apart and processes > 1:
-        return processes, True
+    affordable = min(wanted, free // (each + PROCESS_BYTES))
+    if processes and affordable > 1:
+        return affordable, True
     if free < each and max_memory is not None:
         raise PlanError(
             f"--max-memory {allowed >> 20:,} MiB is too little for this model: one thread needs "
@@ -250,72 +258,69 @@ def _crew_size(
 
 
 @dataclass(frozen=True)
-class _Labour:
-    """Who works: an executor, how many tasks it does at once, and how a tensor becomes tasks."""
+class _Workers:
+    """Who encodes: an executor, how many tasks it runs at once, and how a tensor becomes tasks."""
 
     pool: Executor
     count: int
-    tasks: Callable[["_Work", Sequence[Tile]], list[Callable[[], _Part]]]
+    tasks: Callable[["_Encoder", Sequence[Tile]], list[Callable[[], _Result]]]
 
 
 @contextmanager
-def _labour(
-    model: Model, pool: Executor, count: int, cluster: str | None, *, apart: bool
-) -> Iterator[_Labour]:
+def _start_workers(
+    model: Model, pool: Executor, count: int, cluster: str | None, *, processes: bool
+) -> Iterator[_Workers]:
     """Threads or processes of this machine, with a task per tile, or a cluster."""
     path = model.path.resolve()
     find = partial(_find, path, "".join(map(_state, model_files(model.path))))
     if cluster:
-        with clusters.cluster(cluster) as crew:
-            crew.check_sight(path)
-            yield _Labour(crew.pool, crew.count, partial(_tasks_of_cluster, find))
-    elif apart:
-        with crews.processes(count, preload=__name__) as pool:
-            yield _Labour(pool, count, partial(_tasks_apart, find, 1))
+        with clusters.cluster(cluster) as remote:
+            remote.check_sight(path)
+            yield _Workers(remote.pool, remote.count, partial(_cluster_tasks, find))
+    elif processes:
+        with start_processes(count, preload=__name__) as pool:
+            yield _Workers(pool, count, partial(_process_tasks, find, 1))
     else:
-        yield _Labour(pool, count, lambda work, cut: [partial(work, tile) for tile in cut])
+        yield _Workers(pool, count, lambda encoder, cut: [partial(encoder, tile) for tile in cut])
 
 
-def _tasks_apart(
-    find: Callable[[str], Tensor], size: int, work: "_Work", cut: Sequence[Tile]
-) -> list[Callable[[], _Part]]:
+def _process_tasks(
+    find: Callable[[str], Tensor], size: int, encoder: "_Encoder", cut: Sequence[Tile]
+) -> list[Callable[[], _Result]]:
     """Tasks of `size` tiles for processes that read and write the files themselves."""
     make = partial(
-        _Work,
-        planned=work.planned,
-        rotation=work.rotation.only(work.planned.name),
-        slot=work.slot,
-        importance=work.importance,
+        _Encoder,
+        planned=encoder.planned,
+        rotation=encoder.rotation.only(encoder.planned.name),
+        slot=encoder.slot,
+        importance=encoder.importance,
     )
-    task = partial(_work_apart, partial(find, work.planned.source), make)
+    task = partial(_encode_in_process, partial(find, encoder.planned.source), make)
     return [partial(task, cut[i : i + size]) for i in range(0, len(cut), size)]
 
 
-def _work_apart(
-    find: Callable[[], Tensor], make: "Callable[[Tensor], _Work]", cut: Sequence[Tile]
-) -> _Part:
-    """Do some tiles of a tensor in a process that opens the model itself."""
-    work = make(find())
+def _encode_in_process(
+    find: Callable[[], Tensor], make: "Callable[[Tensor], _Encoder]", cut: Sequence[Tile]
+) -> _Result:
+    """Encode some tiles of a tensor in a process that opens the model itself."""
+    encoder = make(find())
     with single_threaded_blas():
-        parts = [work(tile) for tile in cut]
-    sums = {field.name: sum(getattr(p, field.name) for p in parts) for field in fields(_Part)[:-1]}
-    return _Part(**sums)
+        return _Result.total([encoder(tile) for tile in cut])
 
 
-def _tasks_of_cluster(
-    find: Callable[[str], Tensor], work: "_Work", cut: Sequence[Tile]
-) -> list[Callable[[], _Part]]:
+def _cluster_tasks(
+    find: Callable[[str], Tensor], encoder: "_Encoder", cut: Sequence[Tile]
+) -> list[Callable[[], _Result]]:
     """Tasks for the workers of a cluster, which share the files but perhaps not the disk."""
-    tasks = _tasks_apart(find, TILES_ABROAD, work, cut)
-    return [partial(_work_abroad, task, work.slot) for task in tasks]
+    tasks = _process_tasks(find, CLUSTER_TILES, encoder, cut)
+    return [partial(_encode_on_cluster, task, encoder.slot) for task in tasks]
 
 
-def _work_abroad(task: Callable[[], _Part], slot: Slot) -> _Part:
-    """Do a task on a worker of a cluster and bring its bytes to the disk."""
-    part = task()
+def _encode_on_cluster(task: Callable[[], _Result], slot: Slot) -> _Result:
+    """Run a task on a worker of a cluster and bring its bytes to the disk."""
+    result = task()
     slot.sync()
-    part.worker = clusters.here()
-    return part
+    return replace(result, workers=(clusters.here(),))
 
 
 def _find(path: Path, stamp: str, name: str) -> Tensor:
@@ -327,28 +332,28 @@ def _opened(path: Path, stamp: str) -> Mapping[str, Tensor]:  # noqa: ARG001  th
     return open_tensors(path)
 
 
-def _run(
-    job: _Job, output: Output, labour: _Labour, advance: Callable[[int], object]
+def _convert(
+    run: _Run, output: Output, workers: _Workers, advance: Callable[[int], object]
 ) -> Iterator[Report]:
     """Keep the workers fed with tiles in file order and report each tensor when it is complete."""
     done: dict[str, Report] = {}
-    works = job.works(output)
+    encoders = run.encoders(output)
 
-    def tasks() -> Iterator[tuple[PlannedTensor, list[Callable[[], _Part]]]]:
-        for p in job.plan.tensors:
+    def tasks() -> Iterator[tuple[PlannedTensor, list[Callable[[], _Result]]]]:
+        for p in run.plan.tensors:
             note = output.recorded(p.name)
             if note is not None:
                 done[p.name] = _report_of(note)
                 advance(p.n_bytes)
-            cut = _tiles(p, job.rotation) if note is None else []
-            yield p, labour.tasks(works[p.name], cut)
+            cut = _tiles(p, run.rotation) if note is None else []
+            yield p, workers.tasks(encoders[p.name], cut)
 
     groups = in_order(
-        tasks(), labour.pool, ahead=2 * labour.count, on_result=lambda part: advance(part.n_bytes)
+        tasks(), workers.pool, ahead=2 * workers.count, on_result=lambda r: advance(r.n_bytes)
     )
-    for p, parts in groups:
+    for p, results in groups:
         if p.name not in done:
-            done[p.name] = _report(p, parts)
+            done[p.name] = _report(p, _Result.total(results))
             output.record(p.name, asdict(done[p.name]))
         yield done.pop(p.name)
 
@@ -359,20 +364,18 @@ def _tiles(planned: PlannedTensor, rotation: Rotation) -> list[Tile]:
     return tiles(planned.shape, granule=(rows, int(np.lcm(columns, block))), weights=TILE)
 
 
-def _report(planned: PlannedTensor, parts: Sequence[_Part]) -> Report:
-    energy = sum(part.energy for part in parts)
-    control_energy = sum(part.control_energy for part in parts)
-    control_error = sum(part.control_error for part in parts)
+def _report(planned: PlannedTensor, result: _Result) -> Report:
+    control = result.control_error, result.control_energy
     return Report(
         planned.name,
         planned.type,
         planned.shape,
         planned.n_bytes,
-        sum(part.error for part in parts) / energy if energy else 0.0,
-        control_error / control_energy if control_energy else None,
-        sum(part.seconds for part in parts),
+        metrics.ratio(result.error, result.energy),
+        metrics.ratio(*control) if control[1] else None,
+        result.seconds,
         planned.reason,
-        tuple(sorted({part.worker for part in parts} - {""})),
+        result.workers,
     )
 
 
@@ -384,7 +387,7 @@ def _report_of(note: dict[str, Any]) -> Report:
 
 
 @dataclass(frozen=True)
-class _Work:
+class _Encoder:
     """Everything that is done to one tensor."""
 
     source: Tensor
@@ -394,28 +397,25 @@ class _Work:
     rounded: U8 | None = None
     importance: F32 | None = None
 
-    def __call__(self, tile: Tile) -> _Part:
+    def __call__(self, tile: Tile) -> _Result:
         began = time.perf_counter()
-        if self._is_copy():
-            part = self._copy(tile)
-        else:
-            try:
-                part = self._encode(tile)
-            except TqggufError as error:
-                raise type(error)(f"{self.planned.name}: {error}") from None
-        part.seconds = time.perf_counter() - began
-        return part
+        try:
+            result = self._copy(tile) if self._is_copy() else self._encode(tile)
+        except TqggufError as error:
+            raise type(error)(f"{self.planned.name}: {error}") from None
+        result.seconds = time.perf_counter() - began
+        return result
 
     def _is_copy(self) -> bool:
         p = self.planned
         return p.type == p.source_type and not is_float(p.type) and not p.sides
 
-    def _copy(self, tile: Tile) -> _Part:
+    def _copy(self, tile: Tile) -> _Result:
         data = self.source.stored(*tile.rows)
         self._write(tile, data)
-        return _Part(data.nbytes)
+        return _Result(data.nbytes)
 
-    def _encode(self, tile: Tile) -> _Part:
+    def _encode(self, tile: Tile) -> _Result:
         p = self.planned
         source = self.source.read_tile(tile.rows, tile.columns)
         if not np.isfinite(source).all():
@@ -424,7 +424,7 @@ class _Work:
         x = self.rotation.apply(p.name, source, shape=p.shape, first=first) if p.sides else source
         data = self._rounded(x, tile) if self.rounded is None else self._cut(tile)
         self._write(tile, data)
-        return self._measure(source, x, data)
+        return self._judge(source, x, data)
 
     def _rounded(self, x: F32, tile: Tile) -> U8:
         """Encode a tile, each of the matrices in it with its own importance."""
@@ -452,26 +452,22 @@ class _Work:
         begin = tile.columns[0] * self.slot.row_bytes // self.planned.shape[-1]
         self.slot.write(data, row=tile.rows[0], begin=begin)
 
-    def _measure(self, source: F32, x: F32, data: U8) -> _Part:
+    def _judge(self, source: F32, x: F32, data: U8) -> _Result:
         """Errors on evenly spaced rows, as many as the tensor's sample needs."""
         p = self.planned
         every = max(1, p.size // SAMPLE)
-        part = _Part(data.nbytes)
-        part.error, part.energy = _error(x[::every], data[::every], p.type)
+        result = _Result(data.nbytes)
+        result.error, result.energy = _error(x[::every], data[::every], p.type)
         if p.sides and not is_float(p.type):
             sample = np.ascontiguousarray(source[::every])
             control = encode(sample, p.type, threads=1)
-            part.control_error, part.control_energy = _error(sample, control, p.type)
-        return part
+            result.control_error, result.control_energy = _error(sample, control, p.type)
+        return result
 
 
 def _error(x: F32, data: U8, type: str) -> tuple[float, float]:
-    """Sum of squared errors and of squares, float64."""
-    difference = dequantize(data, type, x.shape[1]) - x
-    return (
-        float(np.square(difference).sum(dtype=np.float64)),
-        float(np.square(x).sum(dtype=np.float64)),
-    )
+    """The energy of the error and that of the weights."""
+    return metrics.error_and_energy(x, dequantize(data, type, x.shape[1]))
 
 
 def _count_bad(tensor: Tensor) -> str:

@@ -17,7 +17,7 @@ from tqgguf.errors import PlanError, ToolError
 from tqgguf.models import open_model
 from tqgguf.output.files import partial_path
 from tqgguf.output.journal import journal_path
-from tqgguf.pipeline import quantize
+from tqgguf.pipeline import convert
 from tqgguf.planning.plan import Options, make_plan
 
 ROOT = Path(__file__).parent.parent
@@ -25,7 +25,7 @@ ROOT = Path(__file__).parent.parent
 
 def job(source, path, **options):
     model = open_model(source)
-    return quantize(model, make_plan(model, Options(type="tq-q3")), path, **options)
+    return convert(model, make_plan(model, Options(type="tq-q3")), path, **options)
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from tqgguf.errors import WeightError
 from tqgguf.models import open_model
 from tqgguf.output.files import partial_path
 from tqgguf.output.journal import journal_path
-from tqgguf.pipeline import quantize
+from tqgguf.pipeline import convert
 from tqgguf.planning.plan import Options, make_plan
 
 ROOT = Path(__file__).parent.parent
@@ -30,7 +30,7 @@ from tqgguf.cli import main
 
 def job(source, path, **options):
     model = open_model(source)
-    return quantize(model, make_plan(model, Options(type="tq-q3")), path, **options)
+    return convert(model, make_plan(model, Options(type="tq-q3")), path, **options)
 
 
 def quantizing(novels, path, *options, slow=""):
@@ -76,10 +76,10 @@ def small(monkeypatch):
 @pytest.mark.parametrize("threads", [2, 3])
 def test_processes_change_nothing(novels, tmp_path, whole, monkeypatch, threads):
     used = []
-    start_processes = pipeline.crews.processes
+    start_processes = pipeline.start_processes
     monkeypatch.setattr(
-        pipeline.crews,
-        "processes",
+        pipeline,
+        "start_processes",
         lambda n, **k: used.append(n) or start_processes(n, **k),
     )
     path = tmp_path / "q.gguf"
@@ -100,7 +100,7 @@ def test_workers_that_began_in_another_folder_find_the_files(novels, tmp_path, w
 
 @pytest.mark.usefixtures("small")
 def test_where_memory_is_short_threads_do_the_work(novels, tmp_path, whole, monkeypatch):
-    monkeypatch.setattr(pipeline.crews, "processes", None)
+    monkeypatch.setattr(pipeline, "start_processes", None)
     path = tmp_path / "q.gguf"
     list(job(novels, path, threads=2, processes=True, max_memory=300 << 20))
     assert path.read_bytes() == whole

@@ -7,13 +7,13 @@ from tqgguf.llamacpp import Sample, Workload
 from tqgguf.measure import bench as benchmark
 from tqgguf.measure.bench import summarize
 from tqgguf.models import open_model
-from tqgguf.pipeline import quantize
+from tqgguf.pipeline import convert
 from tqgguf.planning.plan import Options, make_plan
 
 
 def make(source, target, **options):
     model = open_model(source)
-    for _ in quantize(model, make_plan(model, Options(**options)), target):
+    for _ in convert(model, make_plan(model, Options(**options)), target):
         pass
     return target
 

@@ -8,7 +8,7 @@ from tests.measure.models import model, residual_rotation
 from tqgguf.errors import FileFormatError, PlanError, ShapeError
 from tqgguf.measure.compare import compare
 from tqgguf.models import open_model
-from tqgguf.pipeline import quantize
+from tqgguf.pipeline import convert
 from tqgguf.planning.plan import Options, make_plan
 
 
@@ -18,7 +18,7 @@ def original(novels):
 
 
 def quantized(original, path, **options):
-    assert list(quantize(original, make_plan(original, Options(**options)), path))
+    assert list(convert(original, make_plan(original, Options(**options)), path))
     return open_model(path)
 
 

@@ -14,7 +14,7 @@ from tqgguf.machine.content import content_key
 from tqgguf.measure import eval as evaluate
 from tqgguf.measure.eval import Row, mark_pareto
 from tqgguf.models import open_model
-from tqgguf.pipeline import quantize
+from tqgguf.pipeline import convert
 from tqgguf.planning.plan import Options, make_plan
 
 SHORT = Settings(context=64, chunks=4, threads=1)
@@ -22,7 +22,7 @@ SHORT = Settings(context=64, chunks=4, threads=1)
 
 def make(source, target, **options):
     model = open_model(source)
-    for _ in quantize(model, make_plan(model, Options(**options)), target):
+    for _ in convert(model, make_plan(model, Options(**options)), target):
         pass
     return target
 

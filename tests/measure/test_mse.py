@@ -14,7 +14,7 @@ from tqgguf.kernels import hadamard
 from tqgguf.measure import mse
 from tqgguf.models import open_model
 from tqgguf.models.metadata import encode
-from tqgguf.pipeline import quantize as quantize_model
+from tqgguf.pipeline import convert
 from tqgguf.planning.plan import Options, make_plan
 
 HEADS = {"llama.attention.head_count": encode(8)}
@@ -261,7 +261,7 @@ def test_what_cannot_be_measured_is_refused_in_one_line(stories, novels_model, t
     ):
         path = Path(tmp_path / f"{rotate}.gguf")
         plan = make_plan(novels_model, Options(type="q4_0", rotate=rotate))
-        assert list(quantize_model(novels_model, plan, path))
+        assert list(convert(novels_model, plan, path))
         fails(open_model(path), PlanError, says)
     ragged = report(open_model(stories), types=["Q4_0"])["blk.0.ffn_down.weight"]
     assert (ragged.unfit, dict(ragged.types)) == (("Q4_0",), {})

@@ -19,7 +19,7 @@ from tqgguf.output import files as output
 from tqgguf.output.files import partial_path
 from tqgguf.output.journal import journal_path
 from tqgguf.output.layout import Split
-from tqgguf.pipeline import quantize
+from tqgguf.pipeline import convert
 from tqgguf.planning.plan import Options, make_plan
 
 ROOT = Path(__file__).parent.parent
@@ -28,7 +28,7 @@ KILLS = int(os.environ.get("TQGGUF_KILLS", "10"))  # make fuzz: 50
 
 def job(source, path, *, type="tq-q3", seed=0, **options):
     model = open_model(source)
-    return quantize(model, make_plan(model, Options(type=type, seed=seed)), path, **options)
+    return convert(model, make_plan(model, Options(type=type, seed=seed)), path, **options)
 
 
 def importance(of_first):
@@ -177,7 +177,7 @@ def test_another_tokenizer_under_the_same_name_is_another_run(novels, tmp_path):
 
     def run(**options):
         model = open_model(folder, vocab_from=vocabulary)
-        return quantize(model, make_plan(model, Options(type="q8_0")), tmp_path / "q", **options)
+        return convert(model, make_plan(model, Options(type="q8_0")), tmp_path / "q", **options)
 
     reports = run(threads=1)
     for _ in range(12):

@@ -8,19 +8,20 @@ import pytest
 
 from tests import llama
 from tests.tiny_models import write_tiny
+from tqgguf import pipeline
 from tqgguf.errors import FileFormatError, OutputError
 from tqgguf.llamacpp import find
 from tqgguf.models import open_model
 from tqgguf.output.files import partial_path
 from tqgguf.output.layout import Split
-from tqgguf.pipeline import output_files, quantize
+from tqgguf.pipeline import output_files
 from tqgguf.planning.plan import Options, make_plan
 
 
 def convert(source, path, split=Split(), type="tq-q4", rotate="fused", seed=0, **options):  # noqa: B008
     model = open_model(source)
     plan = make_plan(model, Options(type=type, rotate=rotate, seed=seed))
-    list(quantize(model, plan, path, split=split, **options))
+    list(pipeline.convert(model, plan, path, split=split, **options))
     return output_files(model, plan, path, split)
 
 
@@ -101,7 +102,7 @@ def test_shards_of_an_earlier_run_are_neither_overwritten_unasked_nor_mixed_in(n
 def test_unfinished_shards_of_an_earlier_run_are_swept_away(novels, tmp_path):
     path = tmp_path / "m.gguf"
     model = open_model(novels)
-    reports = quantize(model, make_plan(model, Options()), path, split=Split(max_tensors=9))
+    reports = pipeline.convert(model, make_plan(model, Options()), path, split=Split(max_tensors=9))
     next(reports)
     reports.close()
     assert len(list(tmp_path.glob("*.partial"))) == 7

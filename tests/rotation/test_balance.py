@@ -11,7 +11,7 @@ from tests.tiny_models import NOVELS, TINY, write_tensors, write_tiny, write_twi
 from tqgguf.models import open_model
 from tqgguf.models.model import Tensor
 from tqgguf.network import forward
-from tqgguf.pipeline import quantize
+from tqgguf.pipeline import convert
 from tqgguf.planning.plan import Options, make_plan
 from tqgguf.rotation import balance, folding
 from tqgguf.rotation.architectures import STREAMS
@@ -81,7 +81,7 @@ def test_half_a_balance_breaks_the_network(tmp_path, monkeypatch, name):
 def test_the_record_survives_the_file(tmp_path):
     model = open_model(write_tiny(tmp_path / "a.gguf", "qwen2moe"))
     plan = make_plan(model, Options(type="F32"))
-    list(quantize(model, plan, tmp_path / "b.gguf"))
+    list(convert(model, plan, tmp_path / "b.gguf"))
     vectors = read_rotation(open_model(tmp_path / "b.gguf")).vectors
     expected = plan.rotation.with_vectors_of(model).vectors
     assert "blk.0.ffn_balance_exps" in expected
@@ -109,7 +109,7 @@ def test_outlier_channels_cost_nothing(tmp_path, rng):
     divergence = {}
     for balanced in (False, True):
         plan = make_plan(model, Options(type="Q4_0", balance=balanced))
-        list(quantize(model, plan, tmp_path / "q.gguf", force=True))
+        list(convert(model, plan, tmp_path / "q.gguf", force=True))
         divergence[balanced] = kl_divergence(
             reference, logprobs(tmp_path / "q.gguf", TOKENS)
         ).mean()
@@ -159,7 +159,7 @@ LEFT_ALONE = [name for name, tiny in TINY.items() if STREAMS[tiny.arch].values]
 def test_norms_and_their_readers_change_together(tmp_path, name):
     source = write_uneven(tmp_path / "a.gguf", name)
     model, target = open_model(source), tmp_path / "b.gguf"
-    list(quantize(model, make_plan(model, Options(type="F32", rotate="values")), target))
+    list(convert(model, make_plan(model, Options(type="F32", rotate="values")), target))
     assert difference(source, target) < 1e-2
     back = restored(open_model(target)).tensors
     for norm in (n for n in model.tensors if "attn_norm" in n):
@@ -223,7 +223,7 @@ def test_outlier_channels_of_norms_cost_nothing_without_a_rotation(tmp_path):
     ):
         model = open_model(path)
         plan = make_plan(model, Options(type="Q4_0", rotate=rotate))
-        list(quantize(model, plan, tmp_path / "q.gguf", force=True))
+        list(convert(model, plan, tmp_path / "q.gguf", force=True))
         divergence[key] = kl_divergence(reference, logprobs(tmp_path / "q.gguf", TOKENS)).mean()
     assert divergence["balanced"] < 1.1 * divergence["healthy"]
     assert divergence["healthy"] < 1.1 * divergence["healthy as is"]

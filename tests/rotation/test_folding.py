@@ -10,7 +10,7 @@ from tqgguf.measure.verify import verify
 from tqgguf.models import open_model
 from tqgguf.models.metadata import encode
 from tqgguf.models.model import Model
-from tqgguf.pipeline import quantize
+from tqgguf.pipeline import convert
 from tqgguf.planning.plan import Options, make_plan
 from tqgguf.rotation import folding
 from tqgguf.rotation.rotation import Rotation, read_rotation, restored
@@ -75,7 +75,7 @@ def test_an_unknown_architecture_is_quantized_unrotated(tmp_path):
         UnsupportedModelError, match=r"'new' \(known: apertus, arcee, .*--rotate none"
     ):
         folding.fused(unknown)
-    list(quantize(unknown, make_plan(unknown, Options(rotate="none")), tmp_path / "b.gguf"))
+    list(convert(unknown, make_plan(unknown, Options(rotate="none")), tmp_path / "b.gguf"))
     assert open_model(tmp_path / "b.gguf").tensors["blk.0.attn_q.weight"].type != "F32"
 
 
@@ -119,7 +119,7 @@ def with_gain_of_zero(tmp_path, name, norm="blk.1.ffn_norm"):
 
 def test_a_dead_channel_folds_and_comes_back(tmp_path):
     model = with_gain_of_zero(tmp_path, "llama")
-    list(quantize(model, make_plan(model, Options(type="F32")), tmp_path / "f.gguf"))
+    list(convert(model, make_plan(model, Options(type="F32")), tmp_path / "f.gguf"))
     folded = open_model(tmp_path / "f.gguf")
     assert np.array_equal(folded.tensors["blk.1.ffn_norm.weight"].read(), np.ones(64))
     back = restored(folded).tensors
@@ -142,7 +142,7 @@ def test_rotation_helps_an_embedding_behind_which_a_norm_stands(tmp_path):
     reference, divergence = logprobs(model.path, TOKENS), {}
     for rotate in ("none", "fused"):
         options = Options(type="F32", token_embedding_type="Q8_0", output_type="F32", rotate=rotate)
-        list(quantize(model, make_plan(model, options), tmp_path / "q.gguf", force=True))
+        list(convert(model, make_plan(model, options), tmp_path / "q.gguf", force=True))
         divergence[rotate] = kl_divergence(reference, logprobs(tmp_path / "q.gguf", TOKENS)).mean()
     assert divergence["fused"] < divergence["none"] / 3
 
@@ -152,13 +152,13 @@ def test_a_gain_of_zero_under_a_bias_is_refused(tmp_path):
     plan = make_plan(model, Options(type="F32"))
     says = r"blk\.1\.attn_norm\.weight holds a gain of zero, .* under blk\.1\.attn_norm\.bias"
     with pytest.raises(UnsupportedModelError, match=says):
-        list(quantize(model, plan, tmp_path / "f.gguf"))
+        list(convert(model, plan, tmp_path / "f.gguf"))
     assert not (tmp_path / "f.gguf").exists()
 
 
 def test_readers_with_a_bias_take_the_norms_bias(tmp_path):
     model = with_gain_of_zero(tmp_path, "gpt2")
-    list(quantize(model, make_plan(model, Options(type="F32")), tmp_path / "f.gguf"))
+    list(convert(model, make_plan(model, Options(type="F32")), tmp_path / "f.gguf"))
     folded = open_model(tmp_path / "f.gguf").tensors
     assert not folded["blk.1.ffn_norm.bias"].read().any()
     assert folded["output_norm.bias"].read().any()  # the head has no bias that could take it
@@ -176,7 +176,7 @@ def test_a_small_gain_under_a_bias_does_not_magnify_errors(tmp_path):
     reference, divergence = logprobs(model.path, TOKENS), {}
     for rotate in ("none", "fused"):
         plan = make_plan(model, Options(type="Q4_0", output_type="F16", rotate=rotate))
-        list(quantize(model, plan, tmp_path / "q.gguf", force=True))
+        list(convert(model, plan, tmp_path / "q.gguf", force=True))
         divergence[rotate] = kl_divergence(reference, logprobs(tmp_path / "q.gguf", TOKENS)).mean()
     assert divergence["fused"] < divergence["none"]
 
@@ -216,7 +216,7 @@ def test_the_record_is_the_rotation(tmp_path):
 def test_outliers_in_every_block_pass_the_verification(tmp_path, type, rotate):
     model = tiny(tmp_path, "gemma")
     plan = make_plan(model, Options(type=type, rotate=rotate))
-    list(quantize(model, plan, tmp_path / "q.gguf"))
+    list(convert(model, plan, tmp_path / "q.gguf"))
     checks = list(verify(open_model(tmp_path / "q.gguf"), model))
     assert all(check.passed for check in checks), max(checks, key=lambda c: c.rel_mse).complaint
 

@@ -8,6 +8,7 @@ from functools import partial
 import numpy as np
 
 from tqgguf.formats import FORMATS, dequantize, quantize
+from tqgguf.kernels import metrics
 from tqgguf.kernels.dtypes import F32
 from tqgguf.models import Model
 from tqgguf.network import forward, ops
@@ -94,8 +95,7 @@ def _disturbed(model: Model, names: Sequence[str], threads: int | None) -> tuple
             continue
         x = tensor.read().reshape(-1, tensor.n_in)
         rounded = dequantize(quantize(x, probe, threads=threads), probe, tensor.n_in)
-        square = float(np.square(x, dtype=np.float64).sum())
-        error += float(np.square(rounded - x, dtype=np.float64).sum()) / max(square, 1e-30)
+        error += metrics.relative_mse(x, rounded)
         tensors[name] = tensor.derived(partial(_cut, rounded))
     return replace(model, tensors=tensors), error
 

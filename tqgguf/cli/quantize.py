@@ -20,7 +20,7 @@ from tqgguf.models import Model, model_files, open_model
 from tqgguf.models.gguf import SHARD_NAME
 from tqgguf.output.files import check_output
 from tqgguf.output.layout import Split
-from tqgguf.pipeline import Report, output_files, quantize
+from tqgguf.pipeline import Report, convert, output_files
 from tqgguf.planning.choices import Prepared, prepare, take_statistics
 from tqgguf.planning.plan import Options, Plan, PlannedTensor
 from tqgguf.rotation.steps import Step
@@ -76,7 +76,7 @@ def quantize_command(
         write_imatrix(save_imatrix, taken)
     made = _calibrate(opened, prepared, threads, quiet=quiet)
     job = partial(
-        quantize,
+        convert,
         opened,
         plan,
         path,

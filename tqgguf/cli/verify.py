@@ -13,7 +13,7 @@ from tqgguf.formats import FLOATS
 from tqgguf.measure.verify import Check, require, verify
 from tqgguf.models import open_model
 from tqgguf.network.equivalence import Difference, compare, require_output
-from tqgguf.pipeline import quantize
+from tqgguf.pipeline import convert
 from tqgguf.planning.plan import Options, make_plan
 from tqgguf.rotation.rotation import restored
 
@@ -77,7 +77,7 @@ def dequantize_command(
     model = restored(open_model(quant))
     plan = make_plan(model, Options(type=type, rotate="none", allow_requantize=True))
     with progress(plan.n_bytes, output.name, quiet=quiet) as bar:
-        for _ in quantize(model, plan, output, threads=threads, force=force, advance=bar.update):
+        for _ in convert(model, plan, output, threads=threads, force=force, advance=bar.update):
             pass
 
 

@@ -22,7 +22,12 @@ def row_energies(x: F32) -> F64:
 
 def relative_mse(x: F32, approximation: F32) -> float:
     """The squared error as a fraction of the energy, sum (x - y)^2 / sum x^2; 0 if both are 0."""
-    return ratio(sum_squares(x - approximation), sum_squares(x))
+    return ratio(*error_and_energy(x, approximation))
+
+
+def error_and_energy(x: F32, approximation: F32) -> tuple[float, float]:
+    """What `ratio` divides, which add up over parts: sum (x - y)^2 and sum x^2 of (n, width)."""
+    return sum_squares(x - approximation), sum_squares(x)
 
 
 def ratio(error: float, energy: float) -> float:

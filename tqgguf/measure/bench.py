@@ -12,7 +12,7 @@ from tqgguf.machine.content import content_key
 from tqgguf.measure.eval import disk_bytes, open_gguf
 from tqgguf.models import Model
 from tqgguf.models.gguf import shard_files
-from tqgguf.pipeline import quantize
+from tqgguf.pipeline import convert
 from tqgguf.planning.plan import Options, make_plan
 
 SHAPE = ("block_count", "embedding_length", "vocab_size")
@@ -72,7 +72,7 @@ def ours(source: Path, type: str, *, rotate: str = "fused", threads: int | None 
     folder.mkdir(parents=True, exist_ok=True)
     name = plan.recipe.name if plan.recipe.name.startswith("TQ-") else f"TQ-{plan.recipe.name}"
     path = folder / f"{_stem(source)}-{name}.gguf"
-    for _ in quantize(model, plan, path, threads=threads, force=True):
+    for _ in convert(model, plan, path, threads=threads, force=True):
         pass
     return path
 

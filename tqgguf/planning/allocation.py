@@ -14,6 +14,7 @@ import numpy as np
 
 from tqgguf.errors import PlanError
 from tqgguf.formats import FORMATS, dequantize, quantize
+from tqgguf.kernels import metrics
 
 # Decoded fast by every backend; the lattice types join only where nothing else is small enough.
 SCALAR_TYPES = ("Q2_K", "Q3_K", "IQ4_XS", "Q4_K", "Q5_K", "Q6_K", "Q8_0")
@@ -89,8 +90,7 @@ def predicted(items: Sequence[Item], types: Mapping[str, str]) -> float:
 def relative_error(type: str) -> float:
     """Relative squared error of a type on Gaussian weights, measured on a seeded sample."""
     x = np.random.default_rng(0).standard_normal((128, 256)).astype(np.float32)
-    error = dequantize(quantize(x, type, threads=1), type, 256) - x
-    return float(np.square(error, dtype=np.float64).sum() / np.square(x, dtype=np.float64).sum())
+    return metrics.relative_mse(x, dequantize(quantize(x, type, threads=1), type, 256))
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from tests.models.huggingface.folders import write_folder, write_json
 from tqgguf.errors import FileFormatError, UnsupportedModelError
 from tqgguf.models import open_model
 from tqgguf.models.huggingface.tokenizer.pretokenizer import identify_by_hash
-from tqgguf.pipeline import quantize
+from tqgguf.pipeline import convert
 from tqgguf.planning.plan import Options, make_plan
 
 SIZE = 2048
@@ -38,7 +38,7 @@ def folder_with(
 def converted(folder: Path) -> Path:
     model = open_model(folder)
     path = folder / "model.gguf"
-    list(quantize(model, make_plan(model, Options(type="f16", rotate="none")), path))
+    list(convert(model, make_plan(model, Options(type="f16", rotate="none")), path))
     return path
 
 
