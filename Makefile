@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help bench front calibration llama.cpp programs bench-kernels bench-quantize demo tables test test-oracle fuzz check lint types layers fmt clean
+.PHONY: help bench front calibration llama.cpp programs bench-kernels bench-quantize build demo tables test test-fast test-elsewhere test-oracle fuzz check lint types layers fmt clean
 SHELL := /bin/bash
 
 VENV   ?= .venv
@@ -8,6 +8,7 @@ BIN    := $(VENV)/bin
 MODEL  ?= tests/data/novels-5m-f16.gguf
 CACHE  := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/tqgguf
 RANDOM_MODEL := $(CACHE)/bench/random-0.5b-f16.gguf
+FAST   := not oracle and not slow
 FILES  := --baselines Q4_0,Q4_K_M,Q3_K_M,Q2_K --types tq-q4,tq-q3,tq-q2
 
 help:          ## list the targets
@@ -22,6 +23,15 @@ demo: $(VENV)/.installed   ## quantize the embedded model, report its error, gen
 
 test: $(VENV)/.installed   ## the whole suite (no network once installed)
 	$(BIN)/python -m pytest -q -n auto
+
+test-fast: $(VENV)/.installed   ## for the inner loop: all but the tests marked slow or tools
+	$(BIN)/python -m pytest -q -n auto -m '$(FAST) and not tools'
+
+test-elsewhere: $(VENV)/.installed   ## as on a machine without AVX-512, llama.cpp's programs and a cache; not the slow ones
+	rm -rf build/elsewhere && mkdir -p build/elsewhere/bin
+	OPENBLAS_CORETYPE=Haswell NPY_DISABLE_CPU_FEATURES="$$($(BIN)/python tests/processor.py)" \
+	LLAMA_CPP_BIN=$(CURDIR)/build/elsewhere/bin XDG_CACHE_HOME=$(CURDIR)/build/elsewhere \
+	    $(BIN)/python -m pytest -q -n auto -m '$(FAST)'
 
 bench: $(VENV)/.installed programs $(RANDOM_MODEL)   ## speed and quality, ours beside llama-quantize's, in llama.cpp
 	PYTHON=$(BIN)/python scripts/bench_e2e.sh $(RANDOM_MODEL) $(FILES)
@@ -53,6 +63,9 @@ fuzz: $(VENV)/.installed   ## many more accidents and broken files than `make te
 	$(BIN)/python -m tests.fuzz 10000 1
 	TQGGUF_KILLS=50 TQGGUF_MUTATIONS=2000 $(BIN)/python -m pytest -q -n auto tests/output/test_resume.py \
 	    tests/models/huggingface/test_mutations.py tests/models/huggingface/test_hyperparameters.py
+
+build: $(VENV)/.installed   ## wheel and source archive, tried in an environment with the core dependencies alone
+	PYTHON=$(BIN)/python scripts/build.sh
 
 bench-quantize: $(VENV)/.installed   ## a whole run against llama-quantize: time and memory
 	$(BIN)/python scripts/bench_quantize.py
