@@ -300,7 +300,11 @@ def _rows() -> dict[str, Tiny]:
         "qwen2vl": Tiny(
             "qwen2vl",
             _change(_LLAMA, *_BIASED_QKV),
-            keys={"rope.dimension_sections": [4, 4, 0, 0]},
+            # llama.cpp does not read the key and takes no epsilon at all
+            keys={
+                "rope.dimension_sections": [4, 4, 0, 0],
+                "attention.layer_norm_rms_epsilon": 1e-12,
+            },
         ),
         "qwen3vl": Tiny(
             "qwen3vl",
@@ -341,7 +345,7 @@ TINY = _rows()
 
 def write_tiny(
     path: Path,
-    name: str,
+    name: str | Tiny,
     *,
     tied: bool = False,
     layers: int = 2,
@@ -349,7 +353,7 @@ def write_tiny(
     sizes: Mapping[str, int] | None = None,
 ) -> Path:
     """Write the tiny model `name` of TINY in F32; sizes overrides SIZES, tied drops the head."""
-    model = TINY[name]
+    model = TINY[name] if isinstance(name, str) else name
     model = replace(model, sizes={**model.sizes, **(sizes or {})})
     outside = model.outside.replace(HEAD, "") if tied else model.outside
     if outside == model.outside and tied:

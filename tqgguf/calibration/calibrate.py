@@ -158,7 +158,7 @@ class _Calibration:
         """A pass of chunk i through layer `index` of the original, from its state before it."""
 
         def compute() -> Computed:
-            return Computed(forward.layer(states[i], weights, self.ctx))
+            return Computed(forward.layer(states[i], weights, self.ctx, index))
 
         return Noted(self.kept, f"{index}.{i}", compute) if self.kept else compute()
 
@@ -170,7 +170,7 @@ class _Calibration:
         def begin(i: int) -> _Pair:
             return _Pair(
                 self._original_pass(index, original, self.original, i),
-                Computed(forward.layer(self.quantized[i], weights, self.ctx)),
+                Computed(forward.layer(self.quantized[i], weights, self.ctx, index)),
             )
 
         for stage in count():

@@ -50,8 +50,8 @@ def _states(model: Model, tokens: Tokens) -> Iterator[Array]:
     ctx = forward.context(model, tokens.shape[1])
     x = forward.embed(model, tokens)
     yield x
-    for weights in forward.layers(model, ctx.graph):
-        x = forward.drain(forward.layer(x, weights, ctx))
+    for index, weights in enumerate(forward.layers(model, ctx.graph)):
+        x = forward.drain(forward.layer(x, weights, ctx, index))
         yield x
 
 
@@ -60,7 +60,7 @@ def _run(model: Model, x: Array, first: int, n_tokens: int) -> Array:
     ctx = forward.context(model, n_tokens)
     for index in range(first, ctx.graph.n_layer):
         weights = forward.layer_weights(model, index)
-        x = forward.drain(forward.layer(x, weights, ctx))
+        x = forward.drain(forward.layer(x, weights, ctx, index))
     return x
 
 

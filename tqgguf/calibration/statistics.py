@@ -37,7 +37,7 @@ def input_energies(
     ]
     total: Energies = {}
     for index in range(ctx.graph.n_layer):
-        work = partial(_through, forward.layer_weights(model, index), ctx)
+        work = partial(_through, forward.layer_weights(model, index), ctx, index)
         results = list(map_in_order(work, states, threads=threads or default_threads()))
         states = [x for x, _ in results]
         for _, energies in results:
@@ -49,9 +49,9 @@ def input_energies(
     return Imatrix(sums, counts, basis, (dataset,), tokens.shape[1])
 
 
-def _through(weights: Weights, ctx: Context, x: Array) -> tuple[Array, Energies]:
+def _through(weights: Weights, ctx: Context, index: int, x: Array) -> tuple[Array, Energies]:
     """Run a layer and sum up what each of its matrices is given."""
-    generator, energies = forward.layer(x, weights, ctx), Energies()
+    generator, energies = forward.layer(x, weights, ctx, index), Energies()
     while True:
         try:
             step = next(generator)

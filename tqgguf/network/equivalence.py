@@ -10,8 +10,9 @@ from tqgguf.machine.threads import single_threaded_blas
 from tqgguf.models import Model
 from tqgguf.network import forward, ops
 from tqgguf.network.forward import Tokens
-from tqgguf.network.graph import ARCHITECTURES, Graph, read_graph
+from tqgguf.network.graph import Graph, read_graph
 from tqgguf.network.ops import Array
+from tqgguf.network.rows import ARCHITECTURES
 from tqgguf.rotation.folded import fold
 from tqgguf.rotation.rotation import Rotation
 
@@ -123,10 +124,8 @@ def _shortened(model: Model, layers: Iterable[int]) -> Array:
     x = forward.embed(model, tokens, dtype=np.float64)
     for index in layers:
         weights = forward.LazyWeights(model, index, np.float64)
-        x = forward.drain(forward.layer(x, weights, ctx))
-    head = model.tensors[forward.head_name(model)]
-    rows = head.rows(0, min(head.n_rows, _HEAD_ROWS)).astype(np.float64)
-    return forward.final_norm(model, x) @ rows.T
+        x = forward.drain(forward.layer(x, weights, ctx, index))
+    return forward.products(model, forward.final_norm(model, x), 0, _HEAD_ROWS)
 
 
 def _largest(model: Model, layers: Iterable[int]) -> int:

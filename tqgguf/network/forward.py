@@ -6,52 +6,66 @@ replace the matrices by quantized ones, and let the layer go on with those: cali
 nothing else.
 """
 
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from tqgguf.models.model import Model
 from tqgguf.network import ops
-from tqgguf.network.graph import Graph, read_graph, rotary
+from tqgguf.network.attention import attention, latent_attention
+from tqgguf.network.delta_net import delta_net
+from tqgguf.network.feed_forward import experts, feed_forward
+from tqgguf.network.graph import Graph, read_graph
 from tqgguf.network.ops import Array
+from tqgguf.network.rotary import Angles, angles, read_scaling, temperatures
+from tqgguf.network.step import Layer as Layer
+from tqgguf.network.step import LayerContext, norm
+from tqgguf.network.step import Step as Step
+from tqgguf.network.step import Weights as Weights
 
 Tokens = NDArray[np.int32]
-Weights = Mapping[str, Array]  # a layer's tensors by their name without "blk.N."
-
-
-@dataclass(frozen=True)
-class Step:
-    """The input that some matrices of a layer are about to be multiplied with.
-
-    inputs has one (n_tokens, n_in) array, or one for every expert of stacked matrices. stream is
-    what the product will be added to, (n_tokens, n_embd), where it is added directly.
-    """
-
-    matrices: tuple[str, ...]
-    inputs: tuple[Array, ...]
-    stream: Array | None = None
-
-
-Layer = Generator[Step, None, Array]
+SubLayer = Callable[[Array, Array | None, Weights, LayerContext], Layer]
 
 
 @dataclass(frozen=True)
 class Context:
-    """What every layer shares: the graph and the rotary angles for the positions in use."""
+    """What all layers share: the graph and the rotary angles for the positions in use.
+
+    plain holds the angles of layers without a window, windowed those of layers with one; scale and
+    temperatures see LayerContext.
+    """
 
     graph: Graph
-    cos: Array
-    sin: Array
+    plain: Angles | None
+    windowed: Angles | None
+    scale: float
+    temperatures: Array | None
+
+    def of_layer(self, index: int) -> LayerContext:
+        """What layer `index` needs to know."""
+        window = self.graph.window(index)
+        turns = self.windowed if window else self.plain
+        turns = turns if self.graph.is_rotary(index) else None
+        return LayerContext(self.graph, index, window, turns, self.scale, self.temperatures)
 
 
 def context(model: Model, n_tokens: int, dtype: DTypeLike = np.float32) -> Context:
     """The shared part of a pass over sequences of n_tokens."""
     graph = read_graph(model)
-    cos, sin = rotary(model, graph, n_tokens)
-    return Context(graph, cos.astype(dtype), sin.astype(dtype))
+    plain = angles(model, graph, n_tokens, dtype=dtype)
+    windowed = plain
+    if graph.window_size:
+        windowed = angles(model, graph, n_tokens, windowed=True, dtype=dtype)
+    warmer = temperatures(model, graph, n_tokens)
+    return Context(
+        graph,
+        plain,
+        windowed,
+        graph.attention_scale * read_scaling(model, graph).score_factor,
+        None if warmer is None else warmer.astype(dtype)[:, None, None],
+    )
 
 
 def logits(model: Model, tokens: Tokens, *, dtype: DTypeLike = np.float32) -> Array:
@@ -67,8 +81,8 @@ def hidden_states(model: Model, tokens: Tokens, *, dtype: DTypeLike = np.float32
     """The normed states that the head reads. tokens: (n_seq, n_tokens) -> (..., n_embd)."""
     ctx = context(model, tokens.shape[1], dtype)
     x = embed(model, tokens, dtype=dtype)
-    for weights in layers(model, ctx.graph, dtype=dtype):
-        x = drain(layer(x, weights, ctx))
+    for index, weights in enumerate(layers(model, ctx.graph, dtype=dtype)):
+        x = drain(layer(x, weights, ctx, index))
     return final_norm(model, x)
 
 
@@ -83,7 +97,7 @@ def embed(model: Model, tokens: Tokens, *, dtype: DTypeLike = np.float32) -> Arr
         x = x * x.dtype.type(graph.embedding_scale)
     if "position_embd.weight" in model.tensors:
         x = x + model.tensors["position_embd.weight"].rows(0, tokens.shape[1]).astype(dtype)
-    return x
+    return _outer_norm(model, x, "token_embd_norm")
 
 
 def layers(model: Model, graph: Graph, *, dtype: DTypeLike = np.float32) -> Iterator[Weights]:
@@ -124,9 +138,14 @@ class LazyWeights(Mapping[str, Array]):
 
 def final_norm(model: Model, x: Array) -> Array:
     """The norm before the head. x: (..., n_embd) -> (..., n_embd)."""
-    names = ("output_norm.weight", "output_norm.bias")
+    return _outer_norm(model, x, "output_norm", always=read_graph(model).row.gainless)
+
+
+def _outer_norm(model: Model, x: Array, name: str, *, always: bool = False) -> Array:
+    """A norm outside the layers, where it is one of the model's tensors or stands always."""
+    names = (f"{name}.weight", f"{name}.bias")
     weights = {n: model.tensors[n].read().astype(x.dtype) for n in names if n in model.tensors}
-    return _norm(x, weights, "output_norm", read_graph(model))
+    return norm(x, weights, name, read_graph(model)) if always or weights else x
 
 
 def head_name(model: Model) -> str:
@@ -139,15 +158,23 @@ def head(model: Model, normed: Array, *, chunk: int = 16384) -> Array:
 
     normed: (..., n_embd) -> (..., n_vocab).
     """
-    tensor, graph = model.tensors[head_name(model)], read_graph(model)
-    parts = [
-        normed @ tensor.rows(at, min(at + chunk, tensor.n_rows)).astype(normed.dtype).T
-        for at in range(0, tensor.n_rows, chunk)
-    ]
-    out = np.concatenate(parts, axis=-1)
+    graph, n_vocab = read_graph(model), model.tensors[head_name(model)].n_rows
+    parts = [products(model, normed, at, at + chunk) for at in range(0, n_vocab, chunk)]
+    out: Array = np.concatenate(parts, axis=-1)
+    if graph.logit_scale != 1:
+        out *= ops.like(out, graph.logit_scale)
+    return ops.capped(out, graph.logit_cap)
+
+
+def products(model: Model, normed: Array, start: int, stop: int) -> Array:
+    """Normed states times these rows of the head, with their bias: (..., n_embd) -> (..., n)."""
+    tensor = model.tensors[head_name(model)]
+    stop = min(stop, tensor.n_rows)
+    out: Array = normed @ tensor.rows(start, stop).astype(normed.dtype).T
     if "output.bias" in model.tensors:
-        out += model.tensors["output.bias"].read().astype(normed.dtype)
-    return out / out.dtype.type(graph.logit_scale) if graph.logit_scale != 1 else out
+        bias = model.tensors["output.bias"].read().reshape(-1)
+        out += bias[start:stop].astype(normed.dtype)
+    return out
 
 
 def drain(generator: Layer) -> Array:
@@ -160,114 +187,46 @@ def drain(generator: Layer) -> Array:
             return out
 
 
-def layer(x: Array, w: Weights, ctx: Context) -> Layer:
-    """One transformer layer. x: (n_seq, n_tokens, n_embd); see the module for what it yields."""
-    scale = x.dtype.type(ctx.graph.residual_scale)
-    x = x + scale * (yield from _attention(_norm(x, w, "attn_norm", ctx.graph), x / scale, w, ctx))
-    normed = _norm(x, w, "ffn_norm", ctx.graph)
-    if "ffn_gate_inp.weight" in w:
-        return x + scale * (yield from _experts(normed, w, ctx))
-    return x + scale * (yield from _feed_forward(normed, x / scale, w, ctx))
+def layer(x: Array, w: Weights, ctx: Context, index: int) -> Layer:
+    """Layer number `index`. x: (n_seq, n_tokens, n_embd); see the module for what it yields."""
+    here = ctx.of_layer(index)
+    graph, row = here.graph, here.graph.row
+    normed = _normed(x, w, "attn_norm", graph)
+    heads = _normed(x, w, "attn_norm_2", graph) if "attn_norm_2.weight" in w else normed
+    after = _AFTER_ATTENTION if row.ffn_norm != _AFTER_ATTENTION else ""
+    between = x + (yield from _added(_mixer(w), heads, x, w, after, here))
+    inner = _normed(x if graph.parallel else between, w, row.ffn_norm, graph)
+    if row.parallel == "without ffn norm" and f"{row.ffn_norm}.weight" not in w:
+        inner = normed
+    mixture = experts if "ffn_gate_inp.weight" in w else feed_forward
+    return between + (yield from _added(mixture, inner, between, w, "post_ffw_norm", here))
 
 
-def _attention(x: Array, stream: Array, w: Weights, ctx: Context) -> Layer:
-    graph = ctx.graph
-    q, k, v = yield from _project(x, w, graph)
-    q = _norm(q, w, "attn_q_norm", graph) if "attn_q_norm.weight" in w else q
-    k = _norm(k, w, "attn_k_norm", graph) if "attn_k_norm.weight" in w else k
-    if graph.row.rope != "none":
-        interleaved = graph.row.rope == "interleaved"
-        q = ops.rope(q, ctx.cos, ctx.sin, interleaved=interleaved)
-        k = ops.rope(k, ctx.cos, ctx.sin, interleaved=interleaved)
-    mixed = ops.causal_attention(q, k, v, scale=graph.attention_scale)
-    yield _step(("attn_output",), mixed, stream)
-    return _linear(mixed, w, "attn_output")
+_AFTER_ATTENTION = "post_attention_norm"  # in some graphs the norm before the FFN has this name
 
 
-def _project(
-    x: Array, w: Weights, graph: Graph
-) -> Generator[Step, None, tuple[Array, Array, Array]]:
-    """Queries, keys and values, each (n_seq, n_tokens, heads, head_dim)."""
-    if "attn_qkv.weight" in w:
-        yield _step(("attn_qkv",), x)
-        joined = _linear(x, w, "attn_qkv")
-        ends = graph.n_head * graph.head_dim, (graph.n_head + graph.n_head_kv) * graph.head_dim
-        q, k, v = np.split(joined, ends, axis=-1)
-    else:
-        yield _step(("attn_q", "attn_k", "attn_v"), x)
-        q, k, v = (_linear(x, w, name) for name in ("attn_q", "attn_k", "attn_v"))
-    heads = [a.reshape(*x.shape[:2], -1, graph.head_dim) for a in (q, k, v)]
-    return heads[0], heads[1], heads[2]
+def _mixer(w: Weights) -> SubLayer:
+    """The kind of attention whose tensors a layer has."""
+    if "ssm_conv1d.weight" in w:
+        return delta_net
+    return latent_attention if "attn_kv_a_mqa.weight" in w else attention
 
 
-def _feed_forward(
-    x: Array, stream: Array | None, w: Weights, ctx: Context, suffix: str = ""
+def _added(
+    sub_layer: SubLayer, x: Array, stream: Array, w: Weights, norm_after: str, here: LayerContext
 ) -> Layer:
-    up, gate, down = f"ffn_up{suffix}", f"ffn_gate{suffix}", f"ffn_down{suffix}"
-    gated = f"{gate}.weight" in w
-    yield _step((gate, up) if gated else (up,), x)
-    inner = _activate(_linear(x, w, gate if gated else up), ctx.graph)
-    if gated:
-        inner *= _linear(x, w, up)
-    yield _step((down,), inner, stream)
-    return _linear(inner, w, down)
+    """What a sub-layer that reads x adds to the stream, after a norm of its own if it has one."""
+    scale = ops.like(x, here.graph.residual_scale)
+    has_norm = f"{norm_after}.weight" in w
+    if has_norm:
+        out = yield from sub_layer(x, None, w, here)
+        out = norm(out, w, norm_after, here.graph)
+    else:
+        out = yield from sub_layer(x, stream if scale == 1 else stream / scale, w, here)
+    return out if scale == 1 else out * scale
 
 
-def _experts(x: Array, w: Weights, ctx: Context) -> Layer:
-    """A mixture of experts; every token goes through its n_expert_used best ones."""
-    flat = x.reshape(-1, x.shape[-1])
-    yield _step(("ffn_gate_inp",), x)
-    chosen, share = _route(flat, w, ctx.graph)
-    members = [np.nonzero(chosen == e) for e in range(len(w["ffn_up_exps.weight"]))]
-    inputs = tuple(flat[token] for token, _ in members)
-    yield Step(("ffn_gate_exps", "ffn_up_exps"), inputs)
-    gate, up = w["ffn_gate_exps.weight"], w["ffn_up_exps.weight"]
-    inner = tuple(_activate(a @ gate[e].T, ctx.graph) * (a @ up[e].T) for e, a in enumerate(inputs))
-    yield Step(("ffn_down_exps",), inner)
-    out = np.zeros_like(flat)
-    for e, (token, slot) in enumerate(members):
-        out[token] += inner[e] @ w["ffn_down_exps.weight"][e].T * share[token, slot, None]
-    if "ffn_up_shexp.weight" in w:
-        out += (yield from _shared_expert(x, w, ctx)).reshape(flat.shape)
-    return out.reshape(x.shape)
-
-
-def _route(flat: Array, w: Weights, graph: Graph) -> tuple[NDArray[np.intp], Array]:
-    """The experts of every token and their shares, both (n_tokens, n_expert_used)."""
-    probabilities = ops.softmax(flat @ w["ffn_gate_inp.weight"].T)
-    chosen = np.argsort(-probabilities, axis=-1, kind="stable")[:, : graph.n_expert_used]
-    share = np.take_along_axis(probabilities, chosen, -1)
-    if graph.row.renormalise_experts:
-        share = share / share.sum(-1, keepdims=True)
-    return chosen, share
-
-
-def _shared_expert(x: Array, w: Weights, ctx: Context) -> Layer:
-    out = yield from _feed_forward(x, None, w, ctx, "_shexp")
-    if "ffn_gate_inp_shexp.weight" in w:
-        door = x @ w["ffn_gate_inp_shexp.weight"].reshape(-1, 1)
-        out = out * ops.sigmoid(door)
-    return out
-
-
-def _activate(x: Array, graph: Graph) -> Array:
-    return ops.silu(x) if graph.row.activation == "silu" else ops.gelu(x)
-
-
-def _linear(x: Array, w: Mapping[str, Array], name: str) -> Array:
-    out: Array = x @ w[f"{name}.weight"].T
-    if f"{name}.bias" in w:
-        out += w[f"{name}.bias"]
-    return out
-
-
-def _norm(x: Array, w: Mapping[str, Array], name: str, graph: Graph) -> Array:
-    gain: Any = w.get(f"{name}.weight", x.dtype.type(1))
-    if graph.row.norm == "rms":
-        return ops.rms_norm(x, gain, graph.eps)
-    return ops.layer_norm(x, gain, w.get(f"{name}.bias"), graph.eps)
-
-
-def _step(matrices: tuple[str, ...], x: Array, stream: Array | None = None) -> Step:
-    flat = None if stream is None else stream.reshape(-1, stream.shape[-1])
-    return Step(matrices, (x.reshape(-1, x.shape[-1]),), flat)
+def _normed(x: Array, w: Weights, name: str, graph: Graph) -> Array:
+    """The norm before a sub-layer; without a gain it is left out, or stands all the same."""
+    is_there = f"{name}.weight" in w or graph.row.gainless
+    return norm(x, w, name, graph) if is_there else x

@@ -1,46 +1,47 @@
-"""What a forward pass needs to know about a model: a few numbers from its metadata.
-
-Architectures are rows of a table. A row names what differs between the graphs; everything optional
-(biases, q/k norms, experts, scalar multipliers) is recognised by the tensors and keys that exist.
-"""
+"""What a forward pass needs to know about a model: its architecture's row and a few numbers."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
-
 from tqgguf.errors import UnsupportedModelError
-from tqgguf.kernels.dtypes import F64
 from tqgguf.models.model import Model
+from tqgguf.network.rows import ARCHITECTURES, Row
+
+_GATING: dict[int, Literal["softmax", "sigmoid", "softmax of chosen"]] = {
+    1: "softmax",
+    2: "sigmoid",
+    3: "softmax of chosen",
+}
+_XIELU = ("alpha_n", "alpha_p", "beta", "eps")
 
 
 @dataclass(frozen=True)
-class Row:
-    """How one architecture's graph differs from the others."""
+class Routing:
+    """How a token's experts are chosen.
 
-    rope: Literal["interleaved", "halves", "none"]  # how dimensions are paired
-    norm: Literal["rms", "layer"] = "rms"
-    activation: Literal["silu", "gelu"] = "silu"
-    renormalise_experts: bool = True  # the chosen experts' weights sum to one
+    Of n_groups groups of experts (1: all experts are one) the n_groups_used best ones take part;
+    then the n_used best experts. renormalised: their shares sum to one. scale: of the shares.
+    """
 
-
-ARCHITECTURES: dict[str, Row] = {
-    "llama": Row("interleaved"),
-    "mistral3": Row("interleaved"),
-    "granite": Row("interleaved"),
-    "qwen2": Row("halves"),
-    "qwen2moe": Row("halves", renormalise_experts=False),
-    "qwen3": Row("halves"),
-    "qwen3moe": Row("halves"),
-    "gpt2": Row("none", norm="layer", activation="gelu"),
-    "starcoder2": Row("halves", norm="layer", activation="gelu"),
-}
+    n_used: int
+    gating: Literal["softmax", "sigmoid", "softmax of chosen"]
+    renormalised: bool
+    scale: float
+    n_groups: int
+    n_groups_used: int
 
 
 @dataclass(frozen=True)
 class Graph:
-    """One model's graph: its architecture's row and its own numbers."""
+    """One model's graph: its architecture's row and its own numbers.
+
+    window_size: how many tokens a token of a windowed layer sees, itself included (0: there are no
+    such layers). window_pattern: every so-many-th layer has no window, or whether each has one.
+    score_cap, logit_cap, projection_clamp, max_alibi_bias: 0 where there is none. xielu: alpha_n,
+    alpha_p, beta and eps, each one number or one for every layer.
+    """
 
     architecture: str
     row: Row
@@ -51,11 +52,42 @@ class Graph:
     head_dim: int
     n_ctx: int
     eps: float
-    n_expert_used: int
+    routing: Routing
     embedding_scale: float
     residual_scale: float
     attention_scale: float
     logit_scale: float
+    score_cap: float
+    logit_cap: float
+    projection_clamp: float
+    max_alibi_bias: float
+    parallel: bool
+    rotary: bool
+    window_size: int
+    window_pattern: int | Sequence[bool]
+    xielu: tuple[float | Sequence[float], ...]
+
+    def window(self, index: int) -> int:
+        """How many tokens a token of layer `index` sees, itself included; 0: all before it."""
+        if isinstance(self.window_pattern, int):
+            period = self.window_pattern
+            windowed = period == 0 or index % period < period - 1
+        else:
+            windowed = index < len(self.window_pattern) and bool(self.window_pattern[index])
+        return self.window_size if windowed else 0
+
+    def is_rotary(self, index: int) -> bool:
+        """Whether layer `index` turns its queries and keys by their positions."""
+        step, windows = self.row.no_rope_step, self.row.windows
+        if step and (index + 1) % step == 0:
+            return False
+        if self.window_size and windows and not windows.rotary_elsewhere:
+            return self.rotary and self.window(index) > 0
+        return self.rotary
+
+    def xielu_of(self, index: int) -> tuple[float, ...]:
+        """alpha_n, alpha_p, beta and eps of layer `index`."""
+        return tuple(a[index] if isinstance(a, Sequence) else a for a in self.xielu)
 
 
 def read_graph(model: Model) -> Graph:
@@ -70,89 +102,103 @@ def read_graph(model: Model) -> Graph:
             f"{model.path.name}: no forward pass for architecture {model.architecture!r}; "
             f"there is one for {', '.join(sorted(ARCHITECTURES))}"
         )
-    n_head = _number(model, "attention.head_count")
-    n_embd = _number(model, "embedding_length")
-    head_dim = int(model.get("{arch}.attention.key_length", 0)) or n_embd // n_head
+    n_head = _count(model, "attention.head_count")
+    n_embd = _count(model, "embedding_length")
+    head_dim = _count(model, "attention.key_length", 0) or n_embd // n_head
+    n_layer = _count(model, "block_count") - _count(model, "nextn_predict_layers", 0)
+    window_size, window_pattern = _windows(model, row, n_layer)
     return Graph(
         architecture=model.architecture,
         row=row,
-        n_layer=_number(model, "block_count"),
+        n_layer=n_layer,
         n_embd=n_embd,
         n_head=n_head,
-        n_head_kv=int(model.get("{arch}.attention.head_count_kv", 0)) or n_head,
+        n_head_kv=_count(model, "attention.head_count_kv", 0) or n_head,
         head_dim=head_dim,
-        n_ctx=int(model.get("{arch}.context_length", 2048)),
-        eps=_epsilon(model, row),
-        n_expert_used=int(model.get("{arch}.expert_used_count", 0)),
-        embedding_scale=float(model.get("{arch}.embedding_scale", 0)) or 1.0,
-        residual_scale=float(model.get("{arch}.residual_scale", 0)) or 1.0,
-        attention_scale=float(model.get("{arch}.attention.scale", 0)) or 1 / math.sqrt(head_dim),
-        logit_scale=float(model.get("{arch}.logit_scale", 0)) or 1.0,
+        n_ctx=_count(model, "context_length", 2048),
+        eps=number(model, f"attention.layer_norm{'_rms' * (row.norm == 'rms')}_epsilon", 1e-5),
+        routing=_routing(model, row),
+        embedding_scale=_embedding_scale(model, row, n_embd),
+        residual_scale=number(model, "residual_scale") or 1.0,
+        attention_scale=_attention_scale(model, row, n_layer, head_dim),
+        logit_scale=_logit_scale(model, row),
+        score_cap=number(model, "attn_logit_softcapping") if row.capped_scores else 0.0,
+        logit_cap=number(model, "final_logit_softcapping"),
+        projection_clamp=number(model, "attention.clamp_kqv"),
+        max_alibi_bias=number(model, "attention.max_alibi_bias"),
+        parallel=row.parallel == "as told" and bool(model.get("{arch}.use_parallel_residual")),
+        rotary=_is_rotary(model, row),
+        window_size=window_size,
+        window_pattern=window_pattern,
+        xielu=tuple(model.get(f"xielu.{key}", 0.0) for key in _XIELU),
     )
 
 
-def rotary(model: Model, graph: Graph, n_tokens: int) -> tuple[F64, F64]:
-    """Cosines and sines of the rotary embedding, two (n_tokens, n_rot / 2) float64 arrays.
-
-    Linear and YaRN scaling from the metadata and llama3 scaling from `rope_freqs.weight`, after
-    ggml's rope_yarn; (n_tokens, 0) arrays where the graph has no rotary embedding.
-    """
-    if graph.row.rope == "none":
-        return np.zeros((n_tokens, 0)), np.zeros((n_tokens, 0))
-    n_rot = int(model.get("{arch}.rope.dimension_count", graph.head_dim))
-    if not 0 < n_rot <= graph.head_dim:
+def number(model: Model, key: str, default: float = 0.0) -> float:
+    """A number from the metadata, from what llama.cpp takes without it, or else the default."""
+    row = ARCHITECTURES[model.architecture]
+    value = model.get(f"{{arch}}.{key}", row.defaults.get(key, default))
+    if not isinstance(value, int | float):
         raise UnsupportedModelError(
-            f"{model.path.name}: rope.dimension_count is {n_rot} of heads of {graph.head_dim}"
+            f"{model.path.name}: {model.architecture}.{key} is {value!r}, expected a number"
         )
-    base = float(model.get("{arch}.rope.freq_base", 10000.0))
-    frequencies: F64 = base ** (-np.arange(0, n_rot, 2) / n_rot)
-    if "rope_freqs.weight" in model.tensors:
-        frequencies = frequencies / model.tensors["rope_freqs.weight"].read().reshape(-1)
-    frequencies, magnitude = _scale_frequencies(model, graph, frequencies, base)
-    angles = np.outer(np.arange(n_tokens), frequencies)
-    return np.cos(angles) * magnitude, np.sin(angles) * magnitude
+    return float(value)
 
 
-def _scale_frequencies(
-    model: Model, graph: Graph, frequencies: F64, base: float
-) -> tuple[F64, float]:
-    kind = model.get("{arch}.rope.scaling.type", "linear")
-    factor = float(
-        model.get("{arch}.rope.scaling.factor", 0) or model.get("{arch}.rope.scale_linear", 0) or 1
-    )
-    attention = float(model.get("{arch}.rope.scaling.attn_factor", 1.0))
-    if kind == "yarn":
-        context = int(model.get("{arch}.rope.scaling.original_context_length", graph.n_ctx))
-        low, high = _yarn_corrections(model, 2 * len(frequencies), context, base)
-        ramp = 1 - np.clip((np.arange(len(frequencies)) - low) / max(0.001, high - low), 0, 1)
-        mixed = frequencies / factor * (1 - ramp) + frequencies * ramp
-        return mixed, attention * (1 + 0.1 * math.log(max(factor, 1.0)))
-    if kind not in ("linear", "none"):
-        raise UnsupportedModelError(
-            f"{model.path.name}: no forward pass for rope scaling {kind!r}; linear, llama3 and yarn"
-        )
-    return frequencies / (factor if kind == "linear" else 1.0), attention
-
-
-def _yarn_corrections(model: Model, n_rot: int, context: int, base: float) -> tuple[float, float]:
-    def dimension(rotations: float) -> float:
-        return n_rot * math.log(context / (rotations * 2 * math.pi)) / (2 * math.log(base))
-
-    fast = float(model.get("{arch}.rope.scaling.yarn_beta_fast", 32.0))
-    slow = float(model.get("{arch}.rope.scaling.yarn_beta_slow", 1.0))
-    return max(0, math.floor(dimension(fast))), min(n_rot - 1, math.ceil(dimension(slow)))
-
-
-def _epsilon(model: Model, row: Row) -> float:
-    key = "layer_norm_rms_epsilon" if row.norm == "rms" else "layer_norm_epsilon"
-    return float(model.get(f"{{arch}}.attention.{key}", 1e-5))
-
-
-def _number(model: Model, key: str) -> int:
-    value = model.get(f"{{arch}}.{key}")
+def _count(model: Model, key: str, default: int | None = None) -> int:
+    value = model.get(f"{{arch}}.{key}", default)
     if not isinstance(value, int):
+        fact = "has no number" if value is None else "has more than one number as"
         raise UnsupportedModelError(
-            f"{model.path.name}: metadata has no number {model.architecture}.{key}, "
+            f"{model.path.name}: metadata {fact} {model.architecture}.{key}, "
             "which a forward pass needs"
         )
     return value
+
+
+def _windows(model: Model, row: Row, n_layer: int) -> tuple[int, int | Sequence[bool]]:
+    windows = row.windows
+    if windows is None or windows.n_layer not in (0, n_layer):
+        return 0, 1
+    pattern = model.get("{arch}.attention.sliding_window_pattern", windows.period)
+    return int(number(model, "attention.sliding_window")), pattern
+
+
+def _routing(model: Model, row: Row) -> Routing:
+    told = bool(model.get("{arch}.expert_weights_norm", False))
+    renormalised = told if row.renormalised is None else row.renormalised
+    gating = row.gating
+    if row.renormalised is None:  # the graphs that read one key read the other as well
+        gating = _GATING.get(_count(model, "expert_gating_func", 0), gating)
+    return Routing(
+        n_used=_count(model, "expert_used_count", 0),
+        gating=gating,
+        renormalised=renormalised,
+        scale=number(model, "expert_weights_scale") or 1.0,
+        n_groups=max(1, _count(model, "expert_group_count", 0)),
+        n_groups_used=_count(model, "expert_group_used_count", 0),
+    )
+
+
+def _embedding_scale(model: Model, row: Row, n_embd: int) -> float:
+    return math.sqrt(n_embd) if row.embedding_by_width else number(model, "embedding_scale") or 1.0
+
+
+def _logit_scale(model: Model, row: Row) -> float:
+    """What logits are multiplied by."""
+    told = number(model, "logit_scale") or 1.0
+    return told if row.multiplied_logits else 1 / told
+
+
+def _attention_scale(model: Model, row: Row, n_layer: int, head_dim: int) -> float:
+    told = number(model, "attention.scale")
+    if told:
+        return told
+    n_embd, n_head = (_count(model, key) for key in ("embedding_length", "attention.head_count"))
+    size = _count(model, "attention.key_length_mla", 0) or head_dim
+    return 1 / math.sqrt(n_embd // n_head if n_layer == row.wide_layers else size)
+
+
+def _is_rotary(model: Model, row: Row) -> bool:
+    switched_off = row.rope_if_finetuned and not model.get("{arch}.rope.scaling.finetuned", True)
+    return row.rope != "none" and not switched_off

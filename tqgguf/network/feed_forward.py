@@ -1,0 +1,138 @@
+"""The feed-forward network, dense or a mixture of experts."""
+
+from collections.abc import Callable, Generator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tqgguf.network import ops
+from tqgguf.network.graph import Routing
+from tqgguf.network.ops import Array
+from tqgguf.network.step import Layer, LayerContext, Step, Weights, linear, step
+
+_SMALLEST_SUM = 2.0**-14  # of the shares that are made to sum to one, as in llama.cpp
+
+
+def feed_forward(
+    x: Array, stream: Array | None, w: Weights, ctx: LayerContext, suffix: str = ""
+) -> Layer:
+    """One network for every token. x: (n_seq, n_tokens, n_embd)."""
+    up, gate, down = f"ffn_up{suffix}", f"ffn_gate{suffix}", f"ffn_down{suffix}"
+    gated = f"{gate}.weight" in w
+    yield step((gate, up) if gated else (up,), x)
+    inner, gates = linear(x, w, up), linear(x, w, gate) if gated else None
+    if ctx.graph.row.joined_ffn and not gated:
+        gates, inner = np.split(inner, 2, axis=-1)
+    inner = _activated(inner, gates, ctx)
+    yield step((down,), inner, stream)
+    return linear(inner, w, down)
+
+
+def experts(x: Array, stream: Array | None, w: Weights, ctx: LayerContext) -> Layer:
+    """Every token through its best experts, and through one that all share if there is one."""
+    flat = x.reshape(-1, x.shape[-1])
+    yield step(("ffn_gate_inp",), x)
+    logits = linear(flat, w, "ffn_gate_inp")
+    chosen, share = routed(logits, w.get("exp_probs_b.bias"), ctx.graph.routing)
+    members = [np.nonzero(chosen == e) for e in range(logits.shape[-1])]
+    inner = yield from _inner(tuple(flat[token] for token, _ in members), w, ctx)
+    yield Step(("ffn_down_exps",), inner)
+    down = w["ffn_down_exps.weight"]
+    out: Array = np.zeros_like(flat)
+    for e, (token, slot) in enumerate(members):
+        out[token] += _expert(inner[e], down, w, "ffn_down_exps", e) * share[token, slot, None]
+    out = out.reshape(x.shape)
+    if "ffn_up_shexp.weight" in w:
+        out = out + (yield from _shared_expert(x, None if stream is None else stream + out, w, ctx))
+    return out
+
+
+def routed(logits: Array, bias: Array | None, routing: Routing) -> tuple[NDArray[np.intp], Array]:
+    """The experts of every token and their shares, both (n_tokens, n_used).
+
+    logits: (n_tokens, n_expert). bias: (n_expert,), what is added only to choose.
+    """
+    scores = _GATES[routing.gating](logits)
+    ranked = _in_best_groups(scores if bias is None else scores + bias, routing)
+    chosen = np.argsort(-ranked, axis=-1, kind="stable")[:, : routing.n_used]
+    share = np.take_along_axis(scores, chosen, -1)
+    if routing.gating == "softmax of chosen":
+        share = ops.softmax(share)
+    if routing.renormalised:
+        share = share / np.maximum(share.sum(-1, keepdims=True), ops.like(share, _SMALLEST_SUM))
+    return chosen, share * ops.like(share, routing.scale)
+
+
+_GATES: dict[str, Callable[[Array], Array]] = {
+    "softmax": ops.softmax,
+    "sigmoid": ops.sigmoid,
+    "softmax of chosen": np.asarray,
+}
+
+
+def _in_best_groups(scores: Array, routing: Routing) -> Array:
+    """The scores, -inf outside the groups whose two best experts sum up to most."""
+    if routing.n_groups == 1:
+        return scores
+    groups = scores.reshape(len(scores), routing.n_groups, -1)
+    sums = np.sort(groups, axis=-1)[..., -2:].sum(-1)
+    order = np.argsort(-sums, axis=-1, kind="stable")[:, routing.n_groups_used :]
+    masked = groups.copy()
+    np.put_along_axis(masked, order[..., None], -np.inf, axis=1)
+    return masked.reshape(scores.shape)
+
+
+def _inner(
+    inputs: tuple[Array, ...], w: Weights, ctx: LayerContext
+) -> Generator[Step, None, tuple[Array, ...]]:
+    """What every expert's last matrix is given."""
+    if "ffn_gate_up_exps.weight" in w:
+        yield Step(("ffn_gate_up_exps",), inputs)
+        both = w["ffn_gate_up_exps.weight"]
+        halves = [
+            np.split(_expert(x, both, w, "ffn_gate_up_exps", e), 2, axis=-1)
+            for e, x in enumerate(inputs)
+        ]
+        return tuple(_activated(up, gate, ctx) for gate, up in halves)
+    yield Step(("ffn_gate_exps", "ffn_up_exps"), inputs)
+    gate, up = w["ffn_gate_exps.weight"], w["ffn_up_exps.weight"]
+    return tuple(
+        _activated(
+            _expert(x, up, w, "ffn_up_exps", e), _expert(x, gate, w, "ffn_gate_exps", e), ctx
+        )
+        for e, x in enumerate(inputs)
+    )
+
+
+def _expert(x: Array, stacked: Array, w: Weights, name: str, e: int) -> Array:
+    """Expert e's linear map, with its bias. x: (n_tokens, n_in), stacked: (n_expert, ...)."""
+    out: Array = x @ stacked[e].T
+    if f"{name}.bias" in w:
+        out += w[f"{name}.bias"][e]
+    return out
+
+
+def _shared_expert(x: Array, stream: Array | None, w: Weights, ctx: LayerContext) -> Layer:
+    """The expert of all tokens, whose output a sigmoid may weigh."""
+    door = "ffn_gate_inp_shexp"
+    if f"{door}.weight" not in w:
+        return (yield from feed_forward(x, stream, w, ctx, "_shexp"))
+    out = yield from feed_forward(x, None, w, ctx, "_shexp")
+    yield step((door,), x)
+    return out * ops.sigmoid(x @ w[f"{door}.weight"].reshape(-1, 1))
+
+
+def _activated(up: Array, gate: Array | None, ctx: LayerContext) -> Array:
+    """The activation of the gate times what is gated, or of what comes alone."""
+    kind = ctx.graph.row.activation
+    if kind == "clamped silu" and gate is not None:
+        return ops.clamped_silu(gate, up)
+    alone = up if gate is None else gate
+    if kind == "xielu":
+        out = ops.xielu(alone, *ctx.graph.xielu_of(ctx.index))
+    else:
+        out = _ACTIVATIONS[kind](alone)
+    return out if gate is None else out * up
+
+
+_ACTIVATIONS = {"silu": ops.silu, "gelu": ops.gelu, "squared relu": ops.squared_relu}

@@ -1,0 +1,64 @@
+"""What the parts of a layer share: the steps they yield, the weights, and linear maps and norms."""
+
+from collections.abc import Generator, Mapping
+from dataclasses import dataclass
+
+from tqgguf.network import ops
+from tqgguf.network.graph import Graph
+from tqgguf.network.ops import Array
+from tqgguf.network.rotary import Angles
+
+Weights = Mapping[str, Array]  # a layer's tensors by their name without "blk.N."
+
+
+@dataclass(frozen=True)
+class Step:
+    """The input that some matrices of a layer are about to be multiplied with.
+
+    inputs has one (n_tokens, n_in) array, or one for every matrix of stacked ones. stream is what
+    the product will be added to, (n_tokens, n_embd), where it is added directly.
+    """
+
+    matrices: tuple[str, ...]
+    inputs: tuple[Array, ...]
+    stream: Array | None = None
+
+
+Layer = Generator[Step, None, Array]
+
+
+@dataclass(frozen=True)
+class LayerContext:
+    """What one layer needs to know: angles is None where its queries and keys do not turn.
+
+    window: how many tokens a token sees, itself included (0: all before it). scale: of scores.
+    temperatures: what the queries of every position are multiplied by, (n_tokens, 1, 1) or None.
+    """
+
+    graph: Graph
+    index: int
+    window: int
+    angles: Angles | None
+    scale: float
+    temperatures: Array | None
+
+
+def step(matrices: tuple[str, ...], x: Array, stream: Array | None = None) -> Step:
+    """A step whose matrices are multiplied with x: (..., n_in), stream: (..., n_embd)."""
+    flat = None if stream is None else stream.reshape(-1, stream.shape[-1])
+    return Step(matrices, (x.reshape(-1, x.shape[-1]),), flat)
+
+
+def linear(x: Array, w: Weights, name: str) -> Array:
+    """Apply a matrix, and its bias where there is one. x: (..., n_in) -> (..., n_out)."""
+    out: Array = x @ w[f"{name}.weight"].T
+    if f"{name}.bias" in w:
+        out += w[f"{name}.bias"]
+    return out
+
+
+def norm(x: Array, w: Weights, name: str, graph: Graph) -> Array:
+    """The architecture's norm over the last axis, with the gain and bias that exist."""
+    gain, bias = w.get(f"{name}.weight"), w.get(f"{name}.bias")
+    kind = ops.rms_norm if graph.row.norm == "rms" else ops.layer_norm
+    return kind(x, gain, bias, graph.eps)
