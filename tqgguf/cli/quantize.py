@@ -18,6 +18,7 @@ from tqgguf.cli.console import progress, say, say_json, say_table, warn
 from tqgguf.kernels.dtypes import F32
 from tqgguf.models import Model, model_files, open_model
 from tqgguf.models.gguf import SHARD_NAME
+from tqgguf.models.hub import cached_repository, display_name
 from tqgguf.output.files import check_output
 from tqgguf.output.layout import Split
 from tqgguf.pipeline import Report, convert, output_files
@@ -58,7 +59,7 @@ def quantize_command(
         raise typer.BadParameter("--save-imatrix needs a text: --calibrate TEXT")
     split = Split(split_max_size, split_max_tensors)
     again = resume or force
-    opened = open_model(model, vocab_from=vocab_from)
+    opened = _open(model, vocab_from, quiet=quiet)
     if options.calibrate is not None and output is not None and not (split or again or dry_run):
         check_output(output, inputs=model_files(opened.path), force=False)  # before hours of work
     prepared = prepare(opened, options, threads=threads)
@@ -103,15 +104,28 @@ def plan_command(
 
     Example: tqgguf plan model-f16.gguf --type tq-q3
     """
-    plan = prepare(open_model(model, vocab_from=vocab_from), options).plan
+    plan = prepare(_open(model, vocab_from, quiet=False), options).plan
     _say_plan(plan, default_output(model, plan.recipe.name), json=json)
 
 
+def _open(path: Path, vocab_from: Path | None, *, quiet: bool) -> Model:
+    """A model; what reading it left out or took from elsewhere is said."""
+    model = open_model(path, vocab_from=vocab_from)
+    for line in () if quiet else model.notes:
+        warn(f"note: {line}")
+    return model
+
+
 def default_output(model: Path, recipe: str) -> Path:
-    """Beside the input: its name without shard numbers and float type, then -RECIPE.gguf."""
-    shard = SHARD_NAME.match(model.name)
-    stem = shard["stem"] if shard else model.resolve().name if model.is_dir() else model.stem
-    return model.resolve().parent / f"{_TYPE_SUFFIX.sub('', stem)}-{recipe}.gguf"
+    """Beside the input: its name without shard numbers and float type, then -RECIPE.gguf.
+
+    What lies in Hugging Face's cache is named after its repository and goes to the current folder.
+    """
+    shard, cached = SHARD_NAME.match(model.name), cached_repository(model) is not None
+    unnamed = model.is_dir() or (cached and not (model.suffix == ".gguf" or shard))
+    stem = shard["stem"] if shard else display_name(model) if unnamed else model.stem
+    folder = Path.cwd() if cached else (model if model.name else model.resolve()).absolute().parent
+    return folder / f"{_TYPE_SUFFIX.sub('', stem)}-{recipe}.gguf"
 
 
 def _run(

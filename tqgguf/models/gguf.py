@@ -21,6 +21,7 @@ from gguf import GGUFValueType as Type
 from tqgguf.errors import FileFormatError
 from tqgguf.kernels.dtypes import F32, U8
 from tqgguf.kernels.halves import single_from_half
+from tqgguf.models.content import what_it_is
 from tqgguf.models.mapped import give_back, map_file
 from tqgguf.models.metadata import SCALARS, Value
 from tqgguf.models.model import Model, Tensor
@@ -245,9 +246,8 @@ class _Shard:
 def _check_magic(cursor: _Cursor) -> None:
     magic = bytes(cursor.data[:4])
     if magic != MAGIC:
-        raise FileFormatError(
-            f"{cursor.path}: not a GGUF file: it begins with {magic!r}, expected {MAGIC!r}"
-        )
+        fact = what_it_is(cursor.path) or f"it begins with {magic!r}, expected {MAGIC!r}"
+        raise FileFormatError(f"{cursor.path}: not a GGUF file: {fact}")
     cursor.at = 4
     version = cursor.number("I", "the header")
     if version not in VERSIONS:

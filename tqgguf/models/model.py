@@ -76,11 +76,15 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Model:
-    """Metadata and tensors of a model, in file order."""
+    """Metadata and tensors of a model, in file order.
+
+    notes: what reading it left out or took from elsewhere, a line each.
+    """
 
     path: Path
     metadata: Mapping[str, Value]
     tensors: Mapping[str, Tensor]
+    notes: tuple[str, ...] = ()
 
     @cached_property
     def architecture(self) -> str:

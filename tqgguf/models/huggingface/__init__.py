@@ -1,5 +1,6 @@
 """Hugging Face folders and .safetensors files as models: names, layout and metadata of GGUF."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,8 +13,10 @@ from tqgguf.models.huggingface.architectures import (
 from tqgguf.models.huggingface.folder import Config
 from tqgguf.models.huggingface.general import general_keys
 from tqgguf.models.huggingface.hyperparameters import convert_hyperparameters
+from tqgguf.models.huggingface.quantized import decoded
 from tqgguf.models.huggingface.rope import rope_tensors
 from tqgguf.models.huggingface.safetensors import read_weights
+from tqgguf.models.huggingface.sources import check_source
 from tqgguf.models.huggingface.tensors import convert_tensors
 from tqgguf.models.huggingface.tokenizer import tokenizer_keys
 from tqgguf.models.metadata import Value
@@ -30,27 +33,36 @@ def read_huggingface(path: Path, *, vocabulary: Model | None = None) -> Model:
     Raises FileFormatError or UnsupportedModelError.
     """
     folder, config, architecture = _described(path)
+    notes: list[str] = []
     hyperparameters = convert_hyperparameters(config, architecture)
-    weights = convert_tensors(read_weights(path, config), config, architecture)
+    weights = _weights(path, config, architecture, notes.append)
     if vocabulary is None:
-        tokenizer = tokenizer_keys(folder, config, architecture)
+        tokenizer = tokenizer_keys(folder, config, architecture, notes.append)
     else:
         tokenizer = _borrowed(vocabulary, config)
     general = general_keys(folder, architecture.name, weights)
     tensors = {**rope_tensors(config, architecture), **weights}
-    return Model(path, {**general, **hyperparameters, **tokenizer}, tensors)
+    return Model(path, {**general, **hyperparameters, **tokenizer}, tensors, tuple(notes))
 
 
 def huggingface_tensors(path: Path) -> dict[str, Tensor]:
     """The tensors of `read_huggingface` alone: no tokenizer is needed."""
     _, config, architecture = _described(path)
-    weights = convert_tensors(read_weights(path, config), config, architecture)
+    weights = _weights(path, config, architecture, lambda _: None)
     return {**rope_tensors(config, architecture), **weights}
+
+
+def _weights(
+    path: Path, config: Config, architecture: Architecture, note: Callable[[str], None]
+) -> dict[str, Tensor]:
+    stored = decoded(read_weights(path), config, note)
+    return convert_tensors(stored, config, architecture)
 
 
 def _described(path: Path) -> tuple[Path, Config, Architecture]:
     """The folder, its config.json with the architecture's defaults, and the architecture."""
     folder = path if path.is_dir() else path.parent
+    check_source(path)
     config = Config.read(folder / "config.json")
     architecture = find_architecture(config)
     config = replace(config, values={**architecture.defaults, **config.values})

@@ -9,7 +9,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from gguf import Metadata
+from yaml import YAMLError
+
 from tqgguf.errors import FileFormatError, UnsupportedModelError
+from tqgguf.models.content import what_it_is
 
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 _MAX_COUNT = 2**31  # GGUF's counts are uint32, llama.cpp's often int32
@@ -35,10 +39,32 @@ def read_json(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise FileFormatError(f"{path}: {(error.strerror or str(error)).lower()}") from None
     except (ValueError, RecursionError) as error:
-        raise FileFormatError(f"{path}: not JSON: {error}") from None
+        fact = what_it_is(path) or f"not JSON: {error}"
+        raise FileFormatError(f"{path}: {fact}") from None
     if not isinstance(value, dict):
         raise FileFormatError(f"{path}: holds a {type(value).__name__}, expected a JSON object")
     return value
+
+
+def read_text(path: Path) -> str:
+    """A file as UTF-8; FileFormatError if it is anything else."""
+    try:
+        return path.read_text("utf-8")
+    except OSError as error:
+        raise FileFormatError(f"{path}: {(error.strerror or str(error)).lower()}") from None
+    except ValueError:
+        raise FileFormatError(f"{path}: {what_it_is(path) or 'not UTF-8 text'}") from None
+
+
+def base_model(folder: Path) -> str:
+    """The model that the card says this one was made from; empty if it does not."""
+    try:
+        card = Metadata.load_model_card(folder)
+    except (YAMLError, OSError, ValueError, TypeError, AttributeError):
+        return ""
+    base = card.get("base_model")
+    names = base if isinstance(base, list) else [base]
+    return next((name for name in names if isinstance(name, str)), "")[:80]
 
 
 @dataclass(frozen=True)

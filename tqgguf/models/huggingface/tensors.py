@@ -12,12 +12,13 @@ from tqgguf.errors import FileFormatError, UnsupportedModelError
 from tqgguf.kernels.dtypes import F32, I64
 from tqgguf.models.huggingface.architectures import SIZES, Architecture
 from tqgguf.models.huggingface.folder import Config
-from tqgguf.models.huggingface.safetensors import Stored
+from tqgguf.models.huggingface.stored import Stored
 from tqgguf.models.model import Tensor
 
 # Buffers and weights that are no part of the language model: masks, rotary tables, vision towers.
 _UNUSED = re.compile(
-    r"rotary_emb\.inv_freq$|\.attn\.(bias|masked_bias)$|\.(input|output|k|v)_scale$|_extra_state$"
+    r"rotary_emb\.inv_freq$|\.attn\.(bias|masked_bias)$|_extra_state$"
+    r"|\.(input|output|k|v|activation)_(scale|zero_point|global_scale)$"
     r"|^(model\.)?(vision_tower|vision_model|multi_modal_projector|visual)\."
 )
 _WRAPPERS = re.compile(r"^(model\.language_model\.|language_model\.model\.)")
@@ -72,7 +73,7 @@ def _unfused(stored: Stored) -> Iterator[Stored]:
     gate_up_proj: (n_expert, 2 n_ff, n_in), gate first; down_proj: (n_expert, n_in, n_ff).
     """
     match = _FUSED_EXPERTS.match(stored.name)
-    if not match or stored.array.ndim != 3:
+    if not match or stored.array.ndim != 3 or stored.decoded is not None:
         yield stored
         return
     half = stored.array.shape[1] // 2
@@ -111,7 +112,7 @@ def _transformed(
             yield name, stacked(source)
             continue
         if architecture.transposed and architecture.transposed.search(name):
-            source = replace(source, array=source.array.T)
+            source = _turned(source)
         tensor = source.tensor()
         if architecture.rotary_pairs and ".q_proj." in name:
             tensor = interleaved(tensor, config.n_head)
@@ -120,6 +121,12 @@ def _transformed(
         elif architecture.norm_shift and name.endswith("norm.weight"):
             tensor = shifted(tensor, architecture.norm_shift)
         yield name, tensor
+
+
+def _turned(stored: Stored) -> Stored:
+    if stored.decoded is not None:
+        raise UnsupportedModelError(f"{stored.name}: quantized weights that are stored transposed")
+    return replace(stored, array=stored.array.T)
 
 
 def stacked(experts: Sequence[Tensor]) -> Tensor:

@@ -6,6 +6,7 @@ from typing import Any
 from gguf import Keys, TokenType
 
 from tqgguf.errors import FileFormatError
+from tqgguf.models.content import what_it_is
 from tqgguf.models.huggingface.folder import load_optional, read_json
 from tqgguf.models.huggingface.tokenizer.vocabulary import (
     CURE,
@@ -44,6 +45,25 @@ def read_sentencepiece(folder: Path, size: int, space_prefix: bool | None) -> Vo
     if pieces.encode("a  b ") == pieces.encode("a b"):  # for readers other than llama.cpp
         vocabulary.extra[Keys.Tokenizer.REMOVE_EXTRA_WS] = encode(True)
     return vocabulary
+
+
+def not_sentencepiece(path: Path) -> str:
+    """Why a file is no SentencePiece model, or nothing if it is one."""
+    try:
+        _load(path)
+    except FileFormatError:
+        return what_it_is(path) or (
+            "tiktoken's text format, not a SentencePiece model"
+            if _looks_like_tiktoken(path)
+            else "not a SentencePiece model"
+        )
+    return ""
+
+
+def _looks_like_tiktoken(path: Path) -> bool:
+    """Lines of base64, a space and a rank."""
+    first = path.read_bytes()[:200].split(b"\n")[0].split()
+    return len(first) == 2 and first[1].isdigit()
 
 
 def _load(path: Path) -> tuple[Any, list[str]]:
