@@ -7,7 +7,6 @@ from safetensors.numpy import save_file
 
 from tqgguf.errors import FileFormatError
 from tqgguf.models import open_model
-from tqgguf.models.huggingface.folder import Config
 from tqgguf.models.huggingface.safetensors import read_weights
 from tqgguf.models.mapped import give_back, map_file
 from tqgguf.output.layout import TensorInfo, lay_out
@@ -32,7 +31,7 @@ def gguf_tensor(folder, type):
 def safetensors_tensor(folder, _):
     path = folder / "model.safetensors"
     save_file({"a.weight": np.zeros(SHAPE, np.float16)}, path)
-    return read_weights(path, Config(path, {}))["a.weight"].tensor()
+    return read_weights(path)["a.weight"].tensor()
 
 
 def mapped_bytes():

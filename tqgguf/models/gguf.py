@@ -246,8 +246,8 @@ class _Shard:
 def _check_magic(cursor: _Cursor) -> None:
     magic = bytes(cursor.data[:4])
     if magic != MAGIC:
-        fact = what_it_is(cursor.path) or f"it begins with {magic!r}, expected {MAGIC!r}"
-        raise FileFormatError(f"{cursor.path}: not a GGUF file: {fact}")
+        known = what_it_is(cursor.path) or f"expected {MAGIC!r}"
+        raise FileFormatError(f"{cursor.path}: not a GGUF file: it begins with {magic!r}, {known}")
     cursor.at = 4
     version = cursor.number("I", "the header")
     if version not in VERSIONS:
