@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help bench front calibration llama.cpp programs bench-kernels bench-quantize build demo tables test test-fast test-elsewhere test-oracle fuzz check lint types layers fmt clean
+.PHONY: help bench front real calibration llama.cpp programs bench-kernels bench-quantize build demo tables test test-fast test-elsewhere test-oracle fuzz check lint types layers fmt clean
 SHELL := /bin/bash
 
 VENV   ?= .venv
@@ -9,6 +9,8 @@ MODEL  ?= tests/data/novels-5m-f16.gguf
 CACHE  := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/tqgguf
 RANDOM_MODEL := $(CACHE)/bench/random-0.5b-f16.gguf
 FAST   := not oracle and not slow
+# a real model and a text for it, or the embedded one where there is no network
+REAL   := found=$$($(BIN)/python scripts/real_model.py --text) && { read -r model; read -r text; } <<< "$$found"
 FILES  := --baselines Q4_0,Q4_K_M,Q3_K_M,Q2_K --types tq-q4,tq-q3,tq-q2
 
 help:          ## list the targets
@@ -35,10 +37,14 @@ test-elsewhere: $(VENV)/.installed   ## as on a machine without AVX-512, llama.c
 
 bench: $(VENV)/.installed programs $(RANDOM_MODEL)   ## speed and quality, ours beside llama-quantize's, in llama.cpp
 	PYTHON=$(BIN)/python scripts/bench_e2e.sh $(RANDOM_MODEL) $(FILES)
-	$(BIN)/tqgguf eval $(MODEL) $(FILES) --text tests/data/novels-eval.txt
+	$(REAL) && $(BIN)/tqgguf eval "$$model" $(FILES) --text "$$text" --chunks 16
 
 front: $(VENV)/.installed programs $(RANDOM_MODEL)   ## which type buys which quality at which speed, here
-	$(BIN)/python scripts/measure_front.py $(RANDOM_MODEL) $(MODEL) tests/data/novels-eval.txt
+	$(REAL) && $(BIN)/python scripts/measure_front.py $(RANDOM_MODEL) "$$model" "$$text" --chunks 16
+
+real: $(VENV)/.installed programs   ## a real model: ours at every effort beside llama-quantize's mixtures
+	model=$$($(BIN)/python scripts/real_model.py --required) && \
+	    $(BIN)/python scripts/measure_real.py "$$model" tests/data/wiki-calib.txt tests/data/wiki-eval.txt
 
 calibration: $(VENV)/.installed programs   ## what --calibrate is worth, beside llama-quantize with an imatrix
 	$(BIN)/python scripts/measure_calibration.py $(MODEL) tests/data/novels-calib.txt tests/data/novels-eval.txt

@@ -38,12 +38,14 @@ def main() -> None:
     parser.add_argument("--types", default=TYPES)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--n-gen", type=int, default=32)
+    parser.add_argument("--chunks", type=int, help="of the text, to be judged on")
     parser.add_argument("--threads", type=int)
     args = parser.parse_args()
     types = args.types.split(",")
     work = Workload(prompt=0, generate=args.n_gen, threads=args.threads)
     speeds = measure_speed(args.large, types, work, rounds=args.rounds)
-    points = measure_quality(args.trained, args.text, types, speeds, threads=args.threads)
+    settings = Settings(evaluate.default_context(args.trained), args.chunks, args.threads)
+    points = measure_quality(args.trained, args.text, types, speeds, settings)
     print_table(points, speeds)
 
 
@@ -54,16 +56,17 @@ def measure_speed(large: Path, types: list[str], work: Workload, *, rounds: int)
 
 
 def measure_quality(
-    trained: Path, text: Path, types: list[str], speeds: list[Speed], *, threads: int | None
+    trained: Path, text: Path, types: list[str], speeds: list[Speed], settings: Settings
 ) -> list[Point]:
     """KL divergence of every type without and with rotation."""
-    settings = Settings(evaluate.default_context(trained), threads=threads)
     original = evaluate.prepare(trained, text, settings)
     points = []
     for type, speed in zip(types, speeds, strict=True):
         plain, rotated = (
             evaluate.measure(
-                original, benchmark.ours(trained, type, rotate=rotate, threads=threads), settings
+                original,
+                benchmark.ours(trained, type, rotate=rotate, threads=settings.threads),
+                settings,
             )
             for rotate in ("none", "fused")
         )

@@ -1,0 +1,130 @@
+"""The table of a real model: llama-quantize's mixtures and ours, by size and KL divergence.
+
+llama-quantize's files are made with and without an importance matrix of the calibration text; ours
+at every effort, and by --target-size in the bytes of theirs. All are judged on another text.
+
+    python scripts/measure_real.py "$(python scripts/real_model.py)" wiki-calib.txt wiki-eval.txt
+"""
+
+import argparse
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from tqgguf.llamacpp import Settings, programs
+from tqgguf.measure import eval as evaluate
+
+THEIRS = ("Q4_K_M", "IQ4_NL", "Q3_K_M", "Q2_K")
+OURS = ("tq-q4", "tq-q4-fast", "tq-q3", "tq-q2")
+EFFORTS = ("fast", "good", "best")
+
+
+@dataclass(frozen=True)
+class Maker:
+    """Makes files of one model in a folder."""
+
+    model: Path
+    folder: Path
+    text: Path
+    chunks: int
+    context: int
+    threads: int | None
+
+    def theirs(self, type: str, *, weighed: bool) -> Path:
+        """llama-quantize's file; the importance matrix is taken once."""
+        imatrix = self.folder / "imatrix.gguf"
+        if weighed and not imatrix.exists():
+            programs.imatrix(
+                *(self.model, self.text, imatrix),
+                context=self.context,
+                chunks=self.chunks,
+                threads=self.threads,
+            )
+        path = self.folder / "theirs.gguf"
+        used = imatrix if weighed else None
+        programs.quantize(self.model, path, type, imatrix=used, threads=self.threads)
+        return path
+
+    def ours(self, options: Sequence[str]) -> Path:
+        """Our file, made by the command that a user would type."""
+        path = self.folder / "ours.gguf"
+        command = [sys.executable, "-m", "tqgguf", "quantize", str(self.model), "-o", str(path)]
+        threads = ["--threads", str(self.threads)] if self.threads else []
+        subprocess.run([*command, "--force", "--quiet", *options, *threads], check=True)
+        return path
+
+
+def main() -> None:
+    """Parse the arguments, make and measure every file, print a table in Markdown."""
+    parser = argparse.ArgumentParser(description="real files beside llama-quantize's")
+    parser.add_argument("model", type=Path)
+    parser.add_argument("calibration", type=Path, help="text for the importance matrix")
+    parser.add_argument("text", type=Path, help="text to be judged on")
+    parser.add_argument("--theirs", default=",".join(THEIRS))
+    parser.add_argument("--ours", default=",".join(OURS))
+    parser.add_argument("--efforts", default=",".join(EFFORTS))
+    parser.add_argument("--imatrix-chunks", type=int, default=32)
+    parser.add_argument("--chunks", type=int, default=16, help="of the text, to be judged on")
+    parser.add_argument("--threads", type=int)
+    args = parser.parse_args()
+    settings = Settings(evaluate.default_context(args.model), args.chunks, args.threads)
+    with TemporaryDirectory(prefix="tqgguf-") as folder:
+        maker = Maker(
+            *(args.model, Path(folder), args.calibration, args.imatrix_chunks),
+            *(settings.context, args.threads),
+        )
+        chosen = [list(filter(None, a.split(","))) for a in (args.theirs, args.ours, args.efforts)]
+        print_table(measure(maker, args.text, settings, *chosen))
+
+
+def measure(
+    maker: Maker,
+    text: Path,
+    settings: Settings,
+    theirs: Sequence[str],
+    ours: Sequence[str],
+    efforts: Sequence[str],
+) -> Iterator[tuple[str, evaluate.Row, float]]:
+    """What made each file, its row, and the seconds that took."""
+    original = evaluate.prepare(maker.model, text, settings)
+    sizes = {}
+    for type in theirs:
+        for weighed in (False, True):
+            began = time.perf_counter()
+            path = maker.theirs(type, weighed=weighed)
+            seconds = time.perf_counter() - began
+            row = evaluate.measure(original, path, settings)
+            sizes[type] = row.bytes
+            yield f"llama-quantize {type}{' with imatrix' * weighed}", row, seconds
+    wanted = [["--type", type, "--effort", effort] for type in ours for effort in efforts]
+    wanted += [
+        ["--target-size", str(size), "--effort", effort]
+        for size in sizes.values()
+        for effort in efforts
+        if effort != "fast"
+    ]
+    for options in wanted:
+        began = time.perf_counter()
+        path = maker.ours(options)
+        seconds = time.perf_counter() - began
+        yield "tqgguf " + " ".join(options), evaluate.measure(original, path, settings), seconds
+
+
+def print_table(rows: Iterator[tuple[str, evaluate.Row, float]]) -> None:
+    """One line per file, as soon as it is measured."""
+    print("| file | bytes | bits per weight | KLD | same top token | made in |")
+    print("|---|---:|---:|---:|---:|---:|")
+    for name, row, seconds in rows:
+        print(
+            f"| {name} | {row.bytes:,} | {row.bpw:.2f} | {row.kld_mean:.4f} "
+            f"| {row.same_top:.1f} % | {seconds:.0f} s |",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()
