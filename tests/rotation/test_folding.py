@@ -223,7 +223,7 @@ def test_outliers_in_every_block_pass_the_verification(tmp_path, type, rotate):
 
 def test_strips_of_columns_are_restored_too(tmp_path):
     model = tiny(tmp_path, "llama")
-    list(quantize(model, make_plan(model, Options(type="Q8_0")), tmp_path / "q.gguf"))
+    list(convert(model, make_plan(model, Options(type="Q8_0")), tmp_path / "q.gguf"))
     name = "blk.0.ffn_gate.weight"
     tensor = restored(open_model(tmp_path / "q.gguf")).tensors[name]
     strip = tensor.read_tile((8, 16), (32, 64))

@@ -17,6 +17,7 @@ from tqgguf.kernels.dtypes import F32
 from tqgguf.models.gguf import MAGIC, read_gguf
 from tqgguf.models.metadata import encode
 from tqgguf.output.layout import TensorInfo, lay_out
+from tqgguf.output.whole import whole_file
 from tqgguf.rotation.rotation import NO_ROTATION, Rotation
 from tqgguf.rotation.vectors import is_balance
 
@@ -107,9 +108,8 @@ def write_imatrix(path: Path, imatrix: Imatrix) -> None:
     for name, array in arrays.items():
         begin = layout.offsets[name]
         data[begin : begin + array.nbytes] = array.astype("<f4").tobytes()
-    scratch = path.with_name(f"{path.name}.partial")
-    scratch.write_bytes(data)
-    scratch.replace(path)
+    with whole_file(path) as scratch:
+        scratch.write_bytes(data)
 
 
 def _read_gguf(path: Path) -> Imatrix:

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from tqgguf.kernels.dtypes import U8
 from tqgguf.machine.cache import prune, size_on_disk
+from tqgguf.output.whole import whole_file
 
 LIMIT = 8 << 30  # bytes of all folders together; the least recently used go first
 _FREE_SHARE = 4  # a limited folder takes at most one of so many free bytes
@@ -59,13 +60,9 @@ class Kept:
         """Keep an entry if there is room for it."""
         if not self._take(sum(a.nbytes for a in arrays)):
             return
-        scratch = self._path(name).with_suffix(f".{os.getpid()}.partial")
-        with suppress(OSError):  # a full disk, say: what is not kept is computed again
-            try:
-                _write(scratch, arrays)
-                scratch.replace(self._path(name))
-            finally:
-                scratch.unlink(missing_ok=True)
+        # a full disk, say: what is not kept is computed again
+        with suppress(OSError), whole_file(self._path(name)) as scratch:
+            _write(scratch, arrays)
 
     def once(self, name: str, make: Callable[[], Arrays]) -> Arrays:
         """An entry's arrays, made and kept if they are not there."""

@@ -10,7 +10,8 @@ from tqgguf.errors import OutputError, PlanError
 from tqgguf.kernels.dtypes import F64, I64
 from tqgguf.measure.mse import BINS, LIMIT, MatrixReport, totals
 from tqgguf.measure.synthetic import SyntheticRow
-from tqgguf.output.files import check_output, partial_path
+from tqgguf.output.files import check_output
+from tqgguf.output.whole import whole_file
 from tqgguf.rotation.architectures import LAYER
 
 if TYPE_CHECKING:
@@ -44,10 +45,9 @@ def new_figure(width: float = 11, height: float = 4.2) -> "Figure":
 
 def save(figure: "Figure", path: Path) -> None:
     """Write a figure in the format of the path's ending."""
-    unfinished = partial_path(path)
     try:
-        figure.savefig(unfinished, format=path.suffix[1:].lower(), dpi=130)
-        unfinished.replace(path)
+        with whole_file(path) as scratch:
+            figure.savefig(scratch, format=path.suffix[1:].lower(), dpi=130)
     except OSError as error:
         raise OutputError(f"{path}: cannot be written: {error.strerror}") from None
 

@@ -1,6 +1,5 @@
 """How fast do the files decode? Finished ones, and ours beside llama-quantize's of one model."""
 
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,9 +8,10 @@ from tqgguf import llamacpp
 from tqgguf.llamacpp import Sample, Speed
 from tqgguf.machine.cache import user_cache
 from tqgguf.machine.content import content_key
-from tqgguf.measure.eval import disk_bytes, open_gguf
+from tqgguf.measure.eval import open_gguf
 from tqgguf.models import Model
-from tqgguf.models.gguf import shard_files
+from tqgguf.models.gguf import disk_bytes, shard_files
+from tqgguf.output.whole import whole_file
 from tqgguf.pipeline import convert
 from tqgguf.planning.plan import Options, make_plan
 
@@ -55,12 +55,8 @@ def baseline(source: Path, type: str, *, threads: int | None = None) -> Path:
         return source
     if not path.is_file():
         folder.mkdir(parents=True, exist_ok=True)
-        scratch = path.with_name(f"{path.name}.{os.getpid()}.partial")
-        try:
+        with whole_file(path) as scratch:
             llamacpp.quantize(source, scratch, type.upper(), threads=threads)
-            scratch.rename(path)
-        finally:
-            scratch.unlink(missing_ok=True)
     return path
 
 

@@ -14,14 +14,13 @@ from math import prod
 from pathlib import Path
 
 import numpy as np
-from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from tqgguf.errors import FileFormatError, PlanError, ShapeError, UnsupportedModelError
 from tqgguf.kernels import metrics
 from tqgguf.kernels.dtypes import F32
 from tqgguf.machine.threads import run_all
 from tqgguf.models import Model, Tensor
-from tqgguf.models.gguf import shard_files
+from tqgguf.models.gguf import disk_bytes
 from tqgguf.output.tiles import tiles
 from tqgguf.rotation import folding
 from tqgguf.rotation.rotation import NO_ROTATION, Rotation, read_rotation, restored
@@ -120,21 +119,10 @@ def compare(original: Model, quantized: Model, *, threads: int | None = None) ->
     return FileReport(
         path=quantized.path,
         rotation=rotation.mode,
-        n_bytes=_file_bytes(quantized.path) or stored,
+        n_bytes=disk_bytes(quantized.path) if quantized.path.suffix == ".gguf" else stored,
         bpw=8 * stored / sum(t.size for t in original.tensors.values()),
         tensors=tuple(errors),
     )
-
-
-def stored_bytes(tensor: Tensor) -> int:
-    """Bytes of a tensor's data in a GGUF file."""
-    block, size = GGML_QUANT_SIZES[GGMLQuantizationType[tensor.type]]
-    return int(tensor.size // block * size)
-
-
-def _file_bytes(path: Path) -> int:
-    """The size of a GGUF file, all shards together; 0 for a folder."""
-    return sum(p.stat().st_size for p in shard_files(path)) if path.suffix == ".gguf" else 0
 
 
 def _match(original: Model, quantized: Model) -> dict[str, Tensor]:
@@ -194,7 +182,7 @@ def _tensor_error(
         name=tensor.name,
         type=tensor.type,
         shape=tensor.shape,
-        n_bytes=stored_bytes(tensor),
+        n_bytes=tensor.n_bytes,
         mse=error / source.size,
         rel_mse=metrics.ratio(error, energy),
         rel_mse_seen=metrics.ratio(seen_error, seen_energy),

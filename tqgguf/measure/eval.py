@@ -17,8 +17,8 @@ from tqgguf.llamacpp.logits import distance
 from tqgguf.machine.cache import prune, user_cache
 from tqgguf.machine.content import content_key
 from tqgguf.models import Model, open_model
-from tqgguf.models.gguf import shard_files
-from tqgguf.output.layout import TensorInfo
+from tqgguf.models.gguf import disk_bytes, shard_files
+from tqgguf.output.whole import whole_file
 
 NOISE = 1e-3  # at or below this maximum, 16-bit codes blur llama-perplexity's own divergence
 KEPT_BYTES = 8 << 30  # predictions kept for later runs; the least recently used go first
@@ -93,13 +93,13 @@ def prepare(path: Path, text: Path, settings: Settings) -> Original:
     _check_text(text)
     base, ppl = _cached_base(path, text, settings)
     weights = sum(tensor.size for tensor in model.tensors.values())
-    bpw = 8 * tensor_bytes(model) / weights
+    bpw = 8 * model.n_bytes / weights
     return Original(str(path), disk_bytes(path), bpw, ppl, weights, text, base)
 
 
 def measure(original: Original, path: Path, settings: Settings) -> Row:
     """Measure one file on the text that the original was prepared with."""
-    bits = 8 * tensor_bytes(open_gguf(path))
+    bits = 8 * open_gguf(path).n_bytes
     found = _divergence(original, path, settings)
     quality = {field: getattr(found, field) for field in QUALITY}
     return Row(str(path), disk_bytes(path), bits / original.weights, **quality)
@@ -137,16 +137,6 @@ def open_gguf(path: Path) -> Model:
     return open_model(path)
 
 
-def tensor_bytes(model: Model) -> int:
-    """Bytes of all tensors as stored, without header and padding."""
-    return sum(TensorInfo(t.name, t.shape, t.type).n_bytes for t in model.tensors.values())
-
-
-def disk_bytes(path: Path) -> int:
-    """Size of a GGUF file, or of all shards of a split one."""
-    return sum(shard.stat().st_size for shard in shard_files(path))
-
-
 def _divergence(original: Original, path: Path, settings: Settings) -> Divergence:
     """llama-perplexity's statistics, or ours where they are lost or drowned in its rounding."""
     try:
@@ -172,10 +162,9 @@ def _cached_base(path: Path, text: Path, settings: Settings) -> tuple[Path, floa
     note = base.with_suffix(".ppl")
     if not (base.is_file() and note.is_file()):
         base.parent.mkdir(parents=True, exist_ok=True)
-        with _scratch(base) as scratch:
+        with whole_file(base) as scratch:
             ppl = llamacpp.write_base(path, text, scratch, settings)
             note.write_text(f"{ppl}\n")
-            scratch.rename(base)
         prune(base.parent, limit=KEPT_BYTES, keep=key)
     os.utime(base)  # used now
     return base, float(note.read_text())

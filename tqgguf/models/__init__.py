@@ -8,9 +8,9 @@ from pathlib import Path
 
 from tqgguf.errors import FileFormatError, PlanError
 from tqgguf.models.gguf import read_gguf, shard_files
-from tqgguf.models.model import Model, Tensor
+from tqgguf.models.model import Model, Tensor, stored_bytes
 
-__all__ = ["Model", "Tensor", "model_files", "open_model", "open_tensors"]
+__all__ = ["Model", "Tensor", "model_files", "open_model", "open_tensors", "stored_bytes"]
 
 
 def open_model(path: Path, *, vocab_from: Path | None = None) -> Model:

@@ -79,6 +79,11 @@ def shard_files(path: Path) -> list[Path]:
     return _shard_paths(path)
 
 
+def disk_bytes(path: Path) -> int:
+    """Size of a GGUF file, or of all shards of a split one."""
+    return sum(shard.stat().st_size for shard in shard_files(path))
+
+
 def _shard_paths(path: Path) -> list[Path]:
     match = SHARD_NAME.match(path.name)
     if not match:

@@ -7,8 +7,16 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+
 from tqgguf.kernels.dtypes import F32, U8
 from tqgguf.models.metadata import Value
+
+
+def stored_bytes(type: str, weights: int) -> int:
+    """Bytes of so many weights, whole blocks, in a GGUF type."""
+    block, size = GGML_QUANT_SIZES[GGMLQuantizationType[type]]
+    return int(weights // block * size)
 
 
 @dataclass(frozen=True)
@@ -40,6 +48,11 @@ class Tensor:
     def size(self) -> int:
         """Number of weights."""
         return prod(self.shape)
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of the tensor in a GGUF file."""
+        return stored_bytes(self.type, self.size)
 
     def read_tile(self, rows: tuple[int, int], columns: tuple[int, int]) -> F32:
         """A range of rows and, within them, of columns that are whole blocks: float32."""
@@ -85,6 +98,11 @@ class Model:
     metadata: Mapping[str, Value]
     tensors: Mapping[str, Tensor]
     notes: tuple[str, ...] = ()
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of all tensors as stored, without header and padding."""
+        return sum(t.n_bytes for t in self.tensors.values())
 
     @cached_property
     def architecture(self) -> str:

@@ -8,11 +8,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
-from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+from gguf import GGMLQuantizationType
 from gguf import GGUFValueType as Type
 
 from tqgguf.models.gguf import DEFAULT_ALIGNMENT, MAGIC, SPLIT_RUN, VERSIONS
 from tqgguf.models.metadata import Value, encode
+from tqgguf.models.model import stored_bytes
 
 
 @dataclass(frozen=True)
@@ -26,8 +27,7 @@ class TensorInfo:
     @property
     def row_bytes(self) -> int:
         """Bytes of one row of shape[-1] weights."""
-        block, size = GGML_QUANT_SIZES[GGMLQuantizationType[self.type]]
-        return int(self.shape[-1] // block * size)
+        return stored_bytes(self.type, self.shape[-1])
 
     @property
     def n_bytes(self) -> int:

@@ -15,6 +15,7 @@ import numpy as np
 from tqgguf.errors import PlanError
 from tqgguf.formats import FORMATS, dequantize, quantize
 from tqgguf.kernels import metrics
+from tqgguf.models import stored_bytes
 
 # Decoded fast by every backend; the lattice types join only where nothing else is small enough.
 SCALAR_TYPES = ("Q2_K", "Q3_K", "IQ4_XS", "Q4_K", "Q5_K", "Q6_K", "Q8_0")
@@ -109,7 +110,7 @@ def _choices(item: Item, extra: Sequence[str]) -> list[_Choice]:
     else:
         fitting.append("Q8_0")
     sized = [
-        _Choice(n, _bytes(item, n), item.sensitivity * relative_error(n))
+        _Choice(n, stored_bytes(n, item.weights), item.sensitivity * relative_error(n))
         for n in fitting or ["F16"]
     ]
     sized.sort(key=lambda c: (c.n_bytes, c.cost))
@@ -118,10 +119,6 @@ def _choices(item: Item, extra: Sequence[str]) -> list[_Choice]:
         if not best or choice.cost < best[-1].cost:
             best.append(choice)
     return best
-
-
-def _bytes(item: Item, type: str) -> int:
-    return item.weights // FORMATS[type].block_size * FORMATS[type].type_size
 
 
 def _by_multiplier(choices: Sequence[list[_Choice]], budget: int) -> list[int]:

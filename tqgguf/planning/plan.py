@@ -9,11 +9,11 @@ from dataclasses import dataclass, field, replace
 from math import prod
 from pathlib import Path
 
-from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, LlamaFileType
+from gguf import LlamaFileType
 
 from tqgguf.errors import PlanError
 from tqgguf.formats import FORMATS, find_format, is_float
-from tqgguf.models import Model, Tensor
+from tqgguf.models import Model, Tensor, stored_bytes
 from tqgguf.planning.allocation import Item, allocate, default_sensitivity, predicted
 from tqgguf.planning.recipes import Recipe, fitting, recipe
 from tqgguf.rotation import folding
@@ -74,8 +74,7 @@ class PlannedTensor:
     @property
     def n_bytes(self) -> int:
         """Bytes in the output file."""
-        block, size = GGML_QUANT_SIZES[GGMLQuantizationType[self.type]]
-        return int(self.size // block * size)
+        return stored_bytes(self.type, self.size)
 
     @property
     def bpw(self) -> float:
