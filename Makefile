@@ -88,7 +88,7 @@ types: $(VENV)/.installed  ## mypy, strict
 layers: $(VENV)/.installed ## imports only go down
 	$(BIN)/lint-imports
 
-tables: $(VENV)/.installed ## write the generated tables of README and docs
+tables: $(VENV)/.installed ## write the generated tables of docs
 	$(BIN)/python scripts/write_tables.py
 
 fmt: $(VENV)/.installed    ## fix what can be fixed

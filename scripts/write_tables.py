@@ -1,30 +1,70 @@
-"""Write the generated tables into README.md and docs/architectures.md.
+"""Write the generated tables of the pages in docs: architectures, streams, options.
 
-Run after a change to tqgguf/rotation/architectures.py; while they are stale,
-tests/rotation/test_architecture_tables.py fails.
+Run by `make tables` after a change to what they tell of; tests/test_docs.py fails while a table is
+stale. With --check nothing is written, and the names of stale pages are printed.
 """
 
+import argparse
 import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
+import typer
+
+from tqgguf.cli.application import app
 from tqgguf.rotation.architecture_tables import details, summary
 
-ROOT = Path(__file__).parent.parent
-TABLES = {"README.md": summary, "docs/architectures.md": details}
-MARKED = re.compile(
-    r"(?<=<!-- architectures: scripts/write_tables.py -->\n).*?(?=<!-- end -->)", re.S
-)
+DOCS = Path(__file__).parent.parent / "docs"
 
 
 def main() -> None:
     """Replace what stands between the markers."""
+    parser = argparse.ArgumentParser(description="Write the generated tables of docs")
+    parser.add_argument("--check", action="store_true", help="only say which pages are stale")
+    check = parser.parse_args().check
+    stale = [page for page in sorted(DOCS.glob("*.md")) if fresh(page) != page.read_text()]
+    for page in stale:
+        if not check:
+            page.write_text(fresh(page))
+        print(f"{page.name}: {'stale; run make tables' if check else 'written'}")
+    raise SystemExit(1 if check and stale else 0)
+
+
+def fresh(page: Path) -> str:
+    """A page with its tables as they should be."""
+    text = page.read_text()
     for name, table in TABLES.items():
-        path = ROOT / name
-        text, count = MARKED.subn(f"{table()}\n", path.read_text())
-        if count != 1:
-            raise SystemExit(f"{name}: {count} marked places, expected 1")
-        path.write_text(text)
-        print(f"wrote {name}")
+        marked = re.compile(rf"(?<=<!-- {name}: make tables -->\n).*?(?=<!-- end -->)", re.S)
+        if marked.search(text):
+            text = marked.sub(f"{table()}\n".replace("\\", r"\\"), text)
+    return text
+
+
+def options() -> str:
+    """The options of `tqgguf quantize`, in the groups of its --help."""
+    command: Any = typer.main.get_command(app)
+    groups: dict[str, list[Any]] = {}
+    for option in command.commands["quantize"].params:
+        if title := getattr(option, "rich_help_panel", None):
+            groups.setdefault(title, []).append(option)
+    return "\n".join(line for title in groups for line in _group(title, groups[title]))
+
+
+def _group(title: str, group: Iterable[Any]) -> Iterator[str]:
+    yield from ("", f"| {title} | |", "|---|---|")
+    for option in group:
+        names = ", ".join(f"`{name}`" for name in (*option.opts, *option.secondary_opts))
+        value = "" if option.is_flag else f" {option.metavar or 'N'}".upper()
+        shown = f" Default: `{option.default}`." if _worth_showing(option) else ""
+        yield f"| {names}{value} | {option.help}{shown} |"
+
+
+def _worth_showing(option: Any) -> bool:
+    return not option.is_flag and isinstance(option.default, (str, int)) and option.default != ""
+
+
+TABLES = {"architectures": summary, "streams": details, "options": options}
 
 
 if __name__ == "__main__":

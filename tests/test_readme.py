@@ -1,4 +1,4 @@
-"""The README tells the truth about the tree and the commands."""
+"""The README is short, and its tree and its list of commands are the real ones."""
 
 import re
 from pathlib import Path
@@ -7,6 +7,10 @@ from tqgguf.cli import app
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
+
+
+def test_the_readme_is_short():
+    assert len(README.splitlines()) <= 150
 
 
 def test_the_tree_in_the_readme_is_the_tree():
@@ -23,10 +27,3 @@ def test_every_command_is_in_the_readme_and_the_other_way_round():
     commands = {c.name or c.callback.__name__ for c in app.registered_commands} | groups
     named = set(re.findall(r"^\| `tqgguf (\w+)", README, re.MULTILINE))
     assert named == commands
-
-
-def test_the_python_examples_print_what_their_comments_say(capsys):
-    for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL):
-        exec(compile(block, "README.md", "exec"), {})  # our own text
-        promised = re.findall(r"^print\(.*\)  # (.*)$", block, re.MULTILINE)
-        assert capsys.readouterr().out.splitlines() == promised != []

@@ -120,11 +120,11 @@ def test_an_unknown_type_is_refused():
         synthetic.measure(np.zeros((1, 256), np.float32), types=["Q9"])
 
 
-def test_the_readmes_figures_are_what_the_command_prints(weights):
-    """Better encoders may move them by 5 % before the README must follow."""
-    readme = (Path(__file__).parents[2] / "README.md").read_text()
+def test_the_pages_figures_are_what_the_command_prints(weights):
+    """Better encoders may move them by 5 % before the page must follow."""
+    page = (Path(__file__).parents[2] / "docs" / "measure.md").read_text()
     table = re.findall(
-        r"^\| (\w+) \| ([\d.]+) \| ([\d.e-]+) \| ([\d.e-]+) \| ([\d.]+)x \|$", readme, re.M
+        r"^\| (\w+) \| ([\d.]+) \| ([\d.e-]+) \| ([\d.e-]+) \| ([\d.]+)x \|$", page, re.M
     )
     rows = {r.format: r for r in synthetic.measure(weights, types=[name for name, *_ in table])}
     assert len(table) == 4

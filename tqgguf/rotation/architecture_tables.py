@@ -1,4 +1,4 @@
-"""The table of architectures as Markdown, for the README and docs/architectures.md."""
+"""The table of architectures as Markdown, for docs/architectures.md."""
 
 from collections.abc import Iterable
 

@@ -1,7 +1,7 @@
 """Fold a rotation into a model: which steps each tensor gets, from the table of architectures.
 
 Reads names, shapes and metadata, never weights. The network computes the same function afterwards,
-so stock llama.cpp runs the result (docs: README, "How the fold works").
+so stock llama.cpp runs the result (docs/fold.md).
 """
 
 from collections.abc import Callable
