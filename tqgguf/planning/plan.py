@@ -18,6 +18,7 @@ from tqgguf.planning.allocation import Item, allocate, default_sensitivity, pred
 from tqgguf.planning.recipes import Recipe, fitting, recipe
 from tqgguf.rotation import folding
 from tqgguf.rotation.architectures import layer_prefix, role
+from tqgguf.rotation.energies import Energies
 from tqgguf.rotation.rotation import NO_ROTATION, Rotation, read_rotation
 from tqgguf.rotation.steps import Sides
 from tqgguf.rotation.vectors import BALANCE, NORM_BALANCE
@@ -124,11 +125,13 @@ def make_plan(
     *,
     budget: int | None = None,
     sensitivity: Mapping[str, float] | None = None,
+    energies: Energies | None = None,
 ) -> Plan:
     """Plan the quantization of a model.
 
     budget: bytes of all tensors, for which to choose their types by sensitivity: divergence per
-    relative squared error of each (None: what is known of their roles).
+    relative squared error of each (None: what is known of their roles). energies: of the inputs in
+    the original basis, from which a fold chooses the scales of channels (None: from the weights).
     Raises PlanError for options that contradict the model and for a file without tensors,
     UnsupportedModelError where the asked rotation cannot be folded.
     """
@@ -139,7 +142,7 @@ def make_plan(
         )
     if read_rotation(model).mode != "none" and options.rotate != "none":
         raise PlanError(f"{model.path}: already rotated by tqgguf; use --rotate none")
-    rotation = _rotation(model, options)
+    rotation = _rotation(model, options, energies)
     sources = {name: name for name in model.tensors}
     if rotation.mode == "fused" and folding.tied_head(model):
         sources[folding.HEAD] = folding.EMBEDDING
@@ -202,11 +205,17 @@ def is_matrix(tensor: Tensor) -> bool:
     return len(tensor.shape) >= 2 and part == "weight" and not _NEVER_QUANTIZED.search(kind)
 
 
-def _rotation(model: Model, options: Options) -> Rotation:
+def _rotation(model: Model, options: Options, energies: Energies | None) -> Rotation:
     if options.rotate == "fused":
-        return folding.fused(model, block=options.block, seed=options.seed, balance=options.balance)
+        return folding.fused(
+            model,
+            block=options.block,
+            seed=options.seed,
+            balance=options.balance,
+            energies=energies,
+        )
     if options.rotate == "values":
-        return folding.values(model, balance=options.balance)
+        return folding.values(model, balance=options.balance, energies=energies)
     if options.rotate == "tensor":
         names = [t.name for t in model.tensors.values() if is_matrix(t)]
         return folding.per_tensor(model, names, block=options.block)

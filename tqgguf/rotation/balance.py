@@ -9,6 +9,14 @@ A norm's gain may be divided by any s if the columns of all matrices that read i
 it. With s = 1 / |column| no column stands out of its block. Where the stream is rotated the gains
 are folded into those columns anyway.
 
+Where the energies E of the inputs are known, columns are not made alike: those that are given more
+get more of their block's steps (activation-aware scaling, AWQ, arXiv 2306.00978). If all columns of
+a block share a step in proportion to their mean square, sum_c E_c / s_c^2 . sum_c |s_c column_c|^2
+is least for s = (E / |column|^2)^(1/4). Steps follow the largest weight, and errors may be weighed
+by E as well; measured, s = E^(1/8) / |column|^(3/4) is best, half way between that and columns that
+are alike (docs/decisions/0021). All three are the same network whatever factors the training left
+between a gain and its columns.
+
 This is cross-layer equalization (Nagel et al., arXiv 1906.04721, section 4.1), by energies instead
 of ranges.
 """
@@ -23,27 +31,55 @@ from tqgguf.models.model import Tensor
 CHUNK = 1 << 18  # weights at a time: their float64 copy stays in a core's cache
 SAMPLE = 256  # weights of a channel that are looked at: enough for a root of their energy
 _MOST = 24.0  # exponent of a factor: no gain leaves float32's range by it
+_INPUTS = 1 / 8  # exponent of the inputs' energies
+STEPS = 16  # to a factor of two: finer ones gain nothing
+_MOST_STEPS = 127  # a byte holds them
 
 
-def ffn_balance(up: Tensor, down: Tensor) -> F32:
-    """The factors of `up`'s rows: (n_expert * n_ff,) float32, all of them powers of two.
+def ffn_balance(up: Tensor, down: Tensor, inputs: F32 | None = None) -> F32:
+    """The factors of `up`'s rows, those of `down`'s columns inverted: (n_expert * n_ff,) float32.
 
-    up: (..., n_ff, n_in), down: (..., n_out, n_ff). See `_powers_of_two`.
+    up: (..., n_ff, n_in), down: (..., n_out, n_ff), inputs: energies of what down reads, (n_expert,
+    n_ff). See `_by_inputs`, and without inputs `_powers_of_two`.
     """
+    if inputs is not None:
+        return power(-_by_inputs(_column_energy(down), inputs))
     return _powers_of_two(_column_energy(down), _row_energy(up), root=4)
 
 
-def norm_balance(readers: Sequence[Tensor]) -> F32:
-    """The factors of the columns of all that read one norm: (n_in,) float32, powers of two.
+def norm_balance(readers: Sequence[Tensor], inputs: F32 | None = None) -> F32:
+    """The factors of the columns of all that read one norm: (n_in,) float32.
 
-    readers: (..., n_out, n_in) each; they have equal say, whatever their size. See
-    `_powers_of_two`.
+    readers: (..., n_out, n_in) each; they have equal say, whatever their size. inputs: energies of
+    what they read, (n_mat, n_in). See `_by_inputs`, and without inputs `_powers_of_two`.
     """
     total = np.zeros(readers[0].n_in)
     for reader in readers:
         energy = _column_energy(reader).reshape(-1, reader.n_in).sum(axis=0)
         total += energy / max(float(energy.sum()), 1e-300)
+    if inputs is not None:
+        return power(_by_inputs(total, inputs.sum(axis=0, dtype=np.float64)[None]))
     return _powers_of_two(np.ones_like(total), total, root=2)
+
+
+def power(steps: F32) -> F32:
+    """The factors that exponents in steps stand for: float32."""
+    return np.exp2(steps.astype(np.float64) / STEPS).astype(np.float32)
+
+
+def _by_inputs(weights: F64, inputs: F32 | F64) -> F32:
+    """The exponents of E^(1/8) / |column|^(3/4), in steps: (n_mat * n_in,) float32.
+
+    weights: (n_mat * n_in,) energies of columns, inputs: (n_mat, n_in). Each matrix is taken
+    relative to its geometric mean; a channel of which either is zero or no number stays.
+    """
+    energies, columns = inputs.astype(np.float64), weights.reshape(inputs.shape)
+    alive = (columns > 0) & (energies > 0) & np.isfinite(energies)
+    x, w = (np.log2(e, out=np.zeros_like(e), where=alive) for e in (energies, columns))
+    exponents = _INPUTS * x - (0.5 - _INPUTS) * w
+    mean = exponents.sum(axis=1, keepdims=True) / np.maximum(alive.sum(axis=1, keepdims=True), 1)
+    steps = np.clip(np.rint(STEPS * (exponents - mean)), -_MOST_STEPS, _MOST_STEPS)
+    return np.where(alive, steps, 0).reshape(-1).astype(np.float32)
 
 
 def _powers_of_two(more: F64, less: F64, *, root: int) -> F32:

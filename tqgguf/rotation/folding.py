@@ -13,7 +13,14 @@ from tqgguf.models.model import Model
 from tqgguf.rotation.architectures import STREAMS, Stream, layer_prefix, role
 from tqgguf.rotation.rotation import Axis, Rotation
 from tqgguf.rotation.steps import BLOCK, RESIDUAL, VALUE, Sides, Step
-from tqgguf.rotation.vectors import BALANCE, NORM_BALANCE, is_balance, product_name, size_of
+from tqgguf.rotation.vectors import (
+    BALANCE,
+    NORM_BALANCE,
+    Energies,
+    is_balance,
+    product_name,
+    size_of,
+)
 
 EMBEDDING, HEAD = "token_embd.weight", "output.weight"
 _MTP = "nextn."  # multi-token prediction: llama.cpp loads these layers, and runs them only to draft
@@ -26,12 +33,18 @@ def tied_head(model: Model) -> bool:
 
 
 def fused(
-    model: Model, *, block: int | None = None, seed: int = 0, balance: bool = True
+    model: Model,
+    *,
+    block: int | None = None,
+    seed: int = 0,
+    balance: bool = True,
+    energies: Energies | None = None,
 ) -> Rotation:
     """The rotation that leaves the network's function unchanged.
 
     block: the Hadamard order along the residual stream, the largest that divides it by default.
-    balance: scale the FFN's channels alike too, which no rotation reaches.
+    balance: scale the FFN's channels too, which no rotation reaches; energies: of the inputs in the
+    original basis (energies.py), from which the scales are chosen if given.
     Raises UnsupportedModelError with the reason and the alternative, PlanError for a bad block.
     """
     row = _row(model)
@@ -58,15 +71,17 @@ def fused(
         value_block=heads.order,
         seed=seed,
         sides={name: s for name, s in sides.items() if s},
+        energies=energies,
     )
     _check_shapes(model, rotation)
     return rotation
 
 
-def values(model: Model, *, balance: bool = True) -> Rotation:
+def values(model: Model, *, balance: bool = True, energies: Energies | None = None) -> Rotation:
     """The rotation of the value heads alone (R2); the residual stream stays as it is.
 
-    balance: scale channels alike too, the FFN's and those between a norm's gain and its readers.
+    balance: scale channels too, the FFN's and those between a norm's gain and its readers;
+    energies: as for `fused`.
 
     Raises UnsupportedModelError where something stands between values and attention output.
     """
@@ -90,6 +105,7 @@ def values(model: Model, *, balance: bool = True) -> Rotation:
         mode="values",
         value_block=heads.order,
         sides={name: s for name, s in sides.items() if s},
+        energies=energies,
     )
     _check_shapes(model, rotation)
     return rotation

@@ -19,7 +19,7 @@ from tqgguf.models.metadata import Value, encode
 from tqgguf.models.model import Model, Tensor
 from tqgguf.rotation.embedding_norm import unpacked
 from tqgguf.rotation.steps import RESIDUAL, Sides, Step
-from tqgguf.rotation.vectors import encode_vector, recorded_vectors, vector_of
+from tqgguf.rotation.vectors import Energies, encode_vector, recorded_vectors, vector_of
 
 Mode = Literal["fused", "values", "tensor", "none"]
 VERSION = 1
@@ -34,7 +34,7 @@ class Rotation:
     block is the Hadamard order along the residual stream (fused) or a matrix's input (tensor),
     value_block the one along a value head (fused, values), 0 where unused. sides lists the tensors
     that are touched under their names in the rotated file, vectors holds the vectors the steps
-    name, float32.
+    name, float32; energies (energies.py) says what the inputs weigh where those balance channels.
     """
 
     mode: Mode = "none"
@@ -44,6 +44,7 @@ class Rotation:
     seed: int = 0
     sides: Mapping[str, Sides] = field(default_factory=dict)
     vectors: Mapping[str, F32] = field(default_factory=dict, repr=False)
+    energies: Energies | None = field(default=None, repr=False, compare=False)
 
     def vector_names(self) -> list[str]:
         """The vectors that the steps name, in order of first use."""
@@ -56,7 +57,7 @@ class Rotation:
         Raises UnsupportedModelError where a gain is zero under a bias c: c/g would be infinite.
         """
         names = self.vector_names()
-        found = map_in_order(partial(vector_of, model), names, threads=threads)
+        found = map_in_order(partial(vector_of, model, self.energies), names, threads=threads)
         vectors = dict(zip(names, found, strict=True))
         for name, sides in self.sides.items():
             divisors = [s.vector for s in sides.columns if s.verb == "ungain" and s.vector]
@@ -71,7 +72,7 @@ class Rotation:
     def only(self, name: str) -> "Rotation":
         """What concerns one tensor, small enough to be sent somewhere."""
         sides = {name: self.sides[name]} if name in self.sides else {}
-        alone = replace(self, sides=sides)
+        alone = replace(self, sides=sides, energies=None)
         return replace(alone, vectors={v: self.vectors[v] for v in alone.vector_names()})
 
     def diagonal(self) -> "Rotation":
@@ -87,7 +88,7 @@ class Rotation:
         """How many consecutive rows and columns of a tensor its rotation mixes (1: none)."""
         sides = self.sides.get(name, Sides())
         rows, columns = (
-            math.lcm(*(self._order(step) for step in steps if step.turns))
+            math.lcm(*(self.order(step) for step in steps if step.turns))
             for steps in (sides.rows, sides.columns)
         )
         return rows, columns
@@ -138,7 +139,7 @@ class Rotation:
         return _divide(x, factor, dead=x if undo else np.ones_like(x))
 
     def _turn(self, x: F32, step: Step, along: "Axis", *, undo: bool) -> F32:
-        order, kind = self._order(step), self._kind(step)
+        order, kind = self.order(step), self._kind(step)
         if step.start:
             return _from(step.start - along.begin, x, along.axis, order)
         turn = partial(hadamard.apply_exact, order=order, kind=kind, axis=along.axis)
@@ -168,14 +169,15 @@ class Rotation:
         if not step.turns:
             is_known = step.verb in ("gain", "ungain", "plus", "minus")
             return is_known and len(self._vector(step.vector, *along.sizes)) > 0
-        order = self._order(step)
+        order = self.order(step)
         return (
             hadamard.is_order(order, self._kind(step))
             and step.start <= size
             and (size - step.start) % order == 0
         )
 
-    def _order(self, step: Step) -> int:
+    def order(self, step: Step) -> int:
+        """The order of the Hadamard matrices of a turn. Raises FileFormatError for others."""
         if step.verb not in _ORDER:
             raise FileFormatError(
                 f"rotation step {str(step)!r} is unknown to this version of tqgguf"

@@ -6,24 +6,33 @@ for what reads the norm, `MATRIX*VECTOR` for their product, `token_embd_norm` fo
 embedding.
 """
 
+from collections.abc import Callable, Sequence
+from math import prod
+
 import numpy as np
 
-from tqgguf.errors import FileFormatError
+from tqgguf.errors import FileFormatError, PlanError
 from tqgguf.kernels.dtypes import F32
 from tqgguf.models.metadata import Value, encode
 from tqgguf.models.model import Model, Tensor
-from tqgguf.rotation.balance import chunks, ffn_balance, norm_balance
+from tqgguf.rotation.balance import STEPS, chunks, ffn_balance, norm_balance, power
 from tqgguf.rotation.embedding_norm import NORM, embedding_norm
 
 BALANCE = "ffn_balance"  # stands in a name in the place of ffn_up and ffn_down
 NORM_BALANCE = "norm_balance"  # and what reads the norm: blk.0.norm_balance+attn_q+attn_k+attn_v
 _TIMES = "*"
 _VECTOR = "tqgguf.vector."
-_EXPONENTS = "tqgguf.exponents."
+_EXPONENTS = "tqgguf.exponents."  # of two
+_FINE_EXPONENTS = "tqgguf.fine_exponents."  # of the STEPS-th root of two
+Energies = Callable[[str], F32 | None]
+"""A matrix's name -> (n_mat, n_in) float32, n_mat being its stacked experts or 1; or None."""
 
 
-def vector_of(model: Model, name: str) -> F32:
-    """The vector of this name: a tensor of the unrotated model, or derived from two of them."""
+def vector_of(model: Model, energies: Energies | None, name: str) -> F32:
+    """The vector of this name: a tensor of the unrotated model, or derived from several.
+
+    energies: of the inputs, if known, for vectors that balance channels.
+    """
     if name in model.tensors:
         return model.tensors[name].read()
     if name == NORM:
@@ -33,9 +42,29 @@ def vector_of(model: Model, name: str) -> F32:
         return product(matrix, vector.read())
     if NORM_BALANCE in name:
         prefix, *readers = name.replace(NORM_BALANCE, "").split("+")
-        return norm_balance([model.tensors[f"{prefix}{reader}.weight"] for reader in readers])
-    up, down = (f"{name.replace(BALANCE, matrix)}.weight" for matrix in ("ffn_up", "ffn_down"))
-    return ffn_balance(model.tensors[up], model.tensors[down])
+        matrices = [model.tensors[f"{prefix}{reader}.weight"] for reader in readers]
+        return norm_balance(matrices, _inputs(matrices, energies))
+    names = (f"{name.replace(BALANCE, matrix)}.weight" for matrix in ("ffn_up", "ffn_down"))
+    up, down = (model.tensors[n] for n in names)
+    return ffn_balance(up, down, _inputs([down], energies))
+
+
+def _inputs(readers: Sequence[Tensor], energies: Energies | None) -> F32 | None:
+    """Energies of what these matrices read, all the same: (n_mat, n_in); None if unknown.
+
+    Stacked experts see a part of it each, so they are asked last.
+    """
+    for reader in sorted(readers, key=lambda reader: len(reader.shape)):
+        found = energies(reader.name) if energies else None
+        if found is not None:
+            expected = (prod(reader.shape[:-2]), reader.n_in)
+            if found.shape != expected:
+                raise PlanError(
+                    f"{reader.name}: {found.size} energies of inputs, but the tensor needs "
+                    f"{prod(expected)}; they belong to another model"
+                )
+            return found
+    return None
 
 
 def size_of(model: Model, name: str) -> int:
@@ -67,10 +96,13 @@ def product(matrix: Tensor, vector: F32) -> F32:
 
 
 def encode_vector(name: str, vector: F32) -> tuple[str, Value]:
-    """The metadata key and value; powers of two as their exponents, a quarter of the size."""
-    if is_balance(name):
-        return _EXPONENTS + name, encode(np.log2(vector).astype(np.int8))
-    return _VECTOR + name, encode(vector)
+    """The metadata key and value; what balances as exponents, a quarter of the size."""
+    if not is_balance(name):
+        return _VECTOR + name, encode(vector)
+    steps = np.rint(STEPS * np.log2(vector.astype(np.float64)))
+    if np.any(steps % STEPS):
+        return _FINE_EXPONENTS + name, encode(steps.astype(np.int8))
+    return _EXPONENTS + name, encode((steps / STEPS).astype(np.int8))
 
 
 def recorded_vectors(model: Model) -> dict[str, F32]:
@@ -80,7 +112,11 @@ def recorded_vectors(model: Model) -> dict[str, F32]:
     """
     return {
         key.removeprefix(prefix): decode(_numbers(model, key))
-        for prefix, decode in ((_VECTOR, np.asarray), (_EXPONENTS, np.exp2))
+        for prefix, decode in (
+            (_VECTOR, np.asarray),
+            (_EXPONENTS, np.exp2),
+            (_FINE_EXPONENTS, power),
+        )
         for key in model.metadata
         if key.startswith(prefix)
     }
