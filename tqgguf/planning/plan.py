@@ -26,7 +26,8 @@ from tqgguf.rotation.vectors import BALANCE, NORM_BALANCE
 ROTATIONS = ("fused", "auto", "tensor", "none", "values")
 # Small, sensitive or looked up element by element by ops that know only plain types.
 _NEVER_QUANTIZED = re.compile(
-    r"norm|ffn_gate_inp|position_embd|token_types|rope_freqs|ssm_(?:conv1d|dt|x|a|d)\b|time_mix|attn_rel_b|altup|laurel"
+    r"norm|^cls\b|ffn_gate_inp|position_embd|token_types|rope_freqs|ssm_(?:conv1d|dt|x|a|d)\b"
+    r"|time_mix|attn_rel_b|altup|laurel"
 )
 
 

@@ -24,6 +24,8 @@ from tqgguf.rotation.vectors import (
 
 EMBEDDING, HEAD = "token_embd.weight", "output.weight"
 _MTP = "nextn."  # multi-token prediction: llama.cpp loads these layers, and runs them only to draft
+HEADS = ("output", "cls.output")  # of a language model, and of a reranker
+_POOLED = (1, 2, 3)  # llama.cpp's pooling types of embeddings: mean, cls, last
 TENSOR_BLOCK = 128  # --rotate tensor, unless --block says otherwise
 
 
@@ -48,10 +50,11 @@ def fused(
     Raises UnsupportedModelError with the reason and the alternative, PlanError for a bad block.
     """
     row = _row(model)
-    if row.refusal:
+    refusal = row.refusal or _returned(model)
+    if refusal:
         other = " --rotate values (the value heads alone)," if row.values else ""
         raise UnsupportedModelError(
-            f"{model.path}: the residual stream of {row.name} cannot be rotated: {row.refusal}; "
+            f"{model.path}: the residual stream of {row.name} cannot be rotated: {refusal}; "
             f"use{other} --rotate none, or --rotate tensor for study"
         )
     width = _embedding_width(model)
@@ -75,6 +78,14 @@ def fused(
     )
     _check_shapes(model, rotation)
     return rotation
+
+
+def _returned(model: Model) -> str:
+    """Why an embedding model's stream must stay: it is the result."""
+    is_embedding = model.get("{arch}.pooling_type", 0) in _POOLED
+    return (
+        "an embedding model returns the stream itself, and would return it rotated" * is_embedding
+    )
 
 
 def values(model: Model, *, balance: bool = True, energies: Energies | None = None) -> Rotation:
@@ -277,7 +288,7 @@ def _on_stream(model: Model, row: Stream, name: str) -> Sides:
         (kind == row.embedding_norm, lambda: _embedding_norm(name, part)),
         (kind in norms and part == "weight", lambda: Sides(columns=(Step("ungain", name),))),
         (kind in norms, lambda: _norm_bias(model, row, name)),
-        (kind in row.readers or kind == "output", lambda: _reader(model, row, name)),
+        (kind in row.readers or kind in HEADS, lambda: _reader(model, row, name)),
         (kind in row.writers and part == "bias", lambda: Sides(columns=stream)),
         (kind in row.writers, lambda: Sides(rows=stream)),
         (kind in row.untouched, Sides),
@@ -321,7 +332,7 @@ def _reader(model: Model, row: Stream, name: str) -> Sides:
 
 def _norm_above(model: Model, row: Stream, kind: str, prefix: str) -> str:
     """The norm whose output a matrix reads, `blk.3.attn_norm` say; empty if it has no gain."""
-    norms = [row.head_norm] if kind == "output" else [n for n, r in row.norms.items() if kind in r]
+    norms = [row.head_norm] if kind in HEADS else [n for n, r in row.norms.items() if kind in r]
     return next((prefix + n for n in reversed(norms) if f"{prefix}{n}.weight" in model.tensors), "")
 
 

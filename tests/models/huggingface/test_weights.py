@@ -184,10 +184,24 @@ def test_the_language_model_of_a_multimodal_one_is_found(prefix, tmp_path):
     write_json(folder / "config.json", outer)
     other = open_model(folder)
     assert list(other.tensors) == list(plain.tensors)
+    assert plain.notes == ()
+    (note,) = other.notes
+    assert "left out 2 tensors: the vision tower, which llama.cpp reads from a file" in note
     assert other.get("gemma3.attention.sliding_window") == 4
     assert other.get("gemma3.rope.freq_base_swa") == 10_000
     for name, tensor in plain.tensors.items():
         np.testing.assert_array_equal(other.tensors[name].read(), tensor.read())
+
+
+@pytest.mark.parametrize("name", ["mtp.fc.weight", "model.layers.2.eh_proj.weight"])
+def test_layers_that_predict_further_tokens_are_left_out_with_a_note(name, tmp_path):
+    weights = llama_weights() | {name: np.ones((4, 4), np.float32)}
+    folder = write_folder(tmp_path, weights, config={"num_nextn_predict_layers": 1})
+    model = open_model(folder)
+    assert list(model.tensors) == list(open_model(write_folder(tmp_path / "plain")).tensors)
+    assert ["left out 1 tensors: the layers that predict further" in n for n in model.notes] == [
+        True
+    ]
 
 
 def gemma3_weights() -> dict[str, np.ndarray]:

@@ -10,6 +10,7 @@ from tqgguf.models.huggingface.architectures import (
     check_assumptions,
     find_architecture,
 )
+from tqgguf.models.huggingface.embedding import is_reranker, pooling_keys, ranking
 from tqgguf.models.huggingface.folder import Config
 from tqgguf.models.huggingface.general import general_keys
 from tqgguf.models.huggingface.hyperparameters import convert_hyperparameters
@@ -40,14 +41,20 @@ def read_huggingface(path: Path, *, vocabulary: Model | None = None) -> Model:
         tokenizer = tokenizer_keys(folder, config, architecture, notes.append)
     else:
         tokenizer = _borrowed(vocabulary, config)
-    general = general_keys(folder, architecture.name, weights)
     tensors = {**rope_tensors(config, architecture), **weights}
-    return Model(path, {**general, **hyperparameters, **tokenizer}, tensors, tuple(notes))
+    keys = {**hyperparameters, **pooling_keys(folder, architecture.name), **tokenizer}
+    if architecture.ranks and is_reranker(folder, config):
+        more, tensors = ranking(architecture.name, tokenizer, tensors)
+        keys |= more
+    general = general_keys(folder, architecture.name, tensors)
+    return Model(path, {**general, **keys}, tensors, tuple(notes))
 
 
 def huggingface_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of `read_huggingface` alone: no tokenizer is needed."""
-    _, config, architecture = _described(path)
+    """The tensors of `read_huggingface` alone: no tokenizer is needed, but by a reranker."""
+    folder, config, architecture = _described(path)
+    if architecture.ranks and is_reranker(folder, config):
+        return dict(read_huggingface(path).tensors)
     weights = _weights(path, config, architecture, lambda _: None)
     return {**rope_tensors(config, architecture), **weights}
 
@@ -56,7 +63,7 @@ def _weights(
     path: Path, config: Config, architecture: Architecture, note: Callable[[str], None]
 ) -> dict[str, Tensor]:
     stored = decoded(read_weights(path), config, note)
-    return convert_tensors(stored, config, architecture)
+    return convert_tensors(stored, config, architecture, note)
 
 
 def _described(path: Path) -> tuple[Path, Config, Architecture]:

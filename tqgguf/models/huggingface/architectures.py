@@ -102,6 +102,7 @@ class Architecture:
     transposed: re.Pattern[str] | None = None
     always_tied: bool = False  # the graph never loads output.weight
     space_prefix: bool | None = None  # what its SentencePiece tokenizers do; None: ask them
+    ranks: bool = False  # a reranker among its models has a head of its own
     rope: bool = True
     partial_rotary: bool = False  # the graph may rotate less than a whole head
     rope_factors: tuple[str, ...] = ()  # rope types whose tensors of factors the graph loads
@@ -164,11 +165,18 @@ _LLAMA = Architecture(
     rotary_pairs=True,
     rope_factors=("llama3", "longrope"),
 )
+_QWEN2 = Architecture(
+    "qwen2",
+    {**_ENDS, **_ATTENTION, **_QKV_BIAS, **_GATED},
+    (*_BASE, *_RMS),
+    assumes={"hidden_act": _SILU, "use_mrope": _NO},
+)
 _QWEN3 = Architecture(
     "qwen3",
     {**_ENDS, **_ATTENTION, **_QK_NORM, **_GATED},
     (*_BASE, *_RMS, *_HEADS),
     assumes={"hidden_act": _SILU, "attention_bias": _NO},
+    ranks=True,
 )
 _GEMMA = Architecture(
     "gemma",
@@ -281,13 +289,11 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         rotary_pairs=True,
         rope_factors=("llama3", "longrope"),
     ),
-    "Qwen2ForCausalLM": Architecture(
-        "qwen2",
-        {**_ENDS, **_ATTENTION, **_QKV_BIAS, **_GATED},
-        (*_BASE, *_RMS),
-        assumes={"hidden_act": _SILU, "use_mrope": _NO},
-    ),
+    "LlamaModel": _LLAMA,
+    "Qwen2ForCausalLM": _QWEN2,
+    "Qwen2Model": _QWEN2,
     "Qwen3ForCausalLM": _QWEN3,
+    "Qwen3Model": _QWEN3,
     "Qwen3MoeForCausalLM": Architecture(
         "qwen3moe",
         {**_ENDS, **_ATTENTION, **_QK_NORM, **_EXPERTS},

@@ -1,7 +1,8 @@
 """From Hugging Face's tensors to GGUF's: names, order of rows, stacked experts; all of it lazy."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -15,25 +16,43 @@ from tqgguf.models.huggingface.folder import Config
 from tqgguf.models.huggingface.stored import Stored
 from tqgguf.models.model import Tensor
 
-# Buffers and weights that are no part of the language model: masks, rotary tables, vision towers.
+# Buffers, and scales of caches and activations, that no graph of llama.cpp takes.
 _UNUSED = re.compile(
     r"rotary_emb\.inv_freq$|\.attn\.(bias|masked_bias)$|_extra_state$"
     r"|\.(input|output|k|v|activation)_(scale|zero_point|global_scale)$"
-    r"|^(model\.)?(vision_tower|vision_model|multi_modal_projector|visual)\."
 )
-_WRAPPERS = re.compile(r"^(model\.language_model\.|language_model\.model\.)")
+# Parts of a multimodal model, and what else is left out: a user is told.
+_LEFT_OUT = {
+    "the vision tower, which llama.cpp reads from a file of its own (mmproj)": re.compile(
+        r"^(model\.)?(vision_tower|vision_model|vision_encoder|multi_modal_projector|visual|"
+        r"embed_vision|patch_merger|vision_language_adapter)\."
+    ),
+    "the audio tower, which llama.cpp reads from a file of its own (mmproj)": re.compile(
+        r"^(model\.)?(audio_tower|audio_model|embed_audio|audio_projector)\."
+    ),
+    "the layers that predict further tokens (MTP), without which the model runs": re.compile(
+        r"^(model\.)?(mtp|mtp_layers|nextn)\."
+    ),
+}
+_WRAPPERS = re.compile(r"^(model\.language_model\.|language_model\.model\.|model\.text_model\.)")
+_BARE = re.compile(r"^(embed_tokens|layers\.\d+|norm)\.")  # saved without its head: no "model."
+_LAYER = re.compile(r"^model\.layers\.(\d+)\.")
 _EXPERT = re.compile(r"^(?P<head>.*\.experts)\.(?P<number>\d+)\.(?P<tail>.+)$")
 _FUSED_EXPERTS = re.compile(r"^(?P<head>.*\.experts)\.(?P<part>gate_up_proj|down_proj)(\.weight)?$")
 _ALWAYS_F32 = ("ffn_gate_inp.weight", "position_embd.weight")  # llama.cpp loads these as F32 only
 
 
 def convert_tensors(
-    weights: Mapping[str, Stored], config: Config, architecture: Architecture
+    weights: Mapping[str, Stored],
+    config: Config,
+    architecture: Architecture,
+    note: Callable[[str], None],
 ) -> dict[str, Tensor]:
     """The model's tensors under their GGUF names, in the order of the graph.
 
-    Raises FileFormatError for a tensor that is missing, unknown or of another shape than
-    config.json says, UnsupportedModelError for a head that llama.cpp would not use.
+    note is told what is left out. Raises FileFormatError for a tensor that is missing, unknown or
+    of another shape than config.json says, UnsupportedModelError for a head that llama.cpp would
+    not use.
     """
     if config.n_layer > len(weights):
         raise FileFormatError(
@@ -41,7 +60,7 @@ def convert_tensors(
             f"{len(weights)} tensors"
         )
     names = get_tensor_name_map(_model_arch(architecture.name), config.n_layer)
-    sources = _stack_experts(_used(weights))
+    sources = _stack_experts(_used(weights, config, note))
     tensors: dict[str, Tensor] = {}
     for name, tensor in _transformed(sources, config, architecture):
         gguf_name = _gguf_name(names, name, architecture)
@@ -58,13 +77,34 @@ def _model_arch(name: str) -> MODEL_ARCH:
     return next(arch for arch, text in MODEL_ARCH_NAMES.items() if text == name)
 
 
-def _used(weights: Mapping[str, Stored]) -> Iterator[Stored]:
+def _used(
+    weights: Mapping[str, Stored], config: Config, note: Callable[[str], None]
+) -> Iterator[Stored]:
     """The language model's tensors, without the wrapper of a multimodal model in their names."""
+    left_out: Counter[str] = Counter()
     for name, stored in weights.items():
-        if _UNUSED.search(name):
-            continue
-        name = _WRAPPERS.sub("model.", name).removeprefix("language_model.")
-        yield from _unfused(replace(stored, name=name))
+        bare = _WRAPPERS.sub("model.", name).removeprefix("language_model.")
+        bare = f"model.{bare}" if _BARE.match(bare) else bare
+        part = _left_out(name, bare, config)
+        if part is not None:
+            left_out[part] += 1
+        elif not _UNUSED.search(name):
+            yield from _unfused(replace(stored, name=bare))
+    for part, count in left_out.items():
+        note(f"{config.path.parent}: left out {count} tensors: {part}")
+
+
+def _left_out(name: str, bare: str, config: Config) -> str | None:
+    """The part of the model that a tensor belongs to, if that part is left out."""
+    layer = _LAYER.match(bare)
+    if layer and int(layer[1]) >= config.n_layer and _further_layers(config):
+        return next(part for part in _LEFT_OUT if "MTP" in part)
+    return next((part for part, names in _LEFT_OUT.items() if names.match(name)), None)
+
+
+def _further_layers(config: Config) -> bool:
+    """Whether layers that predict further tokens follow the model's own."""
+    return bool(config.get("num_nextn_predict_layers", "mtp_num_hidden_layers"))
 
 
 def _unfused(stored: Stored) -> Iterator[Stored]:
@@ -206,7 +246,7 @@ def _settle_head(tensors: dict[str, Tensor], config: Config, architecture: Archi
     """Drop an output head that only repeats the embedding."""
     tied = config.get("tie_word_embeddings")
     if "output.weight" not in tensors:
-        if tied is False and not architecture.always_tied:
+        if tied is False and not architecture.always_tied and _has_head(config):
             raise FileFormatError(
                 f"{config.path}: the head is not tied, but lm_head.weight is absent"
             )
@@ -217,6 +257,11 @@ def _settle_head(tensors: dict[str, Tensor], config: Config, architecture: Archi
             f"{config.path}: lm_head.weight is not tied to the embedding, but llama.cpp's "
             f"{architecture.name} graph reads the embedding in its place"
         )
+
+
+def _has_head(config: Config) -> bool:
+    """Whether the class is a language model; an embedding model (Qwen3Model) has no head."""
+    return not str(config.get("architectures")[0]).endswith("Model")
 
 
 def _check_shapes(

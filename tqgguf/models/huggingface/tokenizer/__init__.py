@@ -7,6 +7,7 @@ from tqgguf.errors import FileFormatError
 from tqgguf.models.huggingface.architectures import Architecture
 from tqgguf.models.huggingface.folder import Config
 from tqgguf.models.huggingface.tokenizer.bpe import read_bpe
+from tqgguf.models.huggingface.tokenizer.older import FILES
 from tqgguf.models.huggingface.tokenizer.sentencepiece import (
     not_sentencepiece,
     read_sentencepiece,
@@ -43,6 +44,8 @@ def _read(
     if json.is_file():
         if problem:
             note(f"{pieces}: {problem}; its neighbour tokenizer.json is used instead")
+        return read_bpe(folder, size)
+    if all((folder / name).is_file() for name in FILES):
         return read_bpe(folder, size)
     if problem:
         raise FileFormatError(f"{pieces}: {problem}, and there is no tokenizer.json; {CURE}")

@@ -1,5 +1,6 @@
 """tokenizer.json of the `tokenizers` package: byte-level BPE, and SentencePiece's BPE as JSON."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from gguf import Keys, TokenType
 
 from tqgguf.errors import FileFormatError, UnsupportedModelError
 from tqgguf.models.huggingface.folder import load_optional, read_json
+from tqgguf.models.huggingface.tokenizer.older import from_files
 from tqgguf.models.huggingface.tokenizer.pretokenizer import identify
 from tqgguf.models.huggingface.tokenizer.vocabulary import (
     CURE,
@@ -24,13 +26,12 @@ def read_bpe(folder: Path, size: int) -> Vocabulary:
     Raises FileFormatError for a broken file, UnsupportedModelError for a tokenizer that llama.cpp
     does not have.
     """
-    path = folder / "tokenizer.json"
-    description = read_json(path)
+    path, description = _description(folder)
     model = description.get("model")
     if not isinstance(model, dict) or model.get("type", "BPE") != "BPE":
         kind = model.get("type") if isinstance(model, dict) else None
         raise UnsupportedModelError(f"{path}: a {kind} tokenizer, expected BPE; {CURE}")
-    tokenizer = _load(path)
+    tokenizer = _load(path, description)
     merges = [_merge(path, m) for m in _of_type(path, model, "merges", list)]
     if model.get("byte_fallback"):
         vocabulary = _read_pieces(path, size, description, merges)
@@ -42,10 +43,18 @@ def read_bpe(folder: Path, size: int) -> Vocabulary:
     return vocabulary
 
 
-def _load(path: Path) -> Any:
+def _description(folder: Path) -> tuple[Path, dict[str, Any]]:
+    """tokenizer.json, or the same made of vocab.json and merges.txt, and the file it is from."""
+    path = folder / "tokenizer.json"
+    return (
+        (path, read_json(path)) if path.is_file() else (folder / "vocab.json", from_files(folder))
+    )
+
+
+def _load(path: Path, description: Mapping[str, Any]) -> Any:
     package = load_optional("tokenizers")
     try:
-        return package.Tokenizer.from_file(str(path))
+        return package.Tokenizer.from_str(json.dumps(description))
     except Exception as error:  # noqa: BLE001 - tokenizers raises nothing more precise
         fact = str(error).splitlines()[0]
         raise FileFormatError(f"{path}: the tokenizers package refuses it: {fact}") from None
@@ -133,6 +142,8 @@ def _prepends_space(path: Path, description: Mapping[str, Any]) -> bool:
                 prepends, replaces = rest.get("prepend_scheme") != "never", True
             case {"type": "Split", "pattern": {"String": " "}, "behavior": "MergedWithPrevious"}:
                 pass  # Gemma: no spaces are left to split at
+            case {"type": "Split", "pattern": {"Regex": _}, "behavior": "Isolated"}:
+                pass  # transformers 5 puts it before Mistral's pieces, which no split belongs to
             case _:
                 replaces = False
                 break
@@ -160,5 +171,7 @@ def _note_added_ends(vocabulary: Vocabulary, tokenizer: Any) -> None:
     """See which tokens the tokenizer itself puts around a text."""
     plain = tokenizer.encode("a", add_special_tokens=False).ids
     whole = tokenizer.encode("a").ids
-    vocabulary.add_bos = bool(plain) and whole[0] != plain[0]
-    vocabulary.add_eos = bool(plain) and whole[-1] != plain[-1]
+    if plain and whole[0] != plain[0]:
+        vocabulary.first, vocabulary.add_bos = whole[0], True
+    if plain and whole[-1] != plain[-1]:
+        vocabulary.last, vocabulary.add_eos = whole[-1], True

@@ -40,11 +40,13 @@ _GPT2 = "bytes with words"
 _BYTES = "bytes"
 _DIGITS = "digits one by one"
 
+QWEN2_WORDS = _words(r"\p{N}")
+
 # (steps of the pre-tokenizer, whether whole words are looked up before merging) -> name
 _BY_STEPS: Mapping[tuple[tuple[str, ...], bool], str] = {
     ((_GPT2,), False): "gpt-2",
     ((_DIGITS, _GPT2), False): "smollm",
-    ((_words(r"\p{N}"), _BYTES), False): "qwen2",
+    ((QWEN2_WORDS, _BYTES), False): "qwen2",
     ((_words(r"\p{N}", marks=r"\p{M}"), _BYTES), False): "qwen35",
     ((_words(r"\p{N}{1,3}"), _BYTES), True): "llama-bpe",
     ((_words(r"\p{N}{1,3}"), _BYTES), False): "smaug-bpe",

@@ -40,7 +40,7 @@ def read_sentencepiece(folder: Path, size: int, space_prefix: bool | None) -> Vo
     tokenizer = read_json(beside) if beside.is_file() else {}
     vocabulary.put_added(added_tokens(folder, tokenizer))
     if space_prefix is None:
-        space_prefix = _prepends_space(pieces)
+        space_prefix = _asked_for(folder, _prepends_space(pieces))
     vocabulary.extra[Keys.Tokenizer.ADD_PREFIX] = encode(space_prefix)
     if pieces.encode("a  b ") == pieces.encode("a b"):  # for readers other than llama.cpp
         vocabulary.extra[Keys.Tokenizer.REMOVE_EXTRA_WS] = encode(True)
@@ -84,6 +84,13 @@ def _type(pieces: Any, number: int) -> TokenType:
     if pieces.is_unused(number):
         return TokenType.UNUSED
     return TokenType.BYTE if pieces.is_byte(number) else TokenType.NORMAL
+
+
+def _asked_for(folder: Path, own: bool) -> bool:
+    """Whether a text gets a leading space: what tokenizer_config.json says overrides the model."""
+    path = folder / "tokenizer_config.json"
+    asked = read_json(path).get("add_prefix_space") if path.is_file() else None
+    return asked if isinstance(asked, bool) else own
 
 
 def _prepends_space(pieces: Any) -> bool:

@@ -18,6 +18,7 @@ _ROLES = {
     "sep": Keys.Tokenizer.SEP_ID,
     "pad": Keys.Tokenizer.PAD_ID,
     "mask": Keys.Tokenizer.MASK_ID,
+    "eot": Keys.Tokenizer.EOT_ID,
 }
 # Texts that end a turn of a chat where the end of the text is another token.
 _END_OF_TURN = ("<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|endofturn|>")
@@ -31,14 +32,27 @@ def special_tokens(folder: Path, config: Config, vocabulary: Vocabulary) -> dict
     settings = _optional_json(folder / "tokenizer_config.json")
     fallbacks = (config.values, _optional_json(folder / "generation_config.json"))
     ids = {role: _find(role, settings, fallbacks, vocabulary) for role in _ROLES}
+    ids["eot"] = _end_of_turn(fallbacks, vocabulary, ids["eos"])
+    ids |= _put_around(ids, vocabulary)
     keys = {_ROLES[role]: encode(number) for role, number in ids.items() if number is not None}
-    end_of_turn = _end_of_turn(fallbacks, vocabulary, ids["eos"])
-    if end_of_turn is not None:
-        keys[Keys.Tokenizer.EOT_ID] = encode(end_of_turn)
     keys[Keys.Tokenizer.ADD_BOS] = encode(_flag(settings, "add_bos_token", vocabulary.add_bos))
     if "add_eos_token" in settings or vocabulary.add_eos:
         keys[Keys.Tokenizer.ADD_EOS] = encode(_flag(settings, "add_eos_token", vocabulary.add_eos))
     return keys
+
+
+def _put_around(ids: Mapping[str, int | None], vocabulary: Vocabulary) -> dict[str, int | None]:
+    """Roles that follow from what the tokenizer itself puts around a text.
+
+    llama.cpp ends a text with eos: where another token is put there (an embedding is taken from
+    it), that is eos, and what was called so ends a turn. A first token that has no role is bos.
+    """
+    changed: dict[str, int | None] = {}
+    if vocabulary.first is not None and ids["bos"] is None:
+        changed["bos"] = vocabulary.first
+    if vocabulary.last is not None and vocabulary.last != ids["eos"]:
+        changed |= {"eos": vocabulary.last, "eot": ids["eos"]}
+    return changed
 
 
 def chat_templates(folder: Path) -> dict[str, Value]:

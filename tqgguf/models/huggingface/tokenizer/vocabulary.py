@@ -17,6 +17,12 @@ CURE = "give --vocab-from with a GGUF file that has this model's tokenizer"
 _WORD_START = "\u2581"  # SentencePiece's sign for a space
 
 
+# What marks a token as one of control, whatever the folder's files say: the whole text of those of
+# DeepSeek-Coder and Gemma, or how it begins and ends. "\uff5c" is the fullwidth bar of DeepSeek.
+_SPECIAL = ("<pad>", "<mask>", "<2mass>", "[@BOS@]")
+_SPECIAL_AROUND = (("<|", "|>"), ("<\uff5c", "\uff5c>"), ("<unused", ">"))
+
+
 @dataclass
 class Vocabulary:
     """Tokens by id, with llama.cpp's type of each; filled by the readers of this package."""
@@ -30,6 +36,8 @@ class Vocabulary:
     merges: list[str] | None = None
     add_bos: bool = False
     add_eos: bool = False
+    first: int | None = None  # the token that the tokenizer itself puts before a text
+    last: int | None = None  # ... and behind one
     extra: dict[str, Value] = field(default_factory=dict)
 
     @classmethod
@@ -85,10 +93,8 @@ class Vocabulary:
 
 def _looks_special(text: str) -> bool:
     """Control tokens that some folders do not mark as special; other converters do the same."""
-    return (
-        text in ("<pad>", "<mask>")
-        or (text.startswith("<|") and text.endswith("|>"))
-        or (text.startswith("<unused") and text.endswith(">"))
+    return text in _SPECIAL or any(
+        text.startswith(begin) and text.endswith(end) for begin, end in _SPECIAL_AROUND
     )
 
 
