@@ -1,9 +1,10 @@
 """Our encoders against ggml's: error and speed of every block type on the same Gaussian rows.
 
-ggml's ggml_quantize_chunk is called in this process (the xllamacpp wheel exports it) with an
-imatrix of ones, the setting in which it minimises its best error; ours uses plain least squares.
-Both run on one thread, alternating; the best of the rounds counts, in CPU seconds of the thread,
-so that other processes disturb less. The last columns are the wall time of one thread over that of
+ggml's ggml_quantize_chunk is called in this process (the xllamacpp wheel exports it) in both of its
+modes: by default, which is fast for many types, and with an imatrix of ones, the setting in which
+it searches and minimises its best error; ours uses plain least squares. All run on one thread,
+taking turns; the best of the rounds counts, in CPU seconds of the thread, so that other processes
+disturb less. The last columns are the wall time of one thread over that of
 two threads, and over that of two processes, which is what `tqgguf quantize` uses on large models.
 
     make bench-kernels
@@ -13,7 +14,7 @@ two threads, and over that of two processes, which is what `tqgguf quantize` use
 import argparse
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
 from dataclasses import asdict, dataclass
 from functools import cache, partial
@@ -41,6 +42,8 @@ class Row:
     mse_ggml_default: float | None
     gap_db: float
     speed: float
+    speed_ggml_default: float | None
+    ratio_default: float | None
     speed_ggml: float
     ratio: float
     threads: float
@@ -76,32 +79,48 @@ def gaussian(rows: int) -> F32:
 
 
 def measure(n_rows: int, name: str, rounds: int, pool: Executor) -> Row:
-    """Encode the same weights by both, alternating."""
+    """Encode the same weights by both, ggml in both of its modes, taking turns."""
     x = gaussian(n_rows)
     ones = np.ones(N_IN, np.float32)
     ggml.quantize(x[:1], name, ones)  # builds its tables
-    mine, others = [], []
-    for _ in range(rounds):
-        mine.append(timed(lambda: quantize(x, name, threads=1)))
-        others.append(timed(lambda: ggml.quantize(x, name, ones)))
-    seconds, data = min(mine, key=lambda run: run[0])
-    seconds_ggml, data_ggml = min(others, key=lambda run: run[0])
-    mse, bpw = relative_mse(x, dequantize(data, name, N_IN)), FORMATS[name].bits_per_weight
-    default = None
+    encoders = {
+        "ours": lambda: quantize(x, name, threads=1),
+        "ggml": lambda: ggml.quantize(x, name, ones),
+    }
     if name not in ggml.NEEDS_IMPORTANCE:
-        default = relative_mse(x, ggml.dequantize(ggml.quantize(x, name), name))
+        encoders["default"] = lambda: ggml.quantize(x, name)
+    seconds, data = taking_turns(encoders, rounds)
+    mse, bpw = relative_mse(x, dequantize(data["ours"], name, N_IN)), FORMATS[name].bits_per_weight
+    theirs = {
+        mode: relative_mse(x, ggml.dequantize(data[mode], name)) for mode in data if mode != "ours"
+    }
+    speed = {mode: x.size / seconds[mode] / 1e6 for mode in seconds}
     return Row(
         name,
         bpw,
         mse,
-        relative_mse(x, ggml.dequantize(data_ggml, name)),
-        default,
+        theirs["ggml"],
+        theirs.get("default"),
         rate_distortion_gap_db(mse, bpw),
-        x.size / seconds / 1e6,
-        x.size / seconds_ggml / 1e6,
-        seconds_ggml / seconds,
+        speed["ours"],
+        speed.get("default"),
+        speed["ours"] / speed["default"] if "default" in speed else None,
+        speed["ggml"],
+        speed["ours"] / speed["ggml"],
         *gains(n_rows, name, rounds, pool),
     )
+
+
+def taking_turns(
+    encoders: Mapping[str, Callable[[], U8]], rounds: int
+) -> tuple[dict[str, float], dict[str, U8]]:
+    """The best CPU seconds of each, and its result."""
+    seconds, data = dict.fromkeys(encoders, float("inf")), {}
+    for _ in range(rounds):
+        for mode, encode in encoders.items():
+            spent, data[mode] = timed(encode)
+            seconds[mode] = min(seconds[mode], spent)
+    return seconds, data
 
 
 def timed(encode: Callable[[], U8]) -> tuple[float, U8]:
@@ -133,20 +152,25 @@ def encode_half(n_rows: int, name: str, half: int) -> None:
 
 
 HEADER = (
-    "| type | bpw | MSE | ggml, ones | ggml | gap dB | Mw/s | ggml | ratio "
-    "| 2 threads | 2 processes |\n"
-    "|---|---|---|---|---|---|---|---|---|---|---|"
+    "| type | bits per weight | error | ggml | ggml, imatrix | gap, dB | Mweights/s "
+    "| ggml | ratio | ggml, imatrix | ratio | 2 threads | 2 processes |\n"
+    "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|"
 )
 
 
 def line(row: Row) -> str:
     """One row of a Markdown table."""
-    default = "-" if row.mse_ggml_default is None else f"{row.mse_ggml_default:.4g}"
     return (
-        f"| {row.type} | {row.bpw:.4g} | {row.mse:.4g} | {row.mse_ggml:.4g} | {default} "
-        f"| {row.gap_db:.2f} | {row.speed:.1f} | {row.speed_ggml:.1f} | {row.ratio:.1f}x "
-        f"| {row.threads:.2f}x | {row.processes:.2f}x |"
+        f"| {row.type} | {row.bpw:.4g} | {row.mse:.4g} | {shown(row.mse_ggml_default, '.4g')} "
+        f"| {row.mse_ggml:.4g} | {row.gap_db:.2f} | {row.speed:.1f} "
+        f"| {shown(row.speed_ggml_default, '.1f')} | {shown(row.ratio_default, '.1f', 'x')} "
+        f"| {row.speed_ggml:.1f} | {row.ratio:.1f}x | {row.threads:.2f}x | {row.processes:.2f}x |"
     )
+
+
+def shown(value: float | None, form: str, unit: str = "") -> str:
+    """A figure, or a dash where ggml has none."""
+    return "-" if value is None else f"{value:{form}}{unit}"
 
 
 if __name__ == "__main__":
