@@ -38,10 +38,18 @@ def test_threads_and_memory_change_nothing(novels, tmp_path, expected, options):
     assert convert(novels, tmp_path / "q.gguf", **options) == expected
 
 
-@pytest.mark.parametrize("tile", [1, 1 << 12, 100_000, 1 << 30])
+@pytest.mark.parametrize("tile", [1 << 12, 100_000, 1 << 30])
 def test_the_size_of_tiles_changes_nothing(novels, tmp_path, monkeypatch, expected, tile):
     monkeypatch.setattr(pipeline, "TILE", tile)
     assert convert(novels, tmp_path / "q.gguf") == expected
+
+
+def test_tiles_of_one_row_change_nothing(tmp_path, monkeypatch):
+    sizes = {"D": 256, "F": 512, "Q": 256, "K": 128, "H": 64, "R": 32, "V": 128}
+    source = write_tiny(tmp_path / "m.gguf", "llama", layers=1, sizes=sizes)
+    whole = convert(source, tmp_path / "whole.gguf")
+    monkeypatch.setattr(pipeline, "TILE", 1)
+    assert convert(source, tmp_path / "rows.gguf") == whole
 
 
 @pytest.mark.parametrize("kernel", NEEDS)
