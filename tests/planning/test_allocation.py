@@ -1,5 +1,7 @@
 """Types within a budget: never over, nearly all spent, and better than one type for all."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -10,6 +12,7 @@ from tqgguf.formats import FORMATS
 from tqgguf.models import open_model
 from tqgguf.planning.allocation import (
     SCALAR_TYPES,
+    SMALL_BLOCK_TYPES,
     Item,
     allocate,
     default_sensitivity,
@@ -54,6 +57,32 @@ def test_what_matters_more_gets_more_bits():
     chosen = [Item("little", 65536, 256, 1e-4), Item("much", 65536, 256, 1.0)]
     types = allocate(chosen, int(2 * 65536 * 4 / 8))
     assert FORMATS[types["much"]].bits_per_weight > FORMATS[types["little"]].bits_per_weight + 1
+
+
+def test_ragged_rows_get_small_blocks_beside_k_types():
+    chosen = [Item("ragged", 576 * 64, 576, 1.0), Item("even", 512 * 64, 512, 1.0)]
+    for bpw in (4.6, 5.2, 5.8):
+        types = allocate(chosen, int(sum(i.weights for i in chosen) * bpw / 8))
+        assert types["ragged"] in (*SMALL_BLOCK_TYPES, "Q8_0")
+        assert types["even"] in SCALAR_TYPES
+
+
+def test_measured_errors_count_where_there_are_some():
+    chosen = Item("a", 65536, 256, 1.0)
+    assert chosen.cost("Q5_1") == relative_error("Q5_1")
+    flattered = replace(chosen, errors={"Q4_1": 1e-6})
+    assert flattered.cost("Q4_1") == 1e-6
+    types = [allocate([item], int(65536 * 5.6 / 8))["a"] for item in (chosen, flattered)]
+    assert types == ["Q5_K", "Q4_1"]
+
+
+@pytest.mark.parametrize("role", ["output", "ffn_down", "attn_v", "unheard_of"])
+def test_layers_of_a_role_share_what_the_role_costs(role):
+    for of_outputs in (False, True):
+        shares = [default_sensitivity(role, i, 8, of_outputs=of_outputs) for i in range(1, 7)]
+        assert len(set(shares)) == 1
+        whole = default_sensitivity(role, None, 8, of_outputs=of_outputs)
+        assert shares[0] == pytest.approx(whole / 8)
 
 
 def test_too_small_a_budget_says_what_is_needed():

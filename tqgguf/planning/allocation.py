@@ -7,7 +7,7 @@ still fit.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 
 import numpy as np
@@ -19,47 +19,70 @@ from tqgguf.models import stored_bytes
 
 # Decoded fast by every backend; the lattice types join only where nothing else is small enough.
 SCALAR_TYPES = ("Q2_K", "Q3_K", "IQ4_XS", "Q4_K", "Q5_K", "Q6_K", "Q8_0")
-SMALL_BLOCK_TYPES = ("Q4_0", "IQ4_NL", "Q5_0", "Q8_0")
+SMALL_BLOCK_TYPES = ("MXFP4", "IQ4_NL", "Q4_1", "Q5_0", "Q5_1")  # of 32: they fit almost any row
 LATTICE_TYPES = ("IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS")
 
-# Divergence per relative squared error, measured on novels-5m (6 layers, docs/LOG.md); a layer's
-# share falls with the number of layers. The first and the last layer matter about twice as much.
+# Divergence per relative error, of all of a role's matrices together: of the outputs, and of the
+# weights where nothing is known of their inputs. Measured on SmolLM2-135M by
+# scripts/measure_roles.py (docs/decisions/0025). The first and the last layer matter about twice.
 _ROLES = {
-    "output": 0.66,
-    "token_embd": 0.03,
-    "attn_q": 0.0031,
-    "attn_k": 0.0042,
-    "attn_v": 0.0077,
-    "attn_qkv": 0.015,
-    "attn_output": 0.0065,
-    "ffn_gate": 0.023,
-    "ffn_up": 0.014,
-    "ffn_down": 0.040,
+    "output": (31.0, 12.0),
+    "token_embd": (1.4, 1.4),
+    "attn_q": (2.8, 3.6),
+    "attn_k": (3.0, 2.9),
+    "attn_v": (4.8, 14.0),
+    "attn_qkv": (11.0, 20.0),
+    "attn_output": (3.9, 4.0),
+    "ffn_gate": (5.7, 5.6),
+    "ffn_up": (8.1, 10.0),
+    "ffn_down": (25.0, 27.0),
 }
-_OTHER_ROLE = 0.01
-_LAYERS_MEASURED = 6
+_OTHER_ROLE = (4.0, 4.0)
 _OUTER = 2.0
 _ROOMY = 1.15  # a budget above this many times the smallest scalar types needs no lattice types
 
 
 @dataclass(frozen=True)
+class Errors:
+    """Relative squared errors of a matrix by type: of its outputs, or of its weights alone."""
+
+    by_type: Mapping[str, float] = field(default_factory=dict)
+    of_outputs: bool = False
+
+
+@dataclass(frozen=True)
 class Item:
-    """A tensor that competes for bytes."""
+    """A tensor that competes for bytes.
+
+    sensitivity: divergence per relative error. errors: measured ones by type; where there is none,
+    that of Gaussian weights counts.
+    """
 
     name: str
     weights: int
     n_in: int
     sensitivity: float
+    errors: Mapping[str, float] = field(default_factory=dict)
+
+    def cost(self, type: str) -> float:
+        """The divergence that this type causes, in nats."""
+        error = self.errors[type] if type in self.errors else relative_error(type)
+        return self.sensitivity * error
 
 
-def default_sensitivity(role: str, layer: int | None, n_layer: int) -> float:
-    """The sensitivity of a tensor of which only the role and the layer are known."""
+def default_sensitivity(
+    role: str, layer: int | None, n_layer: int, *, of_outputs: bool = False
+) -> float:
+    """The sensitivity of a tensor of which only the role and the layer are known.
+
+    of_outputs: to relative errors of its outputs, not of its weights.
+    """
     kind = role.removesuffix("_exps").removesuffix("_shexp")
-    base = _ROLES.get(kind, _OTHER_ROLE)
+    base = _ROLES.get(kind, _OTHER_ROLE)[0 if of_outputs else 1]
     if layer is None:
         return base
     outer = _OUTER if layer in (0, n_layer - 1) else 1.0
-    return base * outer * _LAYERS_MEASURED / max(1, n_layer)
+    return base * outer / max(1, n_layer)
 
 
 def allocate(items: Sequence[Item], budget: int) -> dict[str, str]:
@@ -84,7 +107,7 @@ def allocate(items: Sequence[Item], budget: int) -> dict[str, str]:
 
 def predicted(items: Sequence[Item], types: Mapping[str, str]) -> float:
     """The divergence that the linearity theorem predicts, in nats."""
-    return sum(i.sensitivity * relative_error(types[i.name]) for i in items)
+    return sum(i.cost(types[i.name]) for i in items)
 
 
 @cache
@@ -92,6 +115,12 @@ def relative_error(type: str) -> float:
     """Relative squared error of a type on Gaussian weights, measured on a seeded sample."""
     x = np.random.default_rng(0).standard_normal((128, 256)).astype(np.float32)
     return metrics.relative_mse(x, dequantize(quantize(x, type, threads=1), type, 256))
+
+
+def candidates(n_in: int) -> list[str]:
+    """The types that rows of n_in weights may become; none where only float types hold them."""
+    types = (*SCALAR_TYPES, *SMALL_BLOCK_TYPES, *LATTICE_TYPES)
+    return [n for n in types if n_in % FORMATS[n].block_size == 0]
 
 
 @dataclass(frozen=True)
@@ -103,16 +132,8 @@ class _Choice:
 
 def _choices(item: Item, extra: Sequence[str]) -> list[_Choice]:
     """What an item may become, ascending in bytes and descending in cost."""
-    names = [*extra, *SCALAR_TYPES]
-    fitting = [n for n in names if item.n_in % FORMATS[n].block_size == 0 and n != "Q8_0"]
-    if not fitting:
-        fitting = [n for n in SMALL_BLOCK_TYPES if item.n_in % FORMATS[n].block_size == 0]
-    else:
-        fitting.append("Q8_0")
-    sized = [
-        _Choice(n, stored_bytes(n, item.weights), item.sensitivity * relative_error(n))
-        for n in fitting or ["F16"]
-    ]
+    names = [n for n in candidates(item.n_in) if n in extra or n not in LATTICE_TYPES] or ["F16"]
+    sized = [_Choice(n, stored_bytes(n, item.weights), item.cost(n)) for n in names]
     sized.sort(key=lambda c: (c.n_bytes, c.cost))
     best: list[_Choice] = []
     for choice in sized:

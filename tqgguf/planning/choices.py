@@ -21,8 +21,10 @@ from tqgguf.network import forward
 from tqgguf.network.equivalence import compare
 from tqgguf.network.forward import Tokens
 from tqgguf.output.layout import TensorInfo, lay_out
+from tqgguf.planning.allocation import Errors, candidates
 from tqgguf.planning.header import output_metadata
 from tqgguf.planning.plan import Options, Plan, is_matrix, make_plan
+from tqgguf.planning.rounding import measure_errors
 from tqgguf.rotation.architectures import LAYER
 from tqgguf.rotation.folded import fold
 from tqgguf.rotation.rotation import NO_ROTATION, Rotation
@@ -56,15 +58,16 @@ def prepare(model: Model, options: Options, *, threads: int | None = None) -> Pr
         options, why = choose_rotation(model, options, tokens, threads=threads)
         notes.append(why)
     plan = make_plan(model, options)
-    budget = _budget(model, plan, options)
-    if budget is not None:
-        sensitivity = _sensitivity(model, plan, tokens, threads)
-        plan = make_plan(model, options, budget=budget, sensitivity=sensitivity)
     imatrix = None
     if options.imatrix is not None and tokens is None:
         imatrix = read_imatrix(options.imatrix)
         check_basis(imatrix, plan.rotation, options.imatrix)
         _check_shapes(plan, imatrix, options.imatrix)
+    budget = _budget(model, plan, options)
+    if budget is not None:
+        sensitivity = _sensitivity(model, plan, tokens, threads)
+        errors = _type_errors(model, plan, imatrix, threads)
+        plan = make_plan(model, options, budget=budget, sensitivity=sensitivity, errors=errors)
     return Prepared(replace(plan, notes=(*plan.notes, *notes)), tokens, imatrix)
 
 
@@ -158,6 +161,18 @@ def _sensitivity(
 
     (values,) = kept_statistics(model, rotation, tokens).once("sensitivity", found)
     return dict(zip(names, values.tolist(), strict=True))
+
+
+def _type_errors(
+    model: Model, plan: Plan, imatrix: Imatrix | None, threads: int | None
+) -> dict[str, Errors]:
+    """The errors of the types that each matrix may become."""
+    folded = fold(model, plan.rotation.with_vectors_of(model))
+    types = {
+        t.name: candidates(t.shape[-1]) for t in plan.tensors if is_matrix(model.tensors[t.source])
+    }
+    energies = imatrix.importance if imatrix else lambda _: None
+    return measure_errors(folded, types, energies, threads=threads)
 
 
 def _check_shapes(plan: Plan, imatrix: Imatrix, path: Path) -> None:

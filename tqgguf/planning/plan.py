@@ -14,7 +14,7 @@ from gguf import LlamaFileType
 from tqgguf.errors import PlanError
 from tqgguf.formats import FORMATS, find_format, is_float
 from tqgguf.models import Model, Tensor, stored_bytes
-from tqgguf.planning.allocation import Item, allocate, default_sensitivity, predicted
+from tqgguf.planning.allocation import Errors, Item, allocate, default_sensitivity, predicted
 from tqgguf.planning.recipes import Recipe, fitting, recipe
 from tqgguf.rotation import folding
 from tqgguf.rotation.architectures import layer_prefix, role
@@ -127,12 +127,14 @@ def make_plan(
     budget: int | None = None,
     sensitivity: Mapping[str, float] | None = None,
     energies: Energies | None = None,
+    errors: Mapping[str, Errors] | None = None,
 ) -> Plan:
     """Plan the quantization of a model.
 
     budget: bytes of all tensors, for which to choose their types by sensitivity: divergence per
-    relative squared error of each (None: what is known of their roles). energies: of the inputs in
-    the original basis, from which a fold chooses the scales of channels (None: from the weights).
+    relative squared error of each (None: what is known of their roles), and by the errors of their
+    types (None: those of Gaussian weights). energies: of the inputs in the original basis, from
+    which a fold chooses the scales of channels (None: from the weights).
     Raises PlanError for options that contradict the model and for a file without tensors,
     UnsupportedModelError where the asked rotation cannot be folded.
     """
@@ -155,7 +157,7 @@ def make_plan(
     plan = Plan(chosen, rotation, tensors, sum(t.size for t in model.tensors.values()))
     said: tuple[str, ...] = ()
     if budget is not None:
-        plan, said = _spend(model, plan, options, head, budget, sensitivity or {})
+        plan, said = _spend(model, plan, options, head, budget, sensitivity or {}, errors or {})
     _check(model, plan, options)
     return replace(plan, notes=(*_notes(plan), *said))
 
@@ -167,6 +169,7 @@ def _spend(
     head: str,
     budget: int,
     sensitivity: Mapping[str, float],
+    errors: Mapping[str, Errors],
 ) -> tuple[Plan, tuple[str, ...]]:
     """Choose the types of all matrices that no option names, within the budget."""
     free = [
@@ -174,7 +177,7 @@ def _spend(
         for t in plan.tensors
         if is_matrix(model.tensors[t.source]) and _named_type(t.name, options) is None
     ]
-    items = [_item(model, t, head, sensitivity) for t in free]
+    items = [_item(model, t, head, sensitivity, errors) for t in free]
     fixed = plan.n_bytes - sum(t.n_bytes for t in free)
     types = allocate(items, budget - fixed)
     tensors = tuple(
@@ -192,12 +195,20 @@ def _spend(
     )
 
 
-def _item(model: Model, t: PlannedTensor, head: str, sensitivity: Mapping[str, float]) -> Item:
+def _item(
+    model: Model,
+    t: PlannedTensor,
+    head: str,
+    sensitivity: Mapping[str, float],
+    errors: Mapping[str, Errors],
+) -> Item:
     kind = "output" if t.name == head else role(t.name)[0]
     prefix = layer_prefix(t.name)
     layer = int(prefix.split(".")[1]) if prefix else None
-    known = default_sensitivity(kind, layer, int(model.get("{arch}.block_count", 1)))
-    return Item(t.name, t.size, t.shape[-1], sensitivity.get(t.name, known))
+    n_layer = int(model.get("{arch}.block_count", 1))
+    found = errors.get(t.name, Errors())
+    known = default_sensitivity(kind, layer, n_layer, of_outputs=found.of_outputs)
+    return Item(t.name, t.size, t.shape[-1], sensitivity.get(t.name, known), found.by_type)
 
 
 def is_matrix(tensor: Tensor) -> bool:
