@@ -62,7 +62,8 @@ $(RANDOM_MODEL): scripts/make_synthetic_model.py | $(VENV)/.installed
 bench-kernels: $(VENV)/.installed   ## our encoders against ggml's: error and speed of every type
 	PYTHONPATH=.:tests $(BIN)/python scripts/bench_kernels.py
 
-test-oracle: $(VENV)/.oracle  ## converted models against torch and transformers
+test-oracle: $(VENV)/.oracle  ## folders against torch, transformers and llama.cpp's own converter
+	@[ -n "$$TQGGUF_CONVERTER" ] || PYTHON=$(PYTHON) scripts/build_llama_cpp.sh converter >/dev/null
 	$(BIN)/python -m pytest -q -m oracle tests/oracle
 
 fuzz: $(VENV)/.installed   ## many more accidents and broken files than `make test` tries

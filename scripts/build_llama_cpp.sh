@@ -1,8 +1,10 @@
 #!/usr/bin/env bash
 # Build llama.cpp's programs from the source inside the PyPI sdist llama-cpp-python, once, into the
-# user's cache; prints where they are. Needs a C++ compiler, Python 3 and pip's package index.
+# user's cache, and keep its converter of Hugging Face folders there; prints where the programs are.
+# Needs a C++ compiler, Python 3 and pip's package index.
 #
 #   scripts/build_llama_cpp.sh           build unless already built
+#   scripts/build_llama_cpp.sh converter the converter alone: nothing is compiled; prints its path
 #   CMAKE_ARGS=-DGGML_CUDA=ON scripts/build_llama_cpp.sh     ... with more of CMake's options
 set -euo pipefail
 
@@ -10,6 +12,7 @@ readonly version=0.3.36 # the same as VERSION in tqgguf/llamacpp/tools.py
 readonly checksum=832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e
 readonly programs=(llama-bench llama-quantize llama-perplexity llama-imatrix llama-gguf-split
   llama-completion llama-tokenize)
+readonly converter=(convert_hf_to_gguf.py conversion gguf-py models LICENSE)
 readonly home="${XDG_CACHE_HOME:-$HOME/.cache}/tqgguf/llama.cpp-$version"
 readonly python="${PYTHON:-python3}"
 
@@ -26,6 +29,10 @@ complete() {
   done
 }
 
+has_converter() {
+  [[ -f $home/convert_hf_to_gguf.py && -d $home/conversion && -d $home/gguf-py/gguf ]]
+}
+
 need() {
   command -v "$1" >/dev/null || fail "$1 not found; $2"
 }
@@ -38,10 +45,7 @@ flag() {
 fetch() {
   say "fetching the source of llama-cpp-python $version"
   "$python" -m venv "$work/venv"
-  local pip=("$work/venv/bin/python" -m pip --quiet --disable-pip-version-check)
-  command -v cmake >/dev/null || "${pip[@]}" install cmake
-  command -v ninja >/dev/null || "${pip[@]}" install ninja
-  PATH=$PATH:$work/venv/bin
+  pip=("$work/venv/bin/python" -m pip --quiet --disable-pip-version-check)
   "${pip[@]}" download --no-deps --no-binary llama-cpp-python -d "$work" "llama-cpp-python==$version"
   local sdist=$work/llama_cpp_python-$version.tar.gz
   "$python" - "$sdist" "$checksum" <<'PYTHON' || fail "$sdist: not the file this script was written for"
@@ -49,6 +53,13 @@ import hashlib, sys
 raise SystemExit(hashlib.sha256(open(sys.argv[1], "rb").read()).hexdigest() != sys.argv[2])
 PYTHON
   tar -xzf "$sdist" -C "$work" "llama_cpp_python-$version/vendor/llama.cpp"
+}
+
+# What builds it, where the system has none.
+fetch_builders() {
+  command -v cmake >/dev/null || "${pip[@]}" install cmake
+  command -v ninja >/dev/null || "${pip[@]}" install ninja
+  PATH=$PATH:$work/venv/bin
 }
 
 # llama.cpp logs from a thread of its own that dies with the program, often before the last lines
@@ -78,29 +89,56 @@ broken() {
   fail "llama.cpp's build failed (above)"
 }
 
+# Complete or absent: each part is moved to its name when it is whole, the program to run last.
+install_converter() {
+  local part source=$work/llama_cpp_python-$version/vendor/llama.cpp
+  mkdir -p "$home"
+  for part in "${converter[@]:1}" "${converter[0]}"; do
+    [[ -e $source/$part && ! -e $home/$part ]] || continue
+    mv -T "$source/$part" "$home/$part" 2>/dev/null || [[ -e $home/$part ]] || fail "$home: cannot write"
+  done
+  has_converter || fail "the source of $version lacks its converter"
+}
+
 # Complete or absent: the folder gets its name when everything is in it.
 install_programs() {
   local program
   mkdir -p "$work/home/bin"
   for program in "${programs[@]}"; do cp "$work/build/bin/$program" "$work/home/bin/"; done
   if ! complete; then
-    rm -rf "$home"
-    mv "$work/home" "$home"
+    mkdir -p "$home"
+    rm -rf "${home:?}/bin"
+    mv "$work/home/bin" "$home/bin"
   fi
 }
 
-if complete; then
-  say "already built"
-else
+begin() {
   need "$python" "it makes the build's environment"
-  need "${CC:-cc}" "install a C compiler (gcc or clang)"
-  need "${CXX:-c++}" "install a C++ compiler (g++ or clang++)"
   mkdir -p "$(dirname "$home")"
   work=$(mktemp -d "$home.XXXXXX")
   trap 'rm -rf "$work"' EXIT
   trap 'exit 130' INT TERM HUP
   fetch
+}
+
+if [[ ${1:-} == converter ]]; then
+  if ! has_converter; then
+    begin
+    install_converter
+  fi
+  printf '%s\n' "$home/convert_hf_to_gguf.py"
+  exit
+fi
+
+if complete; then
+  say "already built"
+else
+  need "${CC:-cc}" "install a C compiler (gcc or clang)"
+  need "${CXX:-c++}" "install a C++ compiler (g++ or clang++)"
+  begin
+  fetch_builders
   build
   install_programs
+  has_converter || install_converter
 fi
 printf '%s\n' "$home/bin"

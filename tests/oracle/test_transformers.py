@@ -1,219 +1,26 @@
 """Converted models compute in llama.cpp what torch and transformers compute from the folder.
 
-Run by `make test-oracle`; torch is imported when a test runs, so that collecting needs neither.
+Run by `make test-oracle`.
 """
-
-import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from typer.testing import CliRunner
 
 from tests.llama import logprobs
-from tests.models.huggingface.bpe import train_byte_level
-from tests.tiny_models import DATA
+from tests.oracle.cases import CASES, TOKENS
 from tqgguf.cli import app
 
 pytestmark = pytest.mark.oracle
 
-TOKENS = [1, 5, 300, 1400, 77, 2047, 12, 12, 900, 33, *range(600, 630)]
-SIZES = {
-    "vocab_size": 2048,
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 256,
-    "tie_word_embeddings": False,
-    "pad_token_id": 0,
-}
-GPT2_SIZES = {
-    "vocab_size": 2048,
-    "n_embd": 64,
-    "n_layer": 3,
-    "n_head": 4,
-    "n_positions": 128,
-    "bos_token_id": 0,
-    "eos_token_id": 0,
-}
-EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 48, "num_experts": 4}
-LLAMA3 = {
-    "rope_type": "llama3",
-    "rope_theta": 10000.0,
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 32,
-}
-YARN = {
-    "rope_type": "yarn",
-    "rope_theta": 10000.0,
-    "factor": 4.0,
-    "original_max_position_embeddings": 64,
-}
-
-
-@dataclass(frozen=True)
-class Case:
-    """A transformers config class and its values; how the weights are saved."""
-
-    config: str
-    values: Mapping[str, Any] = field(default_factory=dict)
-    sizes: Mapping[str, Any] = field(default_factory=lambda: SIZES)
-    dtype: str = "float32"
-    shard: str = "1GB"
-    byte_level: bool = False
-
-
-def longrope(original: int) -> dict[str, Any]:
-    """Factors for heads of 16 weights."""
-    rope = {"rope_type": "longrope", "rope_theta": 10000.0}
-    rope["original_max_position_embeddings"] = original
-    short, long = np.linspace(1, 2, 8).tolist(), np.linspace(1, 9, 8).tolist()
-    return {
-        "rope_parameters": rope | {"short_factor": short, "long_factor": long},
-        "original_max_position_embeddings": original,
-    }
-
-
-CASES = {
-    "llama": Case("LlamaConfig", {"attention_bias": True, "mlp_bias": True}),
-    "llama-wide-heads": Case("LlamaConfig", {"head_dim": 32}),
-    "llama-tied": Case("LlamaConfig", {"tie_word_embeddings": True}),
-    "llama-bf16-sharded": Case("LlamaConfig", dtype="bfloat16", shard="100KB"),
-    "llama-f16": Case("LlamaConfig", dtype="float16"),
-    "llama-theta": Case("LlamaConfig", {"rope_parameters": {"rope_theta": 500000.0}}),
-    "llama-linear": Case(
-        "LlamaConfig",
-        {"rope_parameters": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}},
-    ),
-    "llama-llama3": Case("LlamaConfig", {"rope_parameters": LLAMA3}),
-    "llama-yarn": Case("LlamaConfig", {"rope_parameters": YARN}),
-    "llama-yarn-attention": Case(
-        "LlamaConfig", {"rope_parameters": {**YARN, "attention_factor": 1.5}}
-    ),
-    "llama-yarn-mscale": Case(
-        "LlamaConfig", {"rope_parameters": {**YARN, "mscale": 0.7, "mscale_all_dim": 1.2}}
-    ),
-    "llama-longrope": Case("LlamaConfig", longrope(16)),
-    "mistral": Case("MistralConfig", {"head_dim": 16, "sliding_window": None}),
-    "mixtral": Case("MixtralConfig", {"num_local_experts": 4, "num_experts_per_tok": 2}),
-    "qwen2": Case("Qwen2Config", byte_level=True),
-    "qwen2-yarn": Case("Qwen2Config", {"rope_parameters": YARN}, byte_level=True),
-    "qwen3": Case("Qwen3Config", {"head_dim": 32}, byte_level=True),
-    "qwen3-tied": Case(
-        "Qwen3Config", {"head_dim": 32, "tie_word_embeddings": True}, byte_level=True
-    ),
-    "qwen3-moe": Case(
-        "Qwen3MoeConfig", {**EXPERTS, "head_dim": 32, "norm_topk_prob": True}, byte_level=True
-    ),
-    "phi3": Case("Phi3Config"),
-    "phi3-partial": Case("Phi3Config", {"partial_rotary_factor": 0.75}),
-    "phi3-long": Case("Phi3Config", longrope(16)),
-    "phi3-short": Case("Phi3Config", longrope(256) | {"max_position_embeddings": 1024}),
-    "gpt2": Case("GPT2Config", sizes=GPT2_SIZES, byte_level=True),
-    "gpt2-wide": Case("GPT2Config", {"n_inner": 96}, sizes=GPT2_SIZES, byte_level=True),
-    "starcoder2": Case(
-        "Starcoder2Config", {"use_bias": True, "sliding_window": None}, byte_level=True
-    ),
-    "gemma": Case("GemmaConfig", {"head_dim": 32, "tie_word_embeddings": True}),
-    "gemma2": Case(
-        "Gemma2Config",
-        {
-            "head_dim": 32,
-            "query_pre_attn_scalar": 32,
-            "sliding_window": 8,
-            "tie_word_embeddings": True,
-        },
-    ),
-    "gemma3": Case(
-        "Gemma3TextConfig",
-        {
-            "head_dim": 32,
-            "query_pre_attn_scalar": 32,
-            "sliding_window": 8,
-            "num_hidden_layers": 6,  # the last of them global
-            "tie_word_embeddings": True,
-        },
-    ),
-    "gemma3-other-pattern": Case(
-        "Gemma3TextConfig",
-        {
-            "head_dim": 32,
-            "query_pre_attn_scalar": 32,
-            "sliding_window": 8,
-            "layer_types": ["full_attention", "sliding_attention", "full_attention"],
-            "rope_parameters": {
-                "full_attention": {"rope_type": "linear", "rope_theta": 1e6, "factor": 8.0},
-                "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
-            },
-            "tie_word_embeddings": True,
-        },
-    ),
-}
-
 
 @pytest.mark.parametrize("name", CASES)
-def test_llama_cpp_computes_what_torch_computes(name, tmp_path):
+def test_llama_cpp_computes_what_torch_computes(name, folders, tmp_path):
     """Converted as it is, and folded as far as the architecture allows."""
-    case = CASES[name]
-    folder = tmp_path / "model"
-    expected = write_folder(folder, case)
-    for rotate in ("none", "values" if "Gemma" in case.config else "fused"):
+    folder, expected = folders(name)
+    for rotate in ("none", CASES[name].rotate):
         converted = tmp_path / f"{rotate}.gguf"
         arguments = ["quantize", folder, "--type", "f32", "--rotate", rotate, "-o", converted]
         result = CliRunner().invoke(app, [*map(str, arguments), "--quiet"])
         assert result.exit_code == 0, result.output
         assert np.abs(logprobs(converted, TOKENS) - expected).max() < 1e-2
-
-
-def write_folder(folder: Path, case: Case) -> np.ndarray:
-    """Write a random model as transformers saves it; its log-probabilities: (n_tokens, n_vocab)."""
-    import torch
-    import transformers
-
-    torch.manual_seed(0)
-    torch.set_num_threads(1)
-    config = getattr(transformers, case.config)(**{**case.sizes, **case.values})
-    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
-    for name, parameter in model.named_parameters():
-        scramble(name, parameter, centre=0 if "Gemma" in case.config else 1)
-    model.to(getattr(torch, case.dtype)).save_pretrained(folder, max_shard_size=case.shard)
-    write_tokenizer(folder, byte_level=case.byte_level)
-    model = transformers.AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, attn_implementation="eager"
-    ).eval()
-    with torch.no_grad():
-        logits = model(torch.tensor([TOKENS])).logits[0]
-        return torch.log_softmax(logits.double(), -1).numpy()
-
-
-def scramble(name: str, parameter: Any, *, centre: float) -> None:
-    """Random values in place: gains around `centre` but far from it, biases far from 0.
-
-    The logits stay moderate, since llama.cpp looks GELU up in a table of float16.
-    """
-    import torch
-
-    noise = torch.randn_like(parameter)
-    if "norm" in name or ".ln_" in name:
-        noise = noise / 2 + centre
-    elif not name.endswith("bias"):
-        noise = noise / parameter.shape[-1] ** 0.5
-    if "embed" in name or "lm_head" in name or "wte" in name:
-        noise = noise / 2
-    with torch.no_grad():
-        parameter.copy_(noise)
-
-
-def write_tokenizer(folder: Path, *, byte_level: bool) -> None:
-    if byte_level:
-        train_byte_level("qwen2", SIZES["vocab_size"]).save(str(folder / "tokenizer.json"))
-        return
-    for file in ("tokenizer.model", "tokenizer_config.json"):
-        shutil.copy(DATA / "novels-5m" / file, folder)

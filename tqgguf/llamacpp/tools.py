@@ -49,6 +49,19 @@ def built_tools() -> Path:
     return user_cache() / f"llama.cpp-{VERSION}" / "bin"
 
 
+def converter() -> Path:
+    """llama.cpp's converter of Hugging Face folders: $TQGGUF_CONVERTER, else the build cache's.
+
+    Raises ToolError if it is in neither.
+    """
+    chosen = os.environ.get("TQGGUF_CONVERTER")
+    path = Path(chosen) if chosen else built_tools().parent / "convert_hf_to_gguf.py"
+    if path.is_file():
+        return path
+    where = f"$TQGGUF_CONVERTER, {path}," if chosen else f"{path}"
+    raise ToolError(f"{where}: no such file; fetch it with: scripts/build_llama_cpp.sh converter")
+
+
 def find(name: str) -> Path:
     """The program's path: from $LLAMA_CPP_BIN if that is set, else PATH, else the build cache.
 

@@ -99,6 +99,7 @@ def reranker(folder: Path, *, tied: bool) -> Path:
                 m for m in tokenizer["model"]["merges"] if "".join(m) != last and last not in m
             ]
     write_json(folder / "tokenizer.json", tokenizer)
+    write_json(folder / "tokenizer_config.json", {"eos_token": "<|im_end|>"})
     return folder
 
 
