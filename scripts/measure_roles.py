@@ -26,7 +26,7 @@ from tqgguf.models import Model, open_model
 from tqgguf.network import forward
 from tqgguf.network.forward import Tokens
 from tqgguf.network.ops import Array, log_softmax
-from tqgguf.planning.plan import is_matrix
+from tqgguf.planning.matrices import is_matrix
 from tqgguf.rotation.architectures import layer_prefix, role
 from tqgguf.rotation.folding import EMBEDDING, HEAD
 

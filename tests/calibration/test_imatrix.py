@@ -10,6 +10,7 @@ from tqgguf.calibration.imatrix import (
     Imatrix,
     basis_of,
     check_basis,
+    matched,
     read_imatrix,
     write_imatrix,
 )
@@ -63,6 +64,17 @@ def test_the_legacy_format_is_read(tmp_path):
     imatrix = read_imatrix(path)
     np.testing.assert_allclose(imatrix.importance("a"), [[1, 2, 3]], rtol=1e-6)
     np.testing.assert_allclose(imatrix.importance("b"), [[0.5]], rtol=1e-6)
+
+
+def test_the_legacy_formats_experts_are_told_apart_by_the_tensor(tmp_path):
+    path = tmp_path / "imatrix.dat"
+    path.write_bytes(legacy({"e": [1, 2, 3, 4, 5, 6], "a": [1, 2, 3]}))
+    fitted = matched(read_imatrix(path), {"e": (2, 5, 3), "a": (7, 3), "absent": (4, 4)}, path)
+    np.testing.assert_allclose(fitted.importance("e"), [[1, 2, 3], [4, 5, 6]], rtol=1e-6)
+    np.testing.assert_allclose(fitted.importance("a"), [[1, 2, 3]], rtol=1e-6)
+    assert fitted.importance("absent") is None
+    with pytest.raises(PlanError, match="a has 3 importance values, but the tensor needs 4"):
+        matched(read_imatrix(path), {"a": (7, 4)}, path)
 
 
 def test_an_expert_that_saw_nothing_counts_evenly():

@@ -7,7 +7,7 @@ other inputs.
 
 import struct
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -69,6 +69,30 @@ def check_basis(imatrix: Imatrix, rotation: Rotation, path: Path) -> None:
             f"{path}: taken in the basis {imatrix.basis!r}, but the matrices are quantized in "
             f"{wanted!r}; use --rotate none, or --calibrate with the text itself"
         )
+
+
+def matched(imatrix: Imatrix, shapes: Mapping[str, tuple[int, ...]], path: Path) -> Imatrix:
+    """The entries of tensors of these shapes, a row for each expert.
+
+    The legacy format strings the experts of a tensor together. Raises PlanError for an entry that
+    does not suit its tensor.
+    """
+    sums, counts = {}, {}
+    for name in imatrix.sums.keys() & shapes.keys():
+        shape, found = shapes[name], imatrix.sums[name]
+        wanted = (shape[0] if len(shape) == 3 else 1, shape[-1])
+        if found.shape not in (wanted, (1, wanted[0] * wanted[1])):
+            raise PlanError(
+                f"{path}: {name} has {_by(found.shape)} importance values, but the tensor needs "
+                f"{_by(wanted)}; the file belongs to another model"
+            )
+        sums[name] = found.reshape(wanted)
+        counts[name] = np.broadcast_to(imatrix.counts[name], wanted[:1])
+    return replace(imatrix, sums=sums, counts=counts)
+
+
+def _by(shape: tuple[int, ...]) -> str:
+    return str(shape[1]) if shape[0] == 1 else " x ".join(map(str, shape))
 
 
 def read_imatrix(path: Path) -> Imatrix:

@@ -2,7 +2,7 @@
 
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -139,7 +139,7 @@ def _run(
     verbose: bool,
 ) -> None:
     if not quiet:
-        _warn_of_fallbacks(plan.fallbacks)
+        _warn(plan)
     began = time.perf_counter()
     reports = []
     with progress(plan.n_bytes, files[0].name, quiet=quiet) as bar:
@@ -191,10 +191,12 @@ def _line(report: Report) -> str:
     return f"{report.name}: {shape}, {report.type}, {size}{error}, {report.seconds:.2f} s{where}"
 
 
-def _warn_of_fallbacks(fallbacks: Sequence[PlannedTensor]) -> None:
-    """One line for each kind of fallback, however many tensors take it."""
+def _warn(plan: Plan) -> None:
+    """Options that change nothing, and one line for each kind of fallback."""
+    for line in plan.idle:
+        warn(f"warning: {line}")
     kinds: dict[tuple[str, str], list[str]] = {}
-    for t in fallbacks:
+    for t in plan.fallbacks:
         kinds.setdefault((t.reason, t.type), []).append(t.name)
     for (reason, type), names in kinds.items():
         others = f" and {len(names) - 1} more" if len(names) > 1 else ""
@@ -220,7 +222,7 @@ def _say_plan(plan: Plan, path: Path, *, json: bool) -> None:
     ]
     columns = ["tensor", "shape", "from", "to", "bytes", "input side", "output side", "why"]
     say_table(columns, rows)
-    for note in plan.notes:
+    for note in (*plan.notes, *plan.idle):
         say(note)
     say(f"{path.name}: {_size(plan.n_bytes)}, {plan.bpw:.2f} bits per weight")
 
@@ -285,7 +287,7 @@ def _document(plan: Plan, files: list[Path], n_bytes: int, reports: list[Report]
             "value_block": plan.rotation.value_block,
             "seed": plan.rotation.seed,
         },
-        "notes": plan.notes,
+        "notes": [*plan.notes, *plan.idle],
         "tensors": [_tensor(t, measured.get(t.name)) for t in plan.tensors],
     }
 

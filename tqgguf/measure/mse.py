@@ -22,7 +22,7 @@ from tqgguf.machine.threads import run_all
 from tqgguf.measure.synthetic import round_trip
 from tqgguf.models import Model, Tensor
 from tqgguf.output.tiles import Tile, tiles
-from tqgguf.planning.plan import is_matrix
+from tqgguf.planning.matrices import is_matrix
 from tqgguf.planning.recipes import recipe
 from tqgguf.rotation import folding
 from tqgguf.rotation.rotation import Rotation, read_rotation

@@ -17,8 +17,9 @@ from tqgguf.errors import MismatchError
 from tqgguf.formats import FLOATS, is_float
 from tqgguf.kernels.dtypes import F32
 from tqgguf.machine.threads import map_in_order
-from tqgguf.models import Model, Tensor
+from tqgguf.models import INTEGERS, Model, Tensor
 from tqgguf.output.tiles import Tile, tiles
+from tqgguf.planning.matrices import needs_f32
 from tqgguf.rotation import folding
 from tqgguf.rotation.rotation import Rotation, read_rotation
 
@@ -79,6 +80,7 @@ def verify(
     rotation = read_rotation(quantized)
     pairs = list(_pairs(quantized, original))
     _check_metadata(quantized, original)
+    _check_types(quantized)
     calibrated = quantized.get("tqgguf.calibration") is not None
     for check in map_in_order(partial(_check, rotation, calibrated), pairs, threads=threads):
         advance(quantized.tensors[check.name].size)
@@ -123,6 +125,23 @@ def _check_metadata(quantized: Model, original: Model) -> None:
         decides = key.startswith(("general.architecture", original.architecture, "tokenizer."))
         if decides and quantized.metadata.get(key) != value:
             raise MismatchError(f"{quantized.path}: {key} differs from {original.path}")
+
+
+def _check_types(quantized: Model) -> None:
+    """What llama.cpp cannot compute with in its place makes it abort."""
+    for tensor in quantized.tensors.values():
+        if tensor.type in INTEGERS:
+            continue
+        if needs_f32(tensor) and tensor.type != "F32":
+            raise MismatchError(
+                f"{quantized.path}: {tensor.name} is {tensor.type}, but llama.cpp takes such a "
+                "tensor element by element and aborts unless it is F32; quantize the model anew"
+            )
+        if len(tensor.shape) > 3 and not is_float(tensor.type):
+            raise MismatchError(
+                f"{quantized.path}: {tensor.name} is {tensor.type}, but llama.cpp convolves with "
+                "F16 or F32 kernels alone; quantize the model anew"
+            )
 
 
 def _check(rotation: Rotation, calibrated: bool, pair: tuple[Tensor, Tensor]) -> Check:

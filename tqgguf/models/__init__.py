@@ -8,9 +8,17 @@ from pathlib import Path
 
 from tqgguf.errors import FileFormatError, PlanError
 from tqgguf.models.gguf import read_gguf, shard_files
-from tqgguf.models.model import Model, Tensor, stored_bytes
+from tqgguf.models.model import INTEGERS, Model, Tensor, stored_bytes
 
-__all__ = ["Model", "Tensor", "model_files", "open_model", "open_tensors", "stored_bytes"]
+__all__ = [
+    "INTEGERS",
+    "Model",
+    "Tensor",
+    "model_files",
+    "open_model",
+    "open_tensors",
+    "stored_bytes",
+]
 
 
 def open_model(path: Path, *, vocab_from: Path | None = None) -> Model:

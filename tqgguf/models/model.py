@@ -12,6 +12,8 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from tqgguf.kernels.dtypes import F32, U8
 from tqgguf.models.metadata import Value
 
+INTEGERS = ("I8", "I16", "I32", "I64")  # tables of numbers that are no weights
+
 
 def stored_bytes(type: str, weights: int) -> int:
     """Bytes of so many weights, whole blocks, in a GGUF type."""

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from tqgguf.calibration.cached import kept_statistics
-from tqgguf.calibration.imatrix import Imatrix, basis_of, check_basis, read_imatrix
+from tqgguf.calibration.imatrix import Imatrix, basis_of, check_basis, matched, read_imatrix
 from tqgguf.calibration.kept import Arrays
 from tqgguf.calibration.sensitivity import measure
 from tqgguf.calibration.statistics import input_energies
@@ -23,10 +23,12 @@ from tqgguf.network.forward import Tokens
 from tqgguf.output.layout import TensorInfo, lay_out
 from tqgguf.planning.allocation import Errors, candidates
 from tqgguf.planning.header import output_metadata
-from tqgguf.planning.plan import Options, Plan, is_matrix, make_plan
+from tqgguf.planning.matrices import is_matrix
+from tqgguf.planning.plan import Options, Plan, make_plan
 from tqgguf.planning.rounding import measure_errors
 from tqgguf.rotation.architectures import LAYER
 from tqgguf.rotation.folded import fold
+from tqgguf.rotation.folding import EMBEDDING
 from tqgguf.rotation.rotation import NO_ROTATION, Rotation
 
 _ALIGNMENT = 32  # bytes lost at most after each tensor
@@ -62,12 +64,15 @@ def prepare(model: Model, options: Options, *, threads: int | None = None) -> Pr
     if options.imatrix is not None and tokens is None:
         imatrix = read_imatrix(options.imatrix)
         check_basis(imatrix, plan.rotation, options.imatrix)
-        _check_shapes(plan, imatrix, options.imatrix)
+        shapes = {t.name: t.shape for t in plan.tensors}
+        imatrix = matched(imatrix, shapes, options.imatrix)
     budget = _budget(model, plan, options)
     if budget is not None:
         sensitivity = _sensitivity(model, plan, tokens, threads)
         errors = _type_errors(model, plan, imatrix, threads)
         plan = make_plan(model, options, budget=budget, sensitivity=sensitivity, errors=errors)
+    if imatrix is not None and options.imatrix is not None:
+        plan = _with_coverage(model, plan, imatrix, options.imatrix)
     return Prepared(replace(plan, notes=(*plan.notes, *notes)), tokens, imatrix)
 
 
@@ -175,15 +180,26 @@ def _type_errors(
     return measure_errors(folded, types, energies, threads=threads)
 
 
-def _check_shapes(plan: Plan, imatrix: Imatrix, path: Path) -> None:
-    for t in plan.tensors:
-        found = imatrix.importance(t.name)
-        n_mat = t.shape[0] if len(t.shape) == 3 else 1
-        if found is not None and found.shape != (n_mat, t.shape[-1]):
-            raise PlanError(
-                f"{path}: {t.name} has {found.size} importance values, but the tensor needs "
-                f"{n_mat * t.shape[-1]}; the file belongs to another model"
-            )
+def _with_coverage(model: Model, plan: Plan, imatrix: Imatrix, path: Path) -> Plan:
+    """The plan, with what to say of an imatrix that some of the matrices to be rounded are not in.
+
+    The embedding is looked up, not multiplied with, and no imatrix has it.
+    """
+    rounded = [
+        t.name
+        for t in plan.tensors
+        if is_matrix(model.tensors[t.source]) and not is_float(t.type) and t.name != EMBEDDING
+    ]
+    missing = [name for name in rounded if name not in imatrix.sums]
+    if not missing and rounded:
+        return plan
+    covers = f"{path} covers {len(rounded) - len(missing)} of {len(rounded)} matrices"
+    if len(missing) == len(rounded):
+        why = "it belongs to another model" if rounded else "nothing is rounded"
+        return replace(plan, idle=(*plan.idle, f"{covers}, so it has no effect: {why}"))
+    others = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+    note = f"{covers}; the errors of {missing[0]}{others} are weighed alike"
+    return replace(plan, notes=(*plan.notes, note))
 
 
 def _divergence(model: Model, plan: Plan, tokens: Tokens, threads: int | None) -> float:

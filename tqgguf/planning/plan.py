@@ -3,7 +3,6 @@
 `make_plan` is pure: the same model header and options give the same plan, and no weight is read.
 """
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
@@ -12,9 +11,10 @@ from pathlib import Path
 from gguf import LlamaFileType
 
 from tqgguf.errors import PlanError
-from tqgguf.formats import FORMATS, find_format, is_float
-from tqgguf.models import Model, Tensor, stored_bytes
+from tqgguf.formats import FORMATS, is_float
+from tqgguf.models import INTEGERS, Model, Tensor, stored_bytes
 from tqgguf.planning.allocation import Errors, Item, allocate, default_sensitivity, predicted
+from tqgguf.planning.matrices import NamedTypes, is_matrix, may_be_quantized, needs_f32
 from tqgguf.planning.recipes import Recipe, fitting, recipe
 from tqgguf.rotation import folding
 from tqgguf.rotation.architectures import layer_prefix, role
@@ -24,11 +24,6 @@ from tqgguf.rotation.steps import Sides
 from tqgguf.rotation.vectors import BALANCE, NORM_BALANCE
 
 ROTATIONS = ("fused", "auto", "tensor", "none", "values")
-# Small, sensitive or looked up element by element by ops that know only plain types.
-_NEVER_QUANTIZED = re.compile(
-    r"norm|^cls\b|ffn_gate_inp|position_embd|token_types|rope_freqs|ssm_(?:conv1d|dt|x|a|d)\b"
-    r"|time_mix|attn_rel_b|altup|laurel"
-)
 
 
 @dataclass(frozen=True)
@@ -93,6 +88,7 @@ class Plan:
     tensors: tuple[PlannedTensor, ...]
     source_weights: int
     notes: tuple[str, ...] = ()
+    idle: tuple[str, ...] = ()  # what to say of options that change nothing
 
     @property
     def n_bytes(self) -> int:
@@ -158,8 +154,10 @@ def make_plan(
     said: tuple[str, ...] = ()
     if budget is not None:
         plan, said = _spend(model, plan, options, head, budget, sensitivity or {}, errors or {})
+    idle = tuple(_named_types(options).idle({n: model.tensors[s] for n, s in sources.items()}))
+    plan = replace(plan, notes=(*_notes(plan), *said), idle=(*idle, *_idle(options, plan.rotation)))
     _check(model, plan, options)
-    return replace(plan, notes=(*_notes(plan), *said))
+    return plan
 
 
 def _spend(
@@ -172,10 +170,12 @@ def _spend(
     errors: Mapping[str, Errors],
 ) -> tuple[Plan, tuple[str, ...]]:
     """Choose the types of all matrices that no option names, within the budget."""
+    sources = model.tensors
     free = [
         t
         for t in plan.tensors
-        if is_matrix(model.tensors[t.source]) and _named_type(t.name, options) is None
+        if is_matrix(sources[t.source])
+        and _named_type(sources[t.source], t.name, options, head) is None
     ]
     items = [_item(model, t, head, sensitivity, errors) for t in free]
     fixed = plan.n_bytes - sum(t.n_bytes for t in free)
@@ -211,12 +211,6 @@ def _item(
     return Item(t.name, t.size, t.shape[-1], sensitivity.get(t.name, known), found.by_type)
 
 
-def is_matrix(tensor: Tensor) -> bool:
-    """Whether a tensor holds matrix weights that recipes quantize."""
-    kind, part = role(tensor.name)
-    return len(tensor.shape) >= 2 and part == "weight" and not _NEVER_QUANTIZED.search(kind)
-
-
 def _rotation(model: Model, options: Options, energies: Energies | None) -> Rotation:
     if options.rotate == "fused":
         return folding.fused(
@@ -239,32 +233,36 @@ def _rotation(model: Model, options: Options, energies: Energies | None) -> Rota
 def _plan_tensor(
     source: Tensor, name: str, chosen: Recipe, options: Options, rotation: Rotation, head: str
 ) -> PlannedTensor:
-    named = _named_type(name, options)
+    named = _named_type(source, name, options, head)
     if named is None and is_matrix(source):
         kind = "output" if name == head else role(name)[0]
         type, reason = fitting(chosen.type_of(kind), source.n_in, chosen.ragged)
     else:
-        wanted = named or _kept_type(source)
+        wanted = named or _kept_type(source, chosen)
         type, reason = fitting(wanted, source.n_in) if wanted in FORMATS else (wanted, "")
     sides = rotation.sides.get(name, Sides())
     return PlannedTensor(name, source.name, source.shape, source.type, type, sides, reason)
 
 
-def _named_type(name: str, options: Options) -> str | None:
+def _named_type(source: Tensor, name: str, options: Options, head: str) -> str | None:
     """The type that an option gives to a tensor, before its row length is looked at."""
-    for pattern, type in options.tensor_type:
-        if re.search(pattern, name):
-            return find_format(type).name
-    named = {folding.HEAD: options.output_type, folding.EMBEDDING: options.token_embedding_type}
-    type_of_part = named.get(name)
-    return find_format(type_of_part).name if type_of_part else None
+    if not may_be_quantized(source):
+        return None
+    return _named_types(options).type_of(name, tied=head != folding.HEAD)
 
 
-def _kept_type(source: Tensor) -> str:
-    """The type of what is no matrix: plain numbers; integer tables and the like are copied."""
-    if not is_float(source.type):
+def _named_types(options: Options) -> NamedTypes:
+    return NamedTypes(options.tensor_type, options.output_type, options.token_embedding_type)
+
+
+def _kept_type(source: Tensor, chosen: Recipe) -> str:
+    """The type of what is no matrix: as it is, or as llama.cpp needs it."""
+    if source.type in INTEGERS:
         return source.type
-    return "F32" if len(source.shape) == 1 or source.type == "F64" else source.type
+    if needs_f32(source) or source.type == "F64":
+        return "F32"
+    decoded = is_float(chosen.matrix) and not is_float(source.type)
+    return chosen.matrix if decoded else source.type
 
 
 def _check(model: Model, plan: Plan, options: Options) -> None:
@@ -277,12 +275,26 @@ def _check(model: Model, plan: Plan, options: Options) -> None:
                 f"{model.path}: {t.name} is already {t.source_type}; quantize the F16, BF16 or F32 "
                 "model, or accept the loss with --allow-requantize"
             )
+    if options.strict and plan.idle:
+        raise PlanError(f"{plan.idle[0]}; --strict forbids that")
     if options.strict and plan.fallbacks:
         first = plan.fallbacks[0]
         raise PlanError(
             f"{first.name}: {first.reason}; it would be {first.type}, which --strict forbids "
             f"({len(plan.fallbacks)} such tensors)"
         )
+
+
+def _idle(options: Options, rotation: Rotation) -> Iterator[str]:
+    """What to say of options about the rotation that this one has no use for."""
+    given = {
+        "--block": options.block is not None and rotation.mode not in ("fused", "tensor"),
+        "--seed": options.seed and (rotation.mode != "fused" or rotation.kind == "regular"),
+        "--no-balance": not options.balance and rotation.mode not in ("fused", "values"),
+    }
+    kind = f" in {rotation.kind} blocks" if rotation.mode == "fused" else ""
+    for option in (name for name, is_idle in given.items() if is_idle):
+        yield f"{option} has no effect on --rotate {rotation.mode}{kind}"
 
 
 def _rotation_notes(rotation: Rotation, tensors: Sequence[PlannedTensor]) -> Iterator[str]:

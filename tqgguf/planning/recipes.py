@@ -93,6 +93,7 @@ RECIPES: dict[str, Recipe] = {
     )
 }
 
+_MIXTURE = re.compile(r"(?P<type>I?Q(?P<bits>\d)(?:_K)?)_(?:XXS|XS|S|M|L|XL)")
 _FILE_TYPES = {
     "F32": LlamaFileType.ALL_F32,
     **{t.name.removeprefix("MOSTLY_"): t for t in LlamaFileType if t.name.startswith("MOSTLY_")},
@@ -117,8 +118,17 @@ def recipe(name: str) -> Recipe:
         return RECIPES[upper]
     if upper not in FORMATS:
         known = ", ".join([*RECIPES, *FORMATS])
-        raise PlanError(f"type {name!r} is unknown; known: {known}")
+        raise PlanError(f"type {name!r} is unknown{_hint(upper)}; known: {known}")
     return Recipe(upper, upper, file_type=_FILE_TYPES.get(upper, LlamaFileType.GUESSED))
+
+
+def _hint(name: str) -> str:
+    """What to use in place of a mixture that llama-quantize knows, Q4_K_M say."""
+    match = _MIXTURE.fullmatch(name)
+    if not match or not hasattr(LlamaFileType, f"MOSTLY_{name}"):
+        return ""
+    ours = [n for n in (f"TQ-Q{match['bits']}", match["type"]) if n in RECIPES or n in FORMATS]
+    return f": that is a mixture of llama-quantize's; use {' or '.join(ours).lower()}"
 
 
 def fitting(name: str, n_in: int, ragged: Mapping[str, str] | None = None) -> tuple[str, str]:
