@@ -29,7 +29,8 @@ for _name in sorted(m.name for m in iter_modules(__path__) if not m.name.startsw
     _format: Format = import_module(f"{__name__}.{_name}").FORMAT
     FORMATS[_format.name] = _format
 
-FLOATS = {name: fmt for name, fmt in FORMATS.items() if isinstance(fmt, FloatFormat)}
+_floats = [fmt for fmt in FORMATS.values() if isinstance(fmt, FloatFormat)]
+FLOATS = {fmt.name: fmt for fmt in sorted(_floats, key=lambda fmt: -fmt.significand)}
 
 
 def is_float(type: str) -> bool:
