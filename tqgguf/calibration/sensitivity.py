@@ -1,8 +1,13 @@
-"""How much divergence a relative squared error in each matrix causes, measured on a few tokens."""
+"""How much divergence a relative squared error in each matrix causes, measured on a few tokens.
+
+Every matrix on its own takes a pass through the network. Where those are too many, all matrices of
+a role are rounded together, then all of a few layers, and a matrix gets its role's sensitivity
+times its layers' factor.
+"""
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -15,34 +20,112 @@ from tqgguf.network import forward, ops
 from tqgguf.network.forward import Tokens
 from tqgguf.network.ops import Array
 from tqgguf.rotation.architectures import layer_prefix, role
+from tqgguf.rotation.folding import EMBEDDING, HEAD, tied_head
+from tqgguf.rotation.vectors import Energies
 
-TOKENS = 2048
-_PROBES = ("Q3_K", "Q4_0", "Q8_0")  # the first whose blocks divide a row
-_ONE_BY_ONE = 1 << 30  # weights up to which every matrix is measured on its own
+TOKENS = 512
+_PROBE = "Q4_0"
+_ONE_BY_ONE = 1 << 30  # weights times matrices up to which every matrix is measured on its own
+_BANDS = 3  # of layers between the outer two at either end
+_AT_ONCE = 64  # tokens whose predictions are compared
 
 
 def measure(
-    model: Model, names: Sequence[str], tokens: Tokens, *, threads: int | None = None
+    model: Model,
+    names: Sequence[str],
+    tokens: Tokens,
+    *,
+    energies: Energies | None = None,
+    threads: int | None = None,
 ) -> dict[str, float]:
     """Mean KL divergence per relative squared error of each named matrix.
 
     model: in the basis in which it is stored. tokens: (n_seq, n_tokens) int32; about TOKENS of them
-    are used. Matrices of a large model are measured together by their role. Raises
-    UnsupportedModelError where the architecture has no forward pass.
+    are used. energies: of the inputs in that basis, where errors are meant to be those of outputs.
+    Raises UnsupportedModelError where the architecture has no forward pass.
     """
-    few = tokens[: max(1, TOKENS // tokens.shape[1])]
-    states = list(_states(model, few))
-    reference = ops.log_softmax(_logits(model, states[-1]).astype(np.float64))
-    found: dict[str, float] = {}
-    for group in _groups(model, names):
-        changed, error = _disturbed(model, group, threads)
-        first = min(_layer(name) for name in group)
-        x = forward.embed(changed, few) if first < 0 else states[first]
-        logits = _logits(changed, _run(changed, x, max(first, 0), few.shape[1]))
-        other = ops.log_softmax(logits.astype(np.float64))
-        divergence = float((np.exp(reference) * (reference - other)).sum(-1).mean())
-        found |= dict.fromkeys(group, max(divergence, 0.0) / max(error, 1e-12))
+    fitting = [n for n in names if model.tensors[n].n_in % FORMATS[_PROBE].block_size == 0]
+    trial = _Trial.of(model, tokens[: max(1, TOKENS // tokens.shape[1])], energies, threads)
+    found = dict.fromkeys(names, 0.0)  # rows that fit no quantized type have no choice
+    if sum(model.tensors[n].size for n in fitting) * len(fitting) <= _ONE_BY_ONE:
+        return found | {name: trial.sensitivity([name]) for name in fitting}
+    for group in _by_role(fitting):
+        found |= dict.fromkeys(group, trial.sensitivity(group))
+    for group in _by_layers(fitting):
+        factor = trial.sensitivity(group, found)
+        found |= {name: found[name] * factor for name in group}
     return found
+
+
+def energy_of(model: Model, energies: Energies | None, name: str) -> F32 | None:
+    """(n_in,) float32, the mean over stacked experts; a tied embedding's are the head's."""
+    found = energies(name) if energies else None
+    if found is None and energies and name == EMBEDDING and tied_head(model):
+        found = energies(HEAD)
+    mean: F32 | None = None if found is None else found.mean(axis=0)
+    return mean
+
+
+def _by_role(names: Iterable[str]) -> list[list[str]]:
+    groups: dict[str, list[str]] = defaultdict(list)
+    for name in names:
+        groups[role(name)[0]].append(name)
+    return list(groups.values())
+
+
+def _by_layers(names: Sequence[str]) -> list[list[str]]:
+    """The matrices of the outer two layers at either end, and of a few bands between them."""
+    layers = sorted({_layer(n) for n in names if layer_prefix(n)})
+    inner = np.array_split(np.array(layers[2:-2], int), _BANDS)
+    bands = [{layer} for layer in (*layers[:2], *layers[2:][-2:])] + [set(b) for b in inner]
+    groups = ([n for n in names if layer_prefix(n) and _layer(n) in band] for band in bands)
+    return [group for group in groups if group]
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """What the original computes on the tokens: the stream before each layer and predictions."""
+
+    model: Model
+    tokens: Tokens
+    energies: Energies | None
+    threads: int | None
+    states: list[Array]
+    logits: Array
+
+    @classmethod
+    def of(
+        cls, model: Model, tokens: Tokens, energies: Energies | None, threads: int | None
+    ) -> "_Trial":
+        states = list(_states(model, tokens))
+        return cls(model, tokens, energies, threads, states, _logits(model, states[-1]))
+
+    def sensitivity(self, names: Sequence[str], known: dict[str, float] | None = None) -> float:
+        """Divergence per error of these matrices together, or per divergence that is expected.
+
+        known: sensitivities to expect by.
+        """
+        changed, expected = self._disturbed(names, known or {})
+        first = min(_layer(name) for name in names)
+        first = min(first, len(self.states) - 1)  # the head reads what the last layer leaves
+        x = forward.embed(changed, self.tokens) if first < 0 else self.states[first]
+        other = _logits(changed, _run(changed, x, max(first, 0), self.tokens.shape[1]))
+        return max(_divergence(self.logits, other), 0.0) / max(expected, 1e-12)
+
+    def _disturbed(self, names: Sequence[str], known: dict[str, float]) -> tuple[Model, float]:
+        """The model with these matrices rounded, and the sum of their errors, each times known."""
+        tensors, total = dict(self.model.tensors), 0.0
+        for name in names:
+            tensor = tensors[name]
+            x = tensor.read().reshape(-1, tensor.n_in)
+            energy = energy_of(self.model, self.energies, name)
+            data = quantize(x, _PROBE, energy, threads=self.threads)
+            rounded = dequantize(data, _PROBE, tensor.n_in)
+            root = np.float32(1) if energy is None else np.sqrt(energy)
+            error = metrics.relative_mse(x * root, rounded * root)
+            total += known.get(name, 1.0) * error
+            tensors[name] = tensor.derived(partial(_cut, rounded))
+        return replace(self.model, tensors=tensors), total
 
 
 def _states(model: Model, tokens: Tokens) -> Iterator[Array]:
@@ -76,28 +159,13 @@ def _layer(name: str) -> int:
     return -1 if name == "token_embd.weight" else 10**6
 
 
-def _groups(model: Model, names: Sequence[str]) -> list[list[str]]:
-    if sum(model.tensors[n].size for n in names) <= _ONE_BY_ONE:
-        return [[n] for n in names]
-    by_role: Mapping[str, list[str]] = defaultdict(list)
-    for name in names:
-        by_role[role(name)[0]].append(name)
-    return list(by_role.values())
-
-
-def _disturbed(model: Model, names: Sequence[str], threads: int | None) -> tuple[Model, float]:
-    """The model with these matrices rounded, and the sum of their relative squared errors."""
-    tensors, error = dict(model.tensors), 0.0
-    for name in names:
-        tensor = tensors[name]
-        probe = next((p for p in _PROBES if tensor.n_in % FORMATS[p].block_size == 0), None)
-        if probe is None:
-            continue
-        x = tensor.read().reshape(-1, tensor.n_in)
-        rounded = dequantize(quantize(x, probe, threads=threads), probe, tensor.n_in)
-        error += metrics.relative_mse(x, rounded)
-        tensors[name] = tensor.derived(partial(_cut, rounded))
-    return replace(model, tensors=tensors), error
+def _divergence(ours: Array, theirs: Array) -> float:
+    """Mean KL divergence in nats of (..., n_vocab) logits."""
+    total, flat = 0.0, [a.reshape(-1, a.shape[-1]) for a in (ours, theirs)]
+    for at in range(0, len(flat[0]), _AT_ONCE):
+        p, q = (ops.log_softmax(a[at : at + _AT_ONCE].astype(np.float64)) for a in flat)
+        total += float((np.exp(p) * (p - q)).sum())
+    return total / len(flat[0])
 
 
 def _cut(values: F32, start: int, stop: int) -> F32:

@@ -4,12 +4,12 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from tqgguf.calibration.sensitivity import energy_of
 from tqgguf.formats import dequantize, quantize
 from tqgguf.kernels.dtypes import F32
 from tqgguf.kernels.metrics import ratio, sum_squares
 from tqgguf.models import Model, Tensor
 from tqgguf.planning.allocation import Errors
-from tqgguf.rotation.folding import EMBEDDING, HEAD, tied_head
 from tqgguf.rotation.vectors import Energies
 
 _SAMPLE = 1 << 15  # weights of a matrix
@@ -17,7 +17,11 @@ _STRETCHES = 4  # of rows, evenly spread
 
 
 def measure_errors(
-    model: Model, types: Mapping[str, Sequence[str]], energies: Energies, *, threads: int | None
+    model: Model,
+    types: Mapping[str, Sequence[str]],
+    energies: Energies | None,
+    *,
+    threads: int | None,
 ) -> dict[str, Errors]:
     """The relative squared errors of each named matrix in its types.
 
@@ -26,7 +30,7 @@ def measure_errors(
     minds them. Plain rounding; error feedback lowers the errors of all types.
     """
     return {
-        name: _errors(model.tensors[name], names, _energy(model, energies, name), threads)
+        name: _errors(model.tensors[name], names, energy_of(model, energies, name), threads)
         for name, names in types.items()
     }
 
@@ -50,12 +54,3 @@ def _sample(tensor: Tensor) -> F32:
     starts = np.linspace(0, max(0, tensor.n_rows - size), _STRETCHES).astype(int).tolist()
     parts = [tensor.rows(at, min(at + size, tensor.n_rows)) for at in dict.fromkeys(starts)]
     return np.concatenate(parts)
-
-
-def _energy(model: Model, energies: Energies, name: str) -> F32 | None:
-    """(n_in,) float32, the mean over stacked experts; a tied embedding's are the head's."""
-    found = energies(name)
-    if found is None and name == EMBEDDING and tied_head(model):
-        found = energies(HEAD)
-    mean: F32 | None = None if found is None else found.mean(axis=0)
-    return mean
