@@ -6,15 +6,12 @@ import numpy as np
 import pytest
 
 from tests.cli.story import fails, succeeds
-from tests.llama import tokenize
 from tests.network.small_models import RECIPES, write_model
-from tests.tiny_models import write_tensors, write_tiny, write_twin
+from tests.tiny_models import write_tensors, write_tiny
 from tqgguf.calibration.imatrix import read_imatrix
 from tqgguf.formats import dequantize
 from tqgguf.llamacpp import programs
 from tqgguf.models import open_model
-from tqgguf.planning.choices import choose_rotation
-from tqgguf.planning.plan import Options
 
 
 @pytest.fixture
@@ -84,23 +81,8 @@ def test_an_impossible_target_says_what_is_needed(novels):
 def test_rotate_auto_says_what_it_measured(novels):
     shown = json.loads(succeeds("plan", novels, "--rotate", "auto", "-t", "q3_k", "--json"))
     (note,) = [n for n in shown["notes"] if n.startswith("--rotate auto")]
-    assert f"auto: {shown['rotation']['mode']}; mean relative error" in note
-
-
-@pytest.mark.parametrize("type", ["q4_0", "q3_k", "q2_k", "tq-q2"])
-def test_rotate_auto_tells_outliers_from_the_weights(novels, tmp_path, type):
-    """At few bits the twin loses less in its weights unrotated, and more in its outputs."""
-    for path, mode in ((novels, "none"), (write_twin(tmp_path / "twin.gguf"), "fused")):
-        options, why = choose_rotation(open_model(path), Options(type=type), None)
-        assert options.rotate == mode, why
-
-
-def test_rotate_auto_tells_outliers_on_a_text(novels, text, tmp_path):
-    ids = tokenize(novels, text.read_text()[:5000])[: 2 * 256]
-    tokens = np.array(ids, np.int32).reshape(2, 256)
-    for path, mode in ((novels, "none"), (write_twin(tmp_path / "twin.gguf"), "fused")):
-        options, why = choose_rotation(open_model(path), Options(type="q3_k"), tokens)
-        assert (options.rotate, "KL divergence" in why) == (mode, True), why
+    assert f"auto: {shown['rotation']['mode']}," in note
+    assert "predicted output error" in note
 
 
 def test_rotate_auto_is_none_where_nothing_can_be_folded(novels, tmp_path):
@@ -110,14 +92,14 @@ def test_rotate_auto_is_none_where_nothing_can_be_folded(novels, tmp_path):
     assert shown["rotation"]["mode"] == "none"
 
 
-def test_rotate_auto_is_none_where_a_gain_of_zero_forbids_the_fold(tmp_path):
+def test_rotate_auto_leaves_the_stream_where_a_gain_of_zero_forbids_the_fold(tmp_path):
     source = write_tiny(tmp_path / "a.gguf", "falcon")
     tensors = {n: t.read().copy() for n, t in open_model(source).tensors.items()}
     tensors["blk.1.attn_norm.weight"][7] = 0
     model = write_tensors(tmp_path / "b.gguf", source, tensors)
     shown = json.loads(succeeds("plan", model, "--rotate", "auto", "--json"))
-    assert shown["rotation"]["mode"] == "none"
-    assert any("auto: none, because" in note and "gain of zero" in note for note in shown["notes"])
+    assert shown["rotation"]["mode"] in ("none", "values")
+    assert any("fused is impossible" in note and "gain of zero" in note for note in shown["notes"])
 
 
 @pytest.mark.tools

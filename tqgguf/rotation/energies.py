@@ -36,6 +36,8 @@ def rotated_energies(rotation: Rotation, name: str, energies: F32, shape: tuple[
 
 def _scaled(rotation: Rotation, step: Step, energies: F64, along: Axis) -> F64:
     """Columns that gain a factor read inputs that lost it."""
+    if step.verb not in ("gain", "ungain"):
+        return energies
     vector = rotation.vectors[step.vector or ""]
     factor = along.facing(energies.astype(np.float32), vector).astype(np.float64)
     if step.verb == "ungain":

@@ -275,6 +275,14 @@ def _norm_balance(model: Model, row: Stream, name: str) -> Sides:
     return Sides(columns=(Step("gain" if reads else "ungain", vector),))
 
 
+def norm_above(model: Model, name: str) -> str:
+    """The norm that has a gain and feeds a matrix, `blk.3.attn_norm` say; "" if none is known."""
+    row, kind = STREAMS.get(model.architecture), role(name)[0]
+    if row is None or not (kind == "output" or kind in row.readers):
+        return ""
+    return _norm_above(model, row, kind, layer_prefix(name))
+
+
 def _on_stream(model: Model, row: Stream, name: str) -> Sides:
     """What the rotation of the residual stream does to a tensor.
 

@@ -56,18 +56,24 @@ class Rotation:
 
         Raises UnsupportedModelError where a gain is zero under a bias c: c/g would be infinite.
         """
+        self.check_gains(model)
         names = self.vector_names()
         found = map_in_order(partial(vector_of, model, self.energies), names, threads=threads)
         vectors = dict(zip(names, found, strict=True))
+        return replace(self, vectors=vectors)
+
+    def check_gains(self, model: Model) -> None:
+        """Refuse what `with_vectors_of` refuses, from the norms' gains alone."""
         for name, sides in self.sides.items():
-            divisors = [s.vector for s in sides.columns if s.verb == "ungain" and s.vector]
-            for divisor in divisors:
-                if divisor != name and not np.all(vectors[divisor]):
+            for step in sides.columns:
+                gain = model.tensors.get(step.vector or "")
+                if step.verb != "ungain" or gain is None or gain.name == name:
+                    continue
+                if not np.all(gain.read()):
                     raise UnsupportedModelError(
-                        f"{model.path}: {divisor} holds a gain of zero, which cannot be folded "
+                        f"{model.path}: {gain.name} holds a gain of zero, which cannot be folded "
                         f"under {name}; use --rotate none"
                     )
-        return replace(self, vectors=vectors)
 
     def only(self, name: str) -> "Rotation":
         """What concerns one tensor, small enough to be sent somewhere."""

@@ -1,0 +1,256 @@
+"""Choose the rotation that loses least at a model's output, and say why in one sentence.
+
+The divergence that rounding causes is close to a sum over matrices of sensitivity times relative
+output error (allocation.py), and a matrix's output error to sum_c E_c |error_c|^2, E_c being the
+energy of its inputs where its weights are stored (rotation/energies.py). So every way to fold is
+tried on a few rows of some layers, and the predictions are compared, never the errors of weights.
+Bytes count: a file that is larger has to be better by what the same bytes would have bought.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from tqgguf.errors import UnsupportedModelError, WeightError
+from tqgguf.formats import dequantize, is_float, quantize
+from tqgguf.kernels.dtypes import F32
+from tqgguf.machine.threads import map_in_order
+from tqgguf.models import Model, Tensor
+from tqgguf.planning.allocation import default_sensitivity
+from tqgguf.planning.matrices import is_matrix
+from tqgguf.planning.plan import Options, Plan, PlannedTensor, make_plan
+from tqgguf.rotation import folding
+from tqgguf.rotation.architectures import LAYER, role
+from tqgguf.rotation.energies import Energies, rotated_energies
+from tqgguf.rotation.rotation import Rotation, read_rotation
+from tqgguf.rotation.steps import Sides
+
+MODES = ("none", "values", "fused")  # in the order in which they are preferred
+_LAYERS = 6  # that are looked at
+_RUNS, _RUN_WEIGHTS = 4, 1 << 13  # of consecutive rows of a matrix, and weights in each
+# By how much a mode has to be better than `values` where the inputs are unknown: real streams have
+# channels of many times the mean energy, which `fused` spreads and which values balances unseen.
+_DOUBT = {"none": 1.1, "fused": 1.5}
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A way to fold: its plan and the output error that it predicts, a divergence in nats.
+
+    cost: the error, had the file as many bytes as the unrotated one. reason: why it is impossible.
+    """
+
+    mode: str
+    plan: Plan | None = None
+    error: float = math.inf
+    cost: float = math.inf
+    reason: str = ""
+
+
+def choose_rotation(
+    model: Model,
+    options: Options,
+    energies: Energies | None = None,
+    *,
+    threads: int | None = None,
+) -> tuple[Options, str]:
+    """The options with the best of MODES in the place of `auto`, and a sentence that says why.
+
+    energies: of the inputs in the original basis; where they are unknown those that the norms'
+    gains let expect. What cannot be folded is a reason in the sentence, never an error; raises
+    PlanError for other options that contradict the model.
+    """
+    if read_rotation(model).mode != "none":
+        return replace(options, rotate="none"), "--rotate auto: none; the file is rotated already"
+    found = candidates(model, options, energies, threads=threads)
+    best = min(found, key=lambda c: c.cost)
+    how = "" if energies else ", inputs guessed from the norms' gains and values taken in doubt"
+    return replace(options, rotate=best.mode), _sentence(best, found, how)
+
+
+def candidates(
+    model: Model,
+    options: Options,
+    energies: Energies | None = None,
+    *,
+    threads: int | None = None,
+) -> list[Candidate]:
+    """Every mode of MODES with what it predicts, in order; see `choose_rotation`."""
+    rows = [_Rows.of(model.tensors[name]) for name in _sample(model)]
+    found = [_plan(model, replace(options, rotate=mode), energies) for mode in MODES]
+    inputs = _Inputs(model, energies)
+    predicted = [_predicted(c, inputs, rows, threads) for c in found]
+    return [_priced(c, predicted[0], blind=energies is None) for c in predicted]
+
+
+def _plan(model: Model, options: Options, energies: Energies | None) -> Candidate:
+    try:
+        plan = make_plan(model, options, energies=energies)
+        plan.rotation.check_gains(model)
+    except UnsupportedModelError as error:
+        return Candidate(options.rotate, reason=_reason(model, error))
+    return Candidate(options.rotate, plan)
+
+
+def _reason(model: Model, error: UnsupportedModelError) -> str:
+    """What it says, without the file's name and the alternatives."""
+    return str(error).removeprefix(f"{model.path}: ").partition("; use")[0]
+
+
+def _predicted(
+    candidate: Candidate, inputs: "_Inputs", rows: Sequence["_Rows"], threads: int | None
+) -> Candidate:
+    if candidate.plan is None:
+        return candidate
+    try:
+        loss = _predict(inputs, candidate.plan, rows, threads)
+    except UnsupportedModelError as error:
+        return Candidate(candidate.mode, reason=_reason(inputs.model, error))
+    return replace(candidate, error=loss)
+
+
+def _priced(candidate: Candidate, unrotated: Candidate, *, blind: bool) -> Candidate:
+    """With its cost: a bit more a weight would have made the unrotated error a quarter."""
+    if candidate.plan is None or unrotated.plan is None:
+        return candidate
+    more = candidate.plan.n_bytes - unrotated.plan.n_bytes
+    bits = 8 * more / max(1, unrotated.plan.rounded_weights)
+    doubt = _DOUBT.get(candidate.mode, 1.0) if blind else 1.0
+    return replace(candidate, cost=candidate.error * 4.0**bits * doubt)
+
+
+def _sentence(best: Candidate, found: Sequence[Candidate], how: str) -> str:
+    others = "; ".join(_told(c, found[0]) for c in found if c is not best)
+    would = "rotated it would be: " if best.mode == "none" else ""
+    return (
+        f"--rotate auto: {best.mode}, predicted output error {best.error:.4g}{how}; {would}{others}"
+    )
+
+
+def _told(candidate: Candidate, unrotated: Candidate) -> str:
+    if candidate.plan is None or unrotated.plan is None:
+        return f"{candidate.mode} is impossible, {candidate.reason}"
+    more = (candidate.plan.n_bytes - unrotated.plan.n_bytes) / 1e6
+    size = f" with {more:.1f} MB more" if more else ""
+    return f"{candidate.mode} {candidate.error:.4g}{size}"
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    """What is known or expected of the inputs of a model's matrices."""
+
+    model: Model
+    energies: Energies | None
+
+    def of(self, t: PlannedTensor, *, tied: bool) -> F32:
+        """Energies of a planned matrix in the original basis: (n_mat, n_in) float32."""
+        name = folding.HEAD if tied and t.name == folding.EMBEDDING else t.name
+        known = self.energies(name) if self.energies else self._expected(name, t.shape)
+        if known is None:
+            return np.ones((math.prod(t.shape[:-2]), t.shape[-1]), np.float32)
+        return known
+
+    def _expected(self, name: str, shape: tuple[int, ...]) -> F32 | None:
+        """The norm's gain squared, as if all channels of the stream were alike."""
+        gain = self.model.tensors.get(f"{folding.norm_above(self.model, name)}.weight")
+        if gain is None:
+            return None
+        return np.broadcast_to(np.square(gain.read()), (math.prod(shape[:-2]), shape[-1]))
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Some rows of a matrix: runs of them, each with its first row and the index of its matrix."""
+
+    tensor: Tensor
+    runs: tuple[tuple[int, int, F32], ...]
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> "_Rows":
+        """Read the rows, evenly spread."""
+        n_out = tensor.shape[-2]
+        count = min(n_out, max(1, _RUN_WEIGHTS // max(1, tensor.n_in)))
+        most = max(1, tensor.n_rows // count)
+        starts = [i * (most // min(most, _RUNS)) * count for i in range(min(most, _RUNS))]
+        runs = []
+        for start in starts:
+            first = min(start, (start // n_out + 1) * n_out - count)  # within one matrix
+            runs.append((first, first // n_out, tensor.rows(first, first + count)))
+        return cls(tensor, tuple(runs))
+
+
+def _sample(model: Model) -> list[str]:
+    """The matrices that are looked at: those of a few layers, and those outside the layers."""
+    names = [t.name for t in model.tensors.values() if is_matrix(t)]
+    layers = _layers(names)
+    picked = np.linspace(0, max(0, len(layers) - 1), min(_LAYERS, len(layers))).astype(int)
+    chosen = {layers[i] for i in picked}
+    return [n for n in names if not (found := LAYER.match(n)) or int(found["layer"]) in chosen]
+
+
+def _layers(names: Iterable[str]) -> list[int]:
+    return sorted({int(found["layer"]) for name in names if (found := LAYER.match(name))})
+
+
+def _predict(inputs: _Inputs, plan: Plan, rows: Sequence[_Rows], threads: int | None) -> float:
+    """The divergence that a plan's rounding causes, from the rows of some of its matrices."""
+    read = {r.tensor.name: r for r in rows}
+    sampled = [t for t in plan.tensors if t.source in read and not is_float(t.type)]
+    rotation = _columns_alone(plan.rotation, [t.name for t in sampled]).with_vectors_of(
+        inputs.model
+    )
+    tied = all(t.name != folding.HEAD for t in plan.tensors)
+    n_layer, n_seen = (len(_layers(t.name for t in ts)) for ts in (plan.tensors, sampled))
+
+    def term(t: PlannedTensor) -> float:
+        try:
+            error = _relative_error(read[t.source], t, rotation, inputs, tied=tied)
+        except WeightError as bad:
+            raise WeightError(f"{t.name}: {bad}") from None
+        known = inputs.energies is not None
+        return error * _sensitivity(t, n_layer, n_seen, tied=tied, of_outputs=known)
+
+    return sum(map_in_order(term, sampled, threads=threads))
+
+
+def _columns_alone(rotation: Rotation, names: Sequence[str]) -> Rotation:
+    """What it does to the columns of some matrices: a turn of rows leaves their errors alike."""
+    sides = {n: Sides(rotation.sides[n].columns) for n in names if n in rotation.sides}
+    return replace(rotation, sides=sides)
+
+
+def _sensitivity(
+    t: PlannedTensor, n_layer: int, n_seen: int, *, tied: bool, of_outputs: bool
+) -> float:
+    """Divergence per relative error of a matrix and those of the layers that are not looked at."""
+    found = LAYER.match(t.name)
+    if found is None:
+        head = folding.EMBEDDING if tied else folding.HEAD
+        kind, layer = "output" if t.name == head else role(t.name)[0], None
+    else:
+        kind, layer = found["role"], int(found["layer"])
+    share = 1.0 if found is None else n_layer / n_seen
+    return share * default_sensitivity(kind, layer, n_layer, of_outputs=of_outputs)
+
+
+def _relative_error(
+    rows: _Rows, t: PlannedTensor, rotation: Rotation, inputs: _Inputs, *, tied: bool
+) -> float:
+    """sum_c E_c |error_c|^2 where the weights are stored, over the same of the weights as given."""
+    energies = inputs.of(t, tied=tied)
+    stored = rotated_energies(rotation, t.name, energies, t.shape)
+    error = power = 0.0
+    for first, matrix, x in rows.runs:
+        y = rotation.apply(t.name, x, shape=t.shape, first=(first, 0))
+        weights = stored[matrix] if inputs.energies else None
+        data = quantize(y, t.type, weights, threads=1)
+        difference = dequantize(data, t.type, t.shape[-1]) - y
+        error += _weighted(difference, stored[matrix])
+        power += _weighted(x, energies[matrix])
+    return error / power if power > 0 else 0.0
+
+
+def _weighted(x: F32, energies: F32) -> float:
+    return float(np.square(x, dtype=np.float64).sum(axis=0) @ energies.astype(np.float64))
