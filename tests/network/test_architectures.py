@@ -72,7 +72,7 @@ def test_a_text_shorter_than_the_window(proof, name):
 
 
 def test_every_architecture_that_can_be_rotated_has_a_forward_pass():
-    assert set(ARCHITECTURES) == set(rotation_table.ARCHITECTURES)
+    assert set(ARCHITECTURES) == set(rotation_table.STREAMS)
     assert set(ARCHITECTURES) == {architecture(name) for name in GRAPHS}
 
 

@@ -7,12 +7,15 @@ import numpy as np
 import pytest
 
 from tests.cli.story import fails, succeeds
+from tests.network.graphs import write_graph
 from tests.network.small_models import RECIPES, write_model
+from tests.tiny_models import TINY, write_tiny
 from tqgguf.errors import MismatchError
 from tqgguf.models.gguf import read_gguf
 from tqgguf.models.metadata import encode
 from tqgguf.network.equivalence import check_fold, compare
 from tqgguf.rotation import folding
+from tqgguf.rotation.architectures import STREAMS
 from tqgguf.rotation.rotation import NO_ROTATION
 from tqgguf.rotation.steps import Sides
 
@@ -38,6 +41,32 @@ def test_a_fold_that_forgets_a_tensor_is_refused(tmp_path, name):
         sides = {n: Sides() if n == forgotten else s for n, s in rotation.sides.items()}
         with pytest.raises(MismatchError, match="the fold changes the network's output"):
             check_fold(model, replace(rotation, sides=sides), memory=PLENTY)
+
+
+@pytest.mark.parametrize("name", [n for n in TINY if not STREAMS[TINY[n].arch].refusal])
+def test_every_architecture_is_checked(tmp_path, name):
+    model = read_gguf(write_tiny(tmp_path / "model.gguf", name))
+    rotation = folding.fused(model).with_vectors_of(model)
+    assert check_fold(model, rotation, memory=PLENTY) < 3e-5
+    for forgotten in [n for n in rotation.sides if n.startswith("blk.1.") and "weight" in n]:
+        sides = {**rotation.sides, forgotten: Sides()}
+        with pytest.raises(MismatchError, match="the fold changes the network's output"):
+            check_fold(model, replace(rotation, sides=sides), memory=PLENTY)
+
+
+@pytest.mark.parametrize("name", ["gemma3-windowed", "gpt-oss", "deepseek2", "qwen35", "bloom"])
+def test_verify_forward_knows_other_graphs(tmp_path, name):
+    original, ours = write_graph(tmp_path / "model.gguf", name), tmp_path / "ours.gguf"
+    mode = "values" if name == "gemma3-windowed" else "fused"
+    succeeds("quantize", original, "-t", "q8_0", "--rotate", mode, "--quiet", "-o", ours)
+    told = json.loads(succeeds("verify", ours, original, "--forward", "--json"))
+    assert 0 < told["forward"]["divergence"] < 0.2
+    model = read_gguf(ours)
+    writer = "blk.0.ssm_out" if name == "qwen35" else "blk.0.attn_output"
+    tensors = {n: t for n, t in model.tensors.items() if not n.startswith(writer)}
+    other = model.tensors[f"{writer}.weight"]
+    tensors[other.name] = replace(other, rows=lambda a, b: -9 * other.rows(a, b), raw=None)
+    assert not compare(read_gguf(original), replace(model, tensors=tensors)).passed
 
 
 def test_nothing_folded_or_no_memory_is_no_check(tmp_path):
