@@ -30,6 +30,7 @@ class Variant:
 
 
 _POST_NORMS = dict.fromkeys(("post_attention_norm", "post_ffw_norm"), 80)
+_LITTLE_QUIET = dict.fromkeys(_POST_NORMS, 10)
 _HEAD_NORMS = dict.fromkeys(("attn_q_norm", "attn_k_norm"), 5)
 _YARN = {
     "rope.scaling.type": "yarn",
@@ -46,11 +47,15 @@ _V3 = {
 }
 
 VARIANTS: dict[str, Variant] = {
+    "gemma2": Variant("gemma2", quiet=_LITTLE_QUIET),
+    "gemma3": Variant("gemma3", quiet=_LITTLE_QUIET),
     "gemma2-tight": Variant(
         "gemma2", {"attn_logit_softcapping": 4.0, "final_logit_softcapping": 2.0}
     ),
     "gemma2-by-default": Variant(
-        "gemma2", {"attn_logit_softcapping": None, "final_logit_softcapping": None}
+        "gemma2",
+        {"attn_logit_softcapping": None, "final_logit_softcapping": None},
+        quiet=_LITTLE_QUIET,
     ),
     "gemma2-27b": Variant("gemma2", layers=46, sizes={"D": 96}, quiet=_POST_NORMS),
     "gemma3-windowed": Variant(
@@ -71,7 +76,9 @@ VARIANTS: dict[str, Variant] = {
         quiet=_POST_NORMS,
     ),
     "gemma3-27b": Variant("gemma3", layers=62, sizes={"D": 96}, quiet=_POST_NORMS | _HEAD_NORMS),
-    "olmo2-windowed": Variant("olmo2", {"attention.sliding_window": 20, **_YARN}, layers=4),
+    "olmo2-windowed": Variant(
+        "olmo2", {"attention.sliding_window": 20, **_YARN}, layers=4, quiet=_LITTLE_QUIET
+    ),
     "exaone4-32b": Variant(
         "exaone4", {"attention.sliding_window": 20}, layers=64, quiet=_POST_NORMS | _HEAD_NORMS
     ),
@@ -145,7 +152,7 @@ VARIANTS: dict[str, Variant] = {
     ),
     "bailingmoe2-groups": Variant("bailingmoe2", _V3, sizes=_EIGHT),
 }
-GRAPHS = (*TINY, *VARIANTS)
+GRAPHS = tuple(dict.fromkeys((*TINY, *VARIANTS)))
 
 
 def architecture(name: str) -> str:
@@ -154,7 +161,7 @@ def architecture(name: str) -> str:
 
 
 def write_graph(path: Path, name: str) -> Path:
-    """Write the tiny model of TINY or VARIANTS."""
+    """Write the tiny model of VARIANTS or, where there is none, of TINY."""
     if name not in VARIANTS:
         return write_tiny(path, name)
     variant = VARIANTS[name]

@@ -132,7 +132,9 @@ def _activated(up: Array, gate: Array | None, ctx: LayerContext) -> Array:
         out = ops.xielu(alone, *ctx.graph.xielu_of(ctx.index))
     else:
         out = _ACTIVATIONS[kind](alone)
-    return out if gate is None else out * up
+    if gate is not None:
+        out *= up
+    return out
 
 
 _ACTIVATIONS = {"silu": ops.silu, "gelu": ops.gelu, "squared relu": ops.squared_relu}

@@ -15,7 +15,7 @@ _QUERIES = 128  # of a sequence that look at the keys before them at once
 def rms_norm(x: Array, gain: Array | None, bias: Array | None, eps: float) -> Array:
     """Gain * x / rms(x) + bias over the last axis. x: (..., n), gain and bias (n,) -> (..., n)."""
     scale = np.sqrt(np.einsum("...i,...i->...", x, x)[..., None] / x.shape[-1] + like(x, eps))
-    out: Array = x / scale
+    out: Array = x * (1 / scale)
     if gain is not None:
         out *= gain
     if bias is not None:
@@ -37,13 +37,18 @@ def unit(x: Array, eps: float) -> Array:
 
 def silu(x: Array) -> Array:
     """Multiply by its own sigmoid, element by element."""
-    return x * sigmoid(x)
+    out = sigmoid(x)
+    out *= x
+    return out
 
 
 def sigmoid(x: Array) -> Array:
     """1 / (1 + exp(-x)), by the tangent that cannot overflow."""
     half = like(x, 0.5)
-    out: Array = half + half * np.tanh(x * half)
+    out: Array = x * half
+    np.tanh(out, out=out)
+    out *= half
+    out += half
     return out
 
 
@@ -55,8 +60,15 @@ def softplus(x: Array) -> Array:
 
 def gelu(x: Array) -> Array:
     """The tanh approximation of GELU, as ggml computes it."""
-    inner = like(x, math.sqrt(2 / math.pi)) * (x + like(x, 0.044715) * x * x * x)
-    out: Array = like(x, 0.5) * x * (1 + np.tanh(inner))
+    out: Array = x * x
+    out *= like(x, 0.044715)
+    out += 1
+    out *= x
+    out *= like(x, math.sqrt(2 / math.pi))
+    np.tanh(out, out=out)
+    out += 1
+    out *= x
+    out *= like(x, 0.5)
     return out
 
 
@@ -111,9 +123,11 @@ def rope(x: Array, cos: Array, sin: Array, *, interleaved: bool) -> Array:
     first = slice(0, 2 * half, 2) if interleaved else slice(0, half)
     second = slice(1, 2 * half, 2) if interleaved else slice(half, 2 * half)
     cos, sin = cos[:, None, :], sin[:, None, :]
-    out = x.copy()
-    out[..., first] = x[..., first] * cos - x[..., second] * sin
-    out[..., second] = x[..., first] * sin + x[..., second] * cos
+    out = np.empty_like(x)
+    for to, other, turn in ((first, second, -sin), (second, first, sin)):
+        np.multiply(x[..., to], cos, out=out[..., to])
+        out[..., to] += x[..., other] * turn
+    out[..., 2 * half :] = x[..., 2 * half :]
     return out
 
 
@@ -180,24 +194,24 @@ def _attend(q: Array, k: Array, v: Array, bias: Array, cap: float, sinks: Array 
     values = v.transpose(0, 2, 1, 3)[:, :, None]
     scores = capped(np.matmul(grouped, keys), cap)
     scores += bias.reshape(*groups, *bias.shape[1:]) if len(bias) == n_head else bias
-    shares = _shares(scores, None if sinks is None else sinks.reshape(*groups, 1, 1))
-    mixed = np.matmul(shares, values)  # (n_seq, n_kv, group, n_queries, dim)
+    total = _exponentials(scores, None if sinks is None else sinks.reshape(*groups, 1, 1))
+    mixed = np.matmul(scores, values)  # (n_seq, n_kv, group, n_queries, dim)
+    mixed /= total
     joined: Array = mixed.transpose(0, 3, 1, 2, 4).reshape(n_seq, n_queries, n_head, -1)
     return joined
 
 
-def _shares(scores: Array, sinks: Array | None) -> Array:
-    """Softmax in place over the last axis, with one more score that has no column."""
+def _exponentials(scores: Array, sinks: Array | None) -> Array:
+    """Exponentials in place, and what they sum up to with one more score that has no column."""
     largest = scores.max(-1, keepdims=True)
     if sinks is not None:
         largest = np.maximum(largest, sinks)
     scores -= largest
     np.exp(scores, out=scores)
-    total = scores.sum(-1, keepdims=True)
+    total: Array = scores.sum(-1, keepdims=True)
     if sinks is not None:
         total += np.exp(sinks - largest)
-    scores /= total
-    return scores
+    return total
 
 
 def like(x: Array, value: float) -> Any:
