@@ -116,6 +116,47 @@ CASES = {
     "starcoder2": Case(
         "Starcoder2Config", {"use_bias": True, "sliding_window": None}, byte_level=True
     ),
+    "smollm3": Case("SmolLM3Config", {"num_hidden_layers": 5}, byte_level=True),
+    "smollm3-tied": Case("SmolLM3Config", {"tie_word_embeddings": True}, byte_level=True),
+    "granite": Case(
+        "GraniteConfig",
+        {
+            "attention_multiplier": 0.2,
+            "embedding_multiplier": 3.0,
+            "residual_multiplier": 0.6,
+            "logits_scaling": 2.0,
+        },
+    ),
+    "olmo2": Case("Olmo2Config", byte_level=True, rotate="values"),
+    "olmo3": Case(
+        "Olmo3Config",
+        {
+            "num_hidden_layers": 5,
+            "sliding_window": 8,
+            "rope_parameters": {
+                "full_attention": {**YARN},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+            },
+        },
+        byte_level=True,
+        rotate="values",
+    ),
+    "ernie4_5": Case("Ernie4_5Config", {"head_dim": 32, "use_bias": False}),
+    "ministral3": Case(
+        "Ministral3Config",
+        {
+            "head_dim": 32,
+            "rope_parameters": {
+                **YARN,
+                "original_max_position_embeddings": 16,
+                "beta_fast": 16.0,
+                "beta_slow": 2.0,
+                "mscale": 1.0,
+                "mscale_all_dim": 1.0,
+                "llama_4_scaling_beta": 0.5,
+            },
+        },
+    ),
     "gemma": Case("GemmaConfig", {"head_dim": 32, "tie_word_embeddings": True}, rotate="values"),
     "gemma2": Case(
         "Gemma2Config",

@@ -127,6 +127,11 @@ DIFFERENCES = (
         ".*-(yarn|longrope).*",
     ),
     Difference(
+        r"mistral3\.rope\.scaling\.(attn_factor|yarn_log_multiplier)",
+        "ours puts both mscales into the one factor, theirs one of them into another key",
+        "ministral3",
+    ),
+    Difference(
         r".*rope.*(type|original_context_length|factors_(long|short)\.weight)",
         "theirs knows longrope for Phi-3 only, and there not its name",
         "llama-longrope|phi3.*",
@@ -134,7 +139,7 @@ DIFFERENCES = (
     Difference(
         r"tokenizer\.ggml\.(bos|eos|eot|padding)_token_id",
         "ours takes the tokenizer's own files first, and no id beyond the vocabulary",
-        "starcoder2|gemma.*|phi3.*",
+        "starcoder2|gemma.*|phi3.*|smollm3.*|granite|olmo.|ernie.*|ministral3",
     ),
     Difference(
         r"tokenizer\.ggml\.(model|pre|scores|token_type|merges)",

@@ -13,7 +13,8 @@ from tests.models.huggingface.folders import LLAMA
 from tests.models.huggingface.test_mutations import MUTATIONS, mutate
 from tqgguf.errors import TqggufError, UnsupportedModelError
 from tqgguf.models.huggingface import convert_hyperparameters
-from tqgguf.models.huggingface.architectures import ARCHITECTURES, check_assumptions
+from tqgguf.models.huggingface.architecture import check_assumptions
+from tqgguf.models.huggingface.architectures import ARCHITECTURES
 from tqgguf.models.huggingface.folder import Config
 from tqgguf.models.huggingface.rope import rope_tensors
 

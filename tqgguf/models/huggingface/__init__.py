@@ -5,11 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from tqgguf.errors import FileFormatError
-from tqgguf.models.huggingface.architectures import (
-    Architecture,
-    check_assumptions,
-    find_architecture,
-)
+from tqgguf.models.huggingface.architecture import Architecture, check_assumptions
+from tqgguf.models.huggingface.architectures import find_architecture
 from tqgguf.models.huggingface.embedding import is_reranker, pooling_keys, ranking
 from tqgguf.models.huggingface.folder import Config
 from tqgguf.models.huggingface.general import general_keys

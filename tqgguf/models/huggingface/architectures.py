@@ -6,28 +6,11 @@ values become which GGUF keys, and what that graph cannot do. To add an architec
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import replace
 
-from tqgguf.errors import FileFormatError, UnsupportedModelError
+from tqgguf.errors import UnsupportedModelError
+from tqgguf.models.huggingface.architecture import SIZES, Architecture, Key, rope_width
 from tqgguf.models.huggingface.folder import Config
-
-Size = Callable[[Config], int]
-
-# Letters for the widths of tensors.
-SIZES: Mapping[str, Size] = {
-    "V": lambda c: c.count("vocab_size"),
-    "E": lambda c: c.n_embd,
-    "P": lambda c: c.count("n_positions", "max_position_embeddings"),
-    "D": lambda c: c.head_dim,
-    "Q": lambda c: c.n_head * c.head_dim,
-    "K": lambda c: c.n_head_kv * c.head_dim,
-    "A": lambda c: (c.n_head + 2 * c.n_head_kv) * c.head_dim,
-    "F": lambda c: c.n_ff,
-    "G": lambda c: 2 * c.n_ff,
-    "X": lambda c: c.count("num_local_experts", "num_experts"),
-    "M": lambda c: c.count("moe_intermediate_size", "intermediate_size"),
-}
 
 # GGUF name -> letters of its shape; "?" where the graph does without it.
 _ENDS = {"token_embd.weight": "V E", "output_norm.weight": "E", "output.weight": "V E ?"}
@@ -74,40 +57,6 @@ _GELU = ("gelu_new", "gelu_pytorch_tanh", "gelu_fast", None)
 _NO = (False, None)
 
 
-@dataclass(frozen=True)
-class Key:
-    """One GGUF key: where config.json has it, or how it follows from the rest."""
-
-    name: str  # without the architecture's prefix
-    value: Callable[[Config], int | float | list[bool] | None]  # None: leave the key out
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """One row: how a Hugging Face class becomes a GGUF graph.
-
-    assumes: config key -> the values that llama.cpp's graph computes; where the key is absent it
-    has transformers' default, None unless defaults says otherwise. check: what else it cannot
-    compute, in words, or None.
-    """
-
-    name: str
-    tensors: Mapping[str, str]
-    keys: tuple[Key, ...]
-    assumes: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
-    defaults: Mapping[str, Any] = field(default_factory=dict)
-    check: Callable[[Config], str | None] | None = None
-    rotary_pairs: bool = False  # ggml rotates neighbouring rows of q and k
-    norm_shift: float = 0.0
-    transposed: re.Pattern[str] | None = None
-    always_tied: bool = False  # the graph never loads output.weight
-    space_prefix: bool | None = None  # what its SentencePiece tokenizers do; None: ask them
-    ranks: bool = False  # a reranker among its models has a head of its own
-    rope: bool = True
-    partial_rotary: bool = False  # the graph may rotate less than a whole head
-    rope_factors: tuple[str, ...] = ()  # rope types whose tensors of factors the graph loads
-
-
 def _count(name: str, *keys: str) -> Key:
     return Key(name, lambda c: c.count(*keys))
 
@@ -140,17 +89,6 @@ _MOE = (
     _count("expert_used_count", "num_experts_per_tok"),
 )
 _ROPE_WIDTH = (Key("rope.dimension_count", lambda c: c.head_dim),)
-
-
-def rope_width(config: Config) -> int:
-    """Rotated weights of a head; FileFormatError if there would be more than it has."""
-    name = "partial_rotary_factor"
-    for source in (config, config.section("rope_parameters", "rope_scaling")):
-        if source.get(name) is not None:
-            if source.positive(name) > 1:
-                raise FileFormatError(f"{config.path}: {name} is above 1")
-            return int(source.positive(name) * config.head_dim)
-    return config.head_dim
 
 
 def _window_or_0(config: Config) -> int:
@@ -276,6 +214,117 @@ _GEMMA3 = Architecture(
     space_prefix=False,
 )
 
+
+def _every_fourth_without_rope(config: Config) -> str | None:
+    """SmolLM3: llama.cpp's graph leaves out the rotation in every fourth layer."""
+    computed = [int((i + 1) % 4 != 0) for i in range(config.n_layer)]
+    step = config.count("no_rope_layer_interval") if config.get("no_rope_layer_interval") else 4
+    asked = config.get("no_rope_layers") or [
+        int((i + 1) % step != 0) for i in range(config.n_layer)
+    ]
+    if asked == computed:
+        return None
+    return "no_rope_layers is not every fourth layer, which is what llama.cpp's graph computes"
+
+
+_SMOLLM3 = Architecture(
+    "smollm3",
+    {**_ENDS, **_ATTENTION, **_GATED},
+    (*_BASE, *_RMS, *_HEADS, *_ROPE_WIDTH),
+    assumes={
+        "hidden_act": _SILU,
+        **dict.fromkeys(("attention_bias", "mlp_bias", "use_sliding_window"), _NO),
+    },
+    defaults={"rope_theta": 2_000_000.0},
+    check=_every_fourth_without_rope,
+    rotary_pairs=True,
+)
+_GRANITE = Architecture(
+    "granite",
+    _LLAMA.tensors,
+    (
+        *_LLAMA.keys,
+        _number("attention.scale", "attention_multiplier"),
+        _number("embedding_scale", "embedding_multiplier"),
+        _number("residual_scale", "residual_multiplier"),
+        _number("logit_scale", "logits_scaling"),
+    ),
+    assumes={"hidden_act": _SILU},
+    defaults={
+        "attention_multiplier": 1.0,
+        "embedding_multiplier": 1.0,
+        "residual_multiplier": 1.0,
+        "logits_scaling": 1.0,
+    },
+    rotary_pairs=True,
+)
+_OLMO2 = Architecture(
+    "olmo2",
+    {
+        **_ENDS,
+        "output.weight": "V E",
+        "blk.{}.attn_q.weight": "E E",
+        "blk.{}.attn_k.weight": "K E",
+        "blk.{}.attn_v.weight": "K E",
+        "blk.{}.attn_q_norm.weight": "E",
+        "blk.{}.attn_k_norm.weight": "K",
+        "blk.{}.attn_output.weight": "E E",
+        "blk.{}.post_attention_norm.weight": "E",
+        **_GATED,
+        "blk.{}.post_ffw_norm.weight": "E",
+    },
+    (*_BASE, *_RMS),
+    assumes={"hidden_act": _SILU, "attention_bias": _NO, "tie_word_embeddings": _NO},
+    defaults={"rope_theta": 500_000.0},
+)
+
+
+def _windows(period: int) -> Callable[[Config], list[bool]]:
+    """Which layers see a window only, by their kinds, else all but every `period`-th."""
+
+    def layers(config: Config) -> list[bool]:
+        kinds = config.get("layer_types")
+        if isinstance(kinds, list):
+            return [kind == "sliding_attention" for kind in kinds]
+        return _all_but_every(period, config)
+
+    return layers
+
+
+_OLMO3 = replace(
+    _OLMO2,
+    keys=(
+        *_OLMO2.keys,
+        _count("attention.sliding_window", "sliding_window"),
+        Key("attention.sliding_window_pattern", _windows(4)),
+    ),
+    defaults={**_OLMO2.defaults, "sliding_window": 4096},
+)
+_ERNIE4_5 = Architecture(
+    "ernie4_5",
+    {**_ENDS, **_ATTENTION, **_GATED},
+    (*_BASE, *_RMS, *_HEADS),
+    assumes={"hidden_act": _SILU, "use_bias": _NO},
+    defaults={"rope_theta": 500_000.0},
+)
+
+
+def _temperature(config: Config) -> float | None:
+    """By how much queries grow with the position (Llama 4's scaling, in Ministral 3)."""
+    rope = config.section("rope_parameters", "rope_scaling")
+    name = "llama_4_scaling_beta"
+    return rope.number(name) if rope.get(name) else None
+
+
+_MISTRAL3 = replace(
+    _LLAMA,
+    name="mistral3",
+    tensors={**_ENDS, **_ATTENTION, "blk.{}.attn_output.bias": "E ?", **_GATED},
+    keys=(*_LLAMA.keys, Key("attention.temperature_scale", _temperature)),
+    rope_reads=("llama_4_scaling_beta",),
+    yarn_ramps=True,
+)
+
 # Hugging Face's class (config.json: architectures) -> its row.
 ARCHITECTURES: Mapping[str, Architecture] = {
     "LlamaForCausalLM": _LLAMA,
@@ -290,6 +339,14 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         rope_factors=("llama3", "longrope"),
     ),
     "LlamaModel": _LLAMA,
+    "Mistral3ForConditionalGeneration": _MISTRAL3,
+    "Ministral3ForCausalLM": _MISTRAL3,
+    "SmolLM3ForCausalLM": _SMOLLM3,
+    "GraniteForCausalLM": _GRANITE,
+    "Olmo2ForCausalLM": _OLMO2,
+    "Olmo3ForCausalLM": _OLMO3,
+    "Ernie4_5ForCausalLM": _ERNIE4_5,
+    "Ernie4_5_ForCausalLM": _ERNIE4_5,
     "Qwen2ForCausalLM": _QWEN2,
     "Qwen2Model": _QWEN2,
     "Qwen3ForCausalLM": _QWEN3,
@@ -379,16 +436,3 @@ def find_architecture(config: Config) -> Architecture:
             "with llama.cpp and give tqgguf the GGUF file"
         )
     return row
-
-
-def check_assumptions(config: Config, architecture: Architecture) -> None:
-    """UnsupportedModelError where llama.cpp's graph computes something else than config.json."""
-    for key, allowed in architecture.assumes.items():
-        if config.get(key) not in allowed:
-            raise UnsupportedModelError(
-                f"{config.path}: {key} is {config.get(key)!r}, but llama.cpp's "
-                f"{architecture.name} graph computes {' or '.join(map(repr, allowed))}"
-            )
-    problem = architecture.check(config) if architecture.check else None
-    if problem:
-        raise UnsupportedModelError(f"{config.path}: {problem}")

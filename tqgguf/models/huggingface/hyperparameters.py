@@ -1,6 +1,6 @@
 """From config.json to the GGUF keys of a graph."""
 
-from tqgguf.models.huggingface.architectures import Architecture
+from tqgguf.models.huggingface.architecture import Architecture
 from tqgguf.models.huggingface.folder import Config
 from tqgguf.models.huggingface.rope import rope_keys
 from tqgguf.models.metadata import Value, encode

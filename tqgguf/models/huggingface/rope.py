@@ -13,14 +13,17 @@ import numpy as np
 
 from tqgguf.errors import FileFormatError, UnsupportedModelError
 from tqgguf.kernels.dtypes import F32
-from tqgguf.models.huggingface.architectures import Architecture, rope_width
+from tqgguf.models.huggingface.architecture import Architecture, rope_width
 from tqgguf.models.huggingface.folder import Config
 from tqgguf.models.model import Tensor
 
 Pairs = Iterator[tuple[str, Any]]
 _SECTIONS = ("rope_parameters", "rope_scaling")  # the newer and the older name
 _KINDS_OF_LAYERS = ("full_attention", "sliding_attention")
-_COMMON = ("rope_type", "type", "rope_theta", "partial_rotary_factor")
+_COMMON = (
+    *("rope_type", "type", "rope_theta", "partial_rotary_factor"),
+    "max_position_embeddings",  # repeated from outside
+)
 _ORIGINAL = "original_max_position_embeddings"
 # Values with which a key changes nothing, wherever it stands.
 _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
@@ -62,7 +65,7 @@ def rope_keys(config: Config, architecture: Architecture) -> dict[str, Any]:
         "rope.freq_base": _theta(config, "full_attention", "rope_theta"),
         "rope.freq_base_swa": _theta(config, "sliding_attention", "rope_local_base_freq"),
     }
-    return bases | dict(_SCALINGS[kind].keys(config, full))
+    return bases | _ramps(full, architecture) | dict(_SCALINGS[kind].keys(config, full))
 
 
 def rope_tensors(config: Config, architecture: Architecture) -> dict[str, Tensor]:
@@ -109,7 +112,7 @@ def _kind(config: Config, scaling: Config, architecture: Architecture) -> str:
 
 def _check_read(scaling: Config, kind: str, architecture: Architecture) -> None:
     """UnsupportedModelError for the first key that would be dropped."""
-    read = {*_COMMON, _ORIGINAL, *_SCALINGS[kind].reads}
+    read = {*_COMMON, _ORIGINAL, *_SCALINGS[kind].reads, *architecture.rope_reads}
     if not architecture.partial_rotary:
         read.remove("partial_rotary_factor")
     for name, value in scaling.values.items():
@@ -159,6 +162,20 @@ def _factor(config: Config, scaling: Config) -> float:
     return config.count("max_position_embeddings") / _original_context(config, scaling)
 
 
+def _ramps(scaling: Config, architecture: Architecture) -> dict[str, float]:
+    """Where YaRN's ramp begins and ends; UnsupportedModelError if the graph has others."""
+    given = {name: scaling.number(name) for name in _BETAS if scaling.get(name)}
+    if architecture.yarn_ramps:
+        return {f"rope.scaling.yarn_{name}": value for name, value in given.items()}
+    for name, value in given.items():
+        if value != _BETAS[name]:
+            raise UnsupportedModelError(
+                f"{scaling.path}: YaRN with {name} {scaling.get(name)!r}; llama.cpp's "
+                f"{architecture.name} graph computes {_BETAS[name]}"
+            )
+    return {}
+
+
 def _linear_keys(config: Config, scaling: Config) -> Pairs:
     del config
     yield "rope.scaling.type", "linear"
@@ -167,11 +184,6 @@ def _linear_keys(config: Config, scaling: Config) -> Pairs:
 
 def _yarn_keys(config: Config, scaling: Config) -> Pairs:
     """YaRN (2309.00071). llama.cpp scales the attention by 0.1 ln(factor) + 1 itself."""
-    for name, known in _BETAS.items():
-        if scaling.get(name) not in (None, 0, known):
-            raise UnsupportedModelError(
-                f"{config.path}: YaRN with {name} {scaling.get(name)!r}; llama.cpp computes {known}"
-            )
     factor = _factor(config, scaling)
     yield "rope.scaling.type", "yarn"
     yield "rope.scaling.factor", factor

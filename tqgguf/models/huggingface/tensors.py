@@ -11,7 +11,7 @@ from gguf import MODEL_ARCH, MODEL_ARCH_NAMES, TensorNameMap, get_tensor_name_ma
 
 from tqgguf.errors import FileFormatError, UnsupportedModelError
 from tqgguf.kernels.dtypes import F32, I64
-from tqgguf.models.huggingface.architectures import SIZES, Architecture
+from tqgguf.models.huggingface.architecture import SIZES, Architecture
 from tqgguf.models.huggingface.folder import Config
 from tqgguf.models.huggingface.stored import Stored
 from tqgguf.models.model import Tensor

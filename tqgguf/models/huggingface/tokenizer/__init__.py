@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tqgguf.errors import FileFormatError
-from tqgguf.models.huggingface.architectures import Architecture
+from tqgguf.models.huggingface.architecture import Architecture
 from tqgguf.models.huggingface.folder import Config
 from tqgguf.models.huggingface.tokenizer.bpe import read_bpe
 from tqgguf.models.huggingface.tokenizer.older import FILES

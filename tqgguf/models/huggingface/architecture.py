@@ -1,0 +1,86 @@
+"""What the converter can know of an architecture: how one row of the table is made."""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from tqgguf.errors import FileFormatError, UnsupportedModelError
+from tqgguf.models.huggingface.folder import Config
+
+Size = Callable[[Config], int]
+
+# Letters for the widths of tensors.
+SIZES: Mapping[str, Size] = {
+    "V": lambda c: c.count("vocab_size"),
+    "E": lambda c: c.n_embd,
+    "P": lambda c: c.count("n_positions", "max_position_embeddings"),
+    "D": lambda c: c.head_dim,
+    "Q": lambda c: c.n_head * c.head_dim,
+    "K": lambda c: c.n_head_kv * c.head_dim,
+    "A": lambda c: (c.n_head + 2 * c.n_head_kv) * c.head_dim,
+    "F": lambda c: c.n_ff,
+    "G": lambda c: 2 * c.n_ff,
+    "X": lambda c: c.count("num_local_experts", "num_experts"),
+    "M": lambda c: c.count("moe_intermediate_size", "intermediate_size"),
+}
+
+
+@dataclass(frozen=True)
+class Key:
+    """One GGUF key: where config.json has it, or how it follows from the rest."""
+
+    name: str  # without the architecture's prefix
+    value: Callable[[Config], int | float | list[bool] | None]  # None: leave the key out
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """One row: how a Hugging Face class becomes a GGUF graph.
+
+    assumes: config key -> the values that llama.cpp's graph computes; where the key is absent it
+    has transformers' default, None unless defaults says otherwise. check: what else it cannot
+    compute, in words, or None.
+    """
+
+    name: str
+    tensors: Mapping[str, str]
+    keys: tuple[Key, ...]
+    assumes: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    check: Callable[[Config], str | None] | None = None
+    rotary_pairs: bool = False  # ggml rotates neighbouring rows of q and k
+    norm_shift: float = 0.0
+    transposed: re.Pattern[str] | None = None
+    always_tied: bool = False  # the graph never loads output.weight
+    space_prefix: bool | None = None  # what its SentencePiece tokenizers do; None: ask them
+    ranks: bool = False  # a reranker among its models has a head of its own
+    rope: bool = True
+    partial_rotary: bool = False  # the graph may rotate less than a whole head
+    rope_reads: tuple[str, ...] = ()  # further keys of rope_parameters that become keys of ours
+    yarn_ramps: bool = False  # the graph takes beta_fast and beta_slow from the file
+    rope_factors: tuple[str, ...] = ()  # rope types whose tensors of factors the graph loads
+
+
+def rope_width(config: Config) -> int:
+    """Rotated weights of a head; FileFormatError if there would be more than it has."""
+    name = "partial_rotary_factor"
+    for source in (config, config.section("rope_parameters", "rope_scaling")):
+        if source.get(name) is not None:
+            if source.positive(name) > 1:
+                raise FileFormatError(f"{config.path}: {name} is above 1")
+            return int(source.positive(name) * config.head_dim)
+    return config.head_dim
+
+
+def check_assumptions(config: Config, architecture: Architecture) -> None:
+    """UnsupportedModelError where llama.cpp's graph computes something else than config.json."""
+    for key, allowed in architecture.assumes.items():
+        if config.get(key) not in allowed:
+            raise UnsupportedModelError(
+                f"{config.path}: {key} is {config.get(key)!r}, but llama.cpp's "
+                f"{architecture.name} graph computes {' or '.join(map(repr, allowed))}"
+            )
+    problem = architecture.check(config) if architecture.check else None
+    if problem:
+        raise UnsupportedModelError(f"{config.path}: {problem}")
