@@ -44,7 +44,7 @@ def bench_command(
 
     Example: tqgguf bench model-f16.gguf --baselines Q4_0,Q4_K_M --types tq-q4,tq-q3
     """
-    check_plot(plot, force=force)
+    check_plot(plot, inputs=models, force=force)
     if not prompt + generate:
         raise typer.BadParameter("--n-prompt 0 and --n-gen 0 leave nothing to measure")
     for model in models:

@@ -49,7 +49,7 @@ def eval_command(
 
     Example: tqgguf eval model-f16.gguf model-TQ-Q4.gguf model-TQ-Q3.gguf --text book.txt
     """
-    check_plot(plot, force=force)
+    check_plot(plot, inputs=[original, text, *(models or [])], force=force)
     evaluate.check_files([original, *(models or [])], text)
     if not (models or m.names(baselines) or m.names(types)):
         raise typer.BadParameter("no file to compare: give some, or --baselines, or --types")

@@ -1,6 +1,6 @@
 """The pictures of --plot, drawn with matplotlib (extra `plot`) and written like every output."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +10,8 @@ from tqgguf.errors import OutputError, PlanError
 from tqgguf.kernels.dtypes import F64, I64
 from tqgguf.measure.mse import BINS, LIMIT, MatrixReport, totals
 from tqgguf.measure.synthetic import SyntheticRow
-from tqgguf.output.files import check_output
+from tqgguf.models import input_files
+from tqgguf.output.targets import check_targets
 from tqgguf.output.whole import whole_file
 from tqgguf.rotation.architectures import LAYER
 
@@ -22,13 +23,14 @@ SUFFIXES = (".png", ".svg", ".pdf")
 PLAIN, ROTATED = "#c44e52", "#4c72b0"  # without and with rotation, everywhere
 
 
-def check_plot(path: Path | None, *, force: bool) -> None:
+def check_plot(path: Path | None, *, inputs: Iterable[Path | None] = (), force: bool) -> None:
     """Refuse a picture that cannot be drawn before any work is done."""
     if path is None:
         return
     if path.suffix.lower() not in SUFFIXES:
         raise PlanError(f"--plot {path}: expected a name that ends in {', '.join(SUFFIXES)}")
-    check_output(path, inputs=[], force=force)
+    read = [file for given in inputs if given for file in input_files(given)]
+    check_targets({"--plot": [path]}, inputs=read, force=force)
     new_figure()
 
 

@@ -60,7 +60,7 @@ def mse_command(
 
     Example: tqgguf report mse model-f16.gguf --types q4_k,q2_k --plot errors.png
     """
-    check_plot(plot, force=force)
+    check_plot(plot, inputs=[model], force=force)
     out = None if json else Output(markdown)
     if model is None:
         rows = sample_rows or synthetic.GGUF_ROWS

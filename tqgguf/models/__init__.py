@@ -14,6 +14,7 @@ __all__ = [
     "INTEGERS",
     "Model",
     "Tensor",
+    "input_files",
     "model_files",
     "open_model",
     "open_tensors",
@@ -54,6 +55,16 @@ def model_files(path: Path) -> list[Path]:
         settings = (folder.glob(pattern) for pattern in ("*.json", "*.model"))
         return [*weights, *sorted(p for files in settings for p in files)]
     return shard_files(path)
+
+
+def input_files(path: Path) -> list[Path]:
+    """Every file that belongs to a model, and so must not be written; any other path itself."""
+    if not path.exists():
+        return []
+    if path.is_dir():
+        known = (path.glob(f"*{ending}") for ending in (".txt", ".jinja", ".tiktoken", ".bin"))
+        return [*model_files(path), *(file for files in known for file in files)]
+    return model_files(path) if path.suffix in (".gguf", ".safetensors") else [path]
 
 
 def _is_huggingface(path: Path) -> bool:

@@ -19,6 +19,7 @@ from tqgguf.kernels.dtypes import U8
 from tqgguf.models.gguf import SHARD_NAME
 from tqgguf.output.journal import Journal, Record, journal_path, open_journal
 from tqgguf.output.layout import Layout
+from tqgguf.output.targets import check_sidecars, check_targets
 
 _BINARY = getattr(os, "O_BINARY", 0)
 _READ = 1 << 24  # bytes read at a time for a checksum
@@ -48,21 +49,22 @@ def old_shards(path: Path, ending: str = "") -> list[Path]:
 
 
 def check_output(
-    path: Path, *, inputs: Sequence[Path], force: bool, count: int | None = None
+    path: Path,
+    *,
+    inputs: Sequence[Path],
+    force: bool,
+    count: int | None = None,
+    others: Mapping[str, Path | None] | None = None,
 ) -> None:
-    """Refuse an output that is an input, exists already, or has no folder.
+    """Refuse an output that must not be written; see `check_targets`. Raises OutputError.
 
-    count: the number of shards; None is one plain file. Raises OutputError.
+    count: the number of shards; None is one plain file. others: further files by their options.
     """
-    for file in _files(path, count):
-        if file.exists() and any(p.exists() and file.samefile(p) for p in inputs):
-            raise OutputError(f"{file}: the output is the input; choose another with --output")
-        if file.is_dir():
-            raise OutputError(f"{file}: is a folder; expected the name of a file")
-        if file.exists() and not force:
-            raise OutputError(f"{file}: exists already; overwrite it with --force")
-    if not path.parent.is_dir():
-        raise OutputError(f"{path}: the folder {path.parent} does not exist")
+    files = _files(path, count)
+    rest = {option: [file] for option, file in (others or {}).items() if file is not None}
+    check_targets({"--output": files, **rest}, inputs=inputs, force=force)
+    partial = [partial_path(file) for file in shard_paths(path, count)]
+    check_sidecars([*partial, journal_path(partial_path(path))], inputs=inputs)
 
 
 def _files(path: Path, count: int | None) -> list[Path]:
