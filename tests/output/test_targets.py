@@ -71,10 +71,10 @@ def special(kind, path):
 def test_what_is_no_regular_file_stays(tmp_path, monkeypatch, novels, kind, says):
     monkeypatch.chdir(tmp_path)  # the names of sockets are short
     special(kind, tmp_path / "o.gguf")
-    before = os.lstat(tmp_path / "o.gguf")
+    before = os.lstat(tmp_path / "o.gguf")[:3]  # mode, number, device
     fails("quantize", novels, "-o", "o.gguf", "--force", says=says)
     fails("dequantize", novels, "-o", "o.gguf", "--force", says=says)
-    assert os.lstat(tmp_path / "o.gguf") == before
+    assert os.lstat(tmp_path / "o.gguf")[:3] == before
 
 
 def test_a_link_that_leads_nowhere_counts_as_a_file(tmp_path):
