@@ -115,6 +115,7 @@ def test_scales_by_energies_lower_the_output_error(rng):
     [
         *((name, "values") for name in ("llama-biased", "qwen2moe", "starcoder2", "phi2", "gemma")),
         *((name, "fused") for name in ("llama-biased", "qwen2moe")),
+        *((name, "scales") for name in ("deepseek2", "qwen35", "gpt-oss", "gemma3", "llama")),
     ],
 )
 def test_scales_by_energies_change_nothing_in_llama_cpp(tmp_path, rng, name, rotate):

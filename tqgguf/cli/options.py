@@ -127,7 +127,7 @@ _PLANNING: dict[str, Any] = {
         help="A recipe (tq-q4, tq-q3, tq-q2, tq-q4-fast ...) or any GGUF type.",
     ),
     "rotate": _rotation(
-        parser=str.lower, metavar="MODE", help="fused, auto, tensor, none or values."
+        parser=str.lower, metavar="MODE", help="fused, auto, tensor, none, values or scales."
     ),
     "block": _block,
     "seed": _seed_option,

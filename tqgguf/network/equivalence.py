@@ -65,7 +65,10 @@ def check_fold(model: Model, rotation: Rotation, *, memory: int) -> float | None
     architecture has no forward pass, and where a matrix does not fit into `memory` bytes. rotation:
     with its vectors. Raises MismatchError beyond FOLD_TOLERANCE.
     """
-    if rotation.mode not in ("fused", "values") or model.architecture not in ARCHITECTURES:
+    if (
+        rotation.mode not in ("fused", "values", "scales")
+        or model.architecture not in ARCHITECTURES
+    ):
         return None
     try:
         layers = sorted({0, _graph(model).n_layer - 1})

@@ -23,7 +23,7 @@ from tqgguf.rotation.rotation import NO_ROTATION, Rotation, read_rotation
 from tqgguf.rotation.steps import Sides
 from tqgguf.rotation.vectors import BALANCE, NORM_BALANCE
 
-ROTATIONS = ("fused", "auto", "tensor", "none", "values")
+ROTATIONS = ("fused", "auto", "tensor", "none", "values", "scales")
 
 
 @dataclass(frozen=True)
@@ -222,6 +222,10 @@ def _rotation(model: Model, options: Options, energies: Energies | None) -> Rota
         )
     if options.rotate == "values":
         return folding.values(model, balance=options.balance, energies=energies)
+    if options.rotate == "scales":
+        if not options.balance:
+            raise PlanError("--rotate scales and --no-balance contradict each other")
+        return folding.scales(model, energies=energies)
     if options.rotate == "tensor":
         names = [t.name for t in model.tensors.values() if is_matrix(t)]
         return folding.per_tensor(model, names, block=options.block)
@@ -290,7 +294,7 @@ def _idle(options: Options, rotation: Rotation) -> Iterator[str]:
     given = {
         "--block": options.block is not None and rotation.mode not in ("fused", "tensor"),
         "--seed": options.seed and (rotation.mode != "fused" or rotation.kind == "regular"),
-        "--no-balance": not options.balance and rotation.mode not in ("fused", "values"),
+        "--no-balance": not options.balance and rotation.mode not in ("fused", "values", "scales"),
     }
     kind = f" in {rotation.kind} blocks" if rotation.mode == "fused" else ""
     for option in (name for name, is_idle in given.items() if is_idle):
@@ -302,6 +306,8 @@ def _rotation_notes(rotation: Rotation, tensors: Sequence[PlannedTensor]) -> Ite
     within = f"within value heads in blocks of {rotation.value_block}"
     if rotation.mode == "tensor":
         yield "stock llama.cpp cannot run --rotate tensor: it would not rotate activations"
+    elif rotation.mode == "scales":
+        yield "nothing is rotated, channels are scaled"
     elif rotation.mode == "values":
         yield f"rotated {within} alone; the residual stream is untouched"
     elif rotation.mode == "fused":

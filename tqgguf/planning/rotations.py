@@ -27,12 +27,12 @@ from tqgguf.rotation.energies import Energies, rotated_energies
 from tqgguf.rotation.rotation import Rotation, read_rotation
 from tqgguf.rotation.steps import Sides
 
-MODES = ("none", "values", "fused")  # in the order in which they are preferred
+MODES = ("none", "scales", "values", "fused")  # in the order in which they are preferred
 _LAYERS = 6  # that are looked at
 _RUNS, _RUN_WEIGHTS = 4, 1 << 13  # of consecutive rows of a matrix, and weights in each
 # By how much a mode has to be better than `values` where the inputs are unknown: real streams have
 # channels of many times the mean energy, which `fused` spreads and which values balances unseen.
-_DOUBT = {"none": 1.1, "fused": 1.5}
+_DOUBT = {"none": 1.1, "scales": 1.02, "fused": 1.5}
 
 
 @dataclass(frozen=True)
@@ -79,10 +79,14 @@ def candidates(
 ) -> list[Candidate]:
     """Every mode of MODES with what it predicts, in order; see `choose_rotation`."""
     rows = [_Rows.of(model.tensors[name]) for name in _sample(model)]
-    found = [_plan(model, replace(options, rotate=mode), energies) for mode in MODES]
+    found = [_plan(model, replace(options, rotate=mode), energies) for mode in _modes(options)]
     inputs = _Inputs(model, energies)
     predicted = [_predicted(c, inputs, rows, threads) for c in found]
     return [_priced(c, predicted[0], blind=energies is None) for c in predicted]
+
+
+def _modes(options: Options) -> list[str]:
+    return [mode for mode in MODES if options.balance or mode != "scales"]
 
 
 def _plan(model: Model, options: Options, energies: Energies | None) -> Candidate:

@@ -96,10 +96,7 @@ def values(model: Model, *, balance: bool = True, energies: Energies | None = No
 
     Raises UnsupportedModelError where something stands between values and attention output.
     """
-    row = _row(model)
-    for name in model.tensors:
-        if not role(name)[0].startswith(_MTP):
-            _on_stream(model, row, name)  # an unknown tensor may stand in between
+    row = _known_row(model)
     heads = _value_heads(model, row)
     if heads.order <= 1:
         raise UnsupportedModelError(
@@ -108,16 +105,29 @@ def values(model: Model, *, balance: bool = True, energies: Energies | None = No
         )
     sides = {name: heads.sides(name) for name in model.tensors}
     if balance:
-        sides = {
-            name: s | _balance(model, row, name) | _norm_balance(model, row, name)
-            for name, s in sides.items()
-        }
+        sides = {name: s | _scales(model, row, name) for name, s in sides.items()}
     rotation = Rotation(
         mode="values",
         value_block=heads.order,
         sides={name: s for name, s in sides.items() if s},
         energies=energies,
     )
+    _check_shapes(model, rotation)
+    return rotation
+
+
+def scales(model: Model, *, energies: Energies | None = None) -> Rotation:
+    """The scales of channels that `values` folds in, and no rotation at all.
+
+    Raises UnsupportedModelError for an architecture that is not known, or without such channels.
+    """
+    row = _known_row(model)
+    sides = {name: s for name in model.tensors if (s := _scales(model, row, name))}
+    if not sides:
+        raise UnsupportedModelError(
+            f"{model.path}: {row.name} has no channels that can be scaled; use --rotate none"
+        )
+    rotation = Rotation(mode="scales", sides=sides, energies=energies)
     _check_shapes(model, rotation)
     return rotation
 
@@ -162,6 +172,15 @@ def _row(model: Model) -> Stream:
             f"(known: {', '.join(sorted(STREAMS))}); "
             "use --rotate none, or --rotate tensor for study"
         )
+    return row
+
+
+def _known_row(model: Model) -> Stream:
+    """The model's row, once it knows every tensor: an unknown one may stand in between."""
+    row = _row(model)
+    for name in model.tensors:
+        if not role(name)[0].startswith(_MTP):
+            _on_stream(model, row, name)
     return row
 
 
@@ -237,6 +256,10 @@ def _value_heads(model: Model, row: Stream) -> _ValueHeads:
             "make no sense; use --rotate none"
         )
     return _ValueHeads(model, hadamard.largest_order(size), n_heads, size, key_size, *row.values)
+
+
+def _scales(model: Model, row: Stream, name: str) -> Sides:
+    return _balance(model, row, name) | _norm_balance(model, row, name)
 
 
 def _balance(model: Model, row: Stream, name: str) -> Sides:

@@ -21,7 +21,7 @@ from tqgguf.rotation.embedding_norm import unpacked
 from tqgguf.rotation.steps import RESIDUAL, Sides, Step
 from tqgguf.rotation.vectors import Energies, encode_vector, recorded_vectors, vector_of
 
-Mode = Literal["fused", "values", "tensor", "none"]
+Mode = Literal["fused", "values", "scales", "tensor", "none"]
 VERSION = 1
 PREFIX = "tqgguf."
 _SLAB = 1 << 19  # weights rotated at a time
