@@ -1,13 +1,15 @@
 """What a recipe gives to each role."""
 
+import numpy as np
 import pytest
 
 from tqgguf.formats import FORMATS
 from tqgguf.models import open_model
 from tqgguf.models.metadata import encode
 from tqgguf.output.layout import TensorInfo, lay_out
+from tqgguf.planning.choices import prepare
 from tqgguf.planning.plan import Options, make_plan
-from tqgguf.planning.recipes import RECIPES, fitting, recipe
+from tqgguf.planning.recipes import RECIPES, file_type, fitting, recipe
 
 
 def types(path, **options):
@@ -87,6 +89,42 @@ def test_ragged_rows_get_small_blocks_and_others_the_recipes_types(ragged, name)
     assert found["blk.0.ffn_down.weight"] == RECIPES[name].type_of("ffn_down")
     small = {t for n, t in found.items() if "norm" not in n and "ffn_down" not in n}
     assert {FORMATS[t].block_size for t in small} == {32}
+
+
+@pytest.fixture
+def uneven(tmp_path):
+    """A ragged model of random weights, those of layer 1 with a few columns that dominate."""
+    path = write_ragged(tmp_path / "uneven.gguf", width=96, ffn=512, vocabulary=600)
+    rng = np.random.default_rng(0)
+    model, layout = open_model(path), path.read_bytes()
+    values = rng.standard_normal((len(layout) - 4096) // 2).astype("<f2")
+    path.write_bytes(layout[:4096] + values.tobytes() + layout[4096 + values.nbytes :])
+    assert list(open_model(path).tensors) == list(model.tensors)
+    return path
+
+
+@pytest.mark.parametrize("name", [n for n in RECIPES if n != "TQ-Q4-FAST"])
+def test_a_ragged_models_bytes_are_spent_where_they_matter(uneven, name):
+    model, options = open_model(uneven), Options(type=name, rotate="none")
+    still, plan = make_plan(model, options), prepare(model, options).plan
+    assert still.mostly_ragged
+    assert 0.98 * still.n_bytes < plan.n_bytes <= still.n_bytes
+    assert plan.recipe.name == name
+    assert plan.matrix_types != still.matrix_types
+    assert {t.reason for t in plan.fallbacks} == {t.reason for t in still.fallbacks}
+    assert any(note.startswith("types chosen by the sensitivity") for note in plan.notes)
+    most = max(set(plan.matrix_types.values()), key=lambda t: weights(plan, t))
+    assert plan.recipe.file_type == file_type(most)
+
+
+def weights(plan, type):
+    return sum(t.size for t in plan.tensors if t.type == type)
+
+
+@pytest.mark.parametrize("name", ["TQ-Q4-FAST", "Q4_K"])
+def test_a_single_type_and_the_fast_recipe_are_not_mixed(uneven, name):
+    model, options = open_model(uneven), Options(type=name, rotate="none")
+    assert prepare(model, options).plan.matrix_types == make_plan(model, options).matrix_types
 
 
 def test_the_fast_recipe_keeps_q4_0(ragged):

@@ -24,7 +24,7 @@ LATTICE_TYPES = ("IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS")
 
 # Divergence per relative error, of all of a role's matrices together: of the outputs, and of the
 # weights where nothing is known of their inputs. Measured on SmolLM2-135M by
-# scripts/measure_roles.py (docs/decisions/0025). The first and the last layer matter about twice.
+# scripts/measure_roles.py (docs/decisions/0025).
 _ROLES = {
     "output": (31.0, 12.0),
     "token_embd": (1.4, 1.4),
@@ -38,7 +38,8 @@ _ROLES = {
     "ffn_down": (25.0, 27.0),
 }
 _OTHER_ROLE = (4.0, 4.0)
-_OUTER = 2.0
+# How much more than the others a layer matters, by its place from either end.
+_OUTER = {0: 2.0, 1: 1.5, -2: 1.5, -1: 3.5}
 _ROOMY = 1.15  # a budget above this many times the smallest scalar types needs no lattice types
 
 
@@ -81,7 +82,7 @@ def default_sensitivity(
     base = _ROLES.get(kind, _OTHER_ROLE)[0 if of_outputs else 1]
     if layer is None:
         return base
-    outer = _OUTER if layer in (0, n_layer - 1) else 1.0
+    outer = _OUTER.get(layer - n_layer, _OUTER.get(layer, 1.0))
     return base * outer / max(1, n_layer)
 
 

@@ -64,6 +64,8 @@ def prepare(model: Model, options: Options, *, threads: int | None = None) -> Pr
         shapes = {t.name: t.shape for t in plan.tensors}
         imatrix = matched(imatrix, shapes, options.imatrix)
     budget = _budget(model, plan, options)
+    if budget is None and plan.mostly_ragged:
+        budget = plan.n_bytes
     if budget is not None:
         sensitivity = _sensitivity(model, plan, tokens, threads)
         errors = _type_errors(model, plan, imatrix, threads)

@@ -3,19 +3,18 @@
 `make_plan` is pure: the same model header and options give the same plan, and no weight is read.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
 from pathlib import Path
-
-from gguf import LlamaFileType
 
 from tqgguf.errors import PlanError
 from tqgguf.formats import FORMATS, is_float
 from tqgguf.models import INTEGERS, Model, Tensor, stored_bytes
 from tqgguf.planning.allocation import Errors, Item, allocate, default_sensitivity, predicted
 from tqgguf.planning.matrices import NamedTypes, is_matrix, may_be_quantized, needs_f32
-from tqgguf.planning.recipes import Recipe, fitting, recipe
+from tqgguf.planning.recipes import Recipe, file_type, fitting, recipe
 from tqgguf.rotation import folding
 from tqgguf.rotation.architectures import layer_prefix, role
 from tqgguf.rotation.energies import Energies
@@ -115,6 +114,12 @@ class Plan:
         """Tensors that did not get the type they were meant to have."""
         return tuple(t for t in self.tensors if t.reason)
 
+    @property
+    def mostly_ragged(self) -> bool:
+        """Whether most weights of matrices are in rows that the recipe's types do not fit."""
+        matrices = sum(t.size for t in self.tensors if len(t.shape) > 1)
+        return bool(self.recipe.ragged) and 2 * sum(t.size for t in self.fallbacks) > matrices
+
 
 def make_plan(
     model: Model,
@@ -180,19 +185,30 @@ def _spend(
     items = [_item(model, t, head, sensitivity, errors) for t in free]
     fixed = plan.n_bytes - sum(t.n_bytes for t in free)
     types = allocate(items, budget - fixed)
+    own = budget == plan.n_bytes  # the recipe's own bytes, where its types do not fit
     tensors = tuple(
-        replace(t, type=types[t.name], reason="") if t.name in types else t for t in plan.tensors
+        replace(t, type=types[t.name], reason=t.reason if own else "") if t.name in types else t
+        for t in plan.tensors
     )
     allocated = replace(plan, tensors=tensors)
+    name = plan.recipe.name if own else f"TQ-{allocated.bpw:.2f}"
+    named = replace(plan.recipe, name=name, file_type=file_type(_most_common(tensors)))
     source = "measured" if sensitivity else "known of each role"
-    name = f"TQ-{allocated.bpw:.2f}"
     return (
-        replace(allocated, recipe=replace(plan.recipe, name=name, file_type=LlamaFileType.GUESSED)),
+        replace(allocated, recipe=named),
         (
             f"types chosen by the sensitivity {source}; predicted KL divergence "
             f"{predicted(items, types):.4f} without error feedback",
         ),
     )
+
+
+def _most_common(tensors: Sequence[PlannedTensor]) -> str:
+    """The type that holds the most weights."""
+    count: Counter[str] = Counter()
+    for t in tensors:
+        count[t.type] += t.size
+    return count.most_common(1)[0][0]
 
 
 def _item(

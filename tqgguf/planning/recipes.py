@@ -14,8 +14,9 @@ from tqgguf.formats import FORMATS
 class Recipe:
     """A type for matrices and the roles that get another one.
 
-    ragged: what these types become in rows that their blocks do not divide. file_type is what
-    `general.file_type` says: the nearest of llama.cpp's own mixtures.
+    ragged: what these types become in rows that their blocks do not divide. Where most rows are
+    like that, the bytes that this takes are spent tensor by tensor instead (docs/decisions/0025).
+    file_type is what `general.file_type` says: the nearest of llama.cpp's own mixtures.
     """
 
     name: str
@@ -40,7 +41,7 @@ RECIPES: dict[str, Recipe] = {
             "TQ-Q4",
             "Q4_K",
             {"attn_v": "Q5_K", "output": "Q6_K"},
-            {"Q4_K": "Q5_1", "Q6_K": "Q5_1"},
+            {"Q4_K": "Q5_0"},
             LlamaFileType.MOSTLY_Q4_K_M,
         ),
         Recipe(
@@ -54,7 +55,7 @@ RECIPES: dict[str, Recipe] = {
             "TQ-Q4-SMALL",
             "IQ4_XS",
             {"attn_v": "Q5_K", "output": "Q6_K"},
-            {"Q6_K": "Q5_1"},
+            {"Q5_K": "Q5_0", "Q6_K": "Q5_1"},
             LlamaFileType.MOSTLY_IQ4_XS,
         ),
         Recipe(
@@ -119,7 +120,12 @@ def recipe(name: str) -> Recipe:
     if upper not in FORMATS:
         known = ", ".join([*RECIPES, *FORMATS])
         raise PlanError(f"type {name!r} is unknown{_hint(upper)}; known: {known}")
-    return Recipe(upper, upper, file_type=_FILE_TYPES.get(upper, LlamaFileType.GUESSED))
+    return Recipe(upper, upper, file_type=file_type(upper))
+
+
+def file_type(type: str) -> LlamaFileType:
+    """What `general.file_type` says of a file most of whose weights have this type."""
+    return _FILE_TYPES.get(type, LlamaFileType.GUESSED)
 
 
 def _hint(name: str) -> str:
