@@ -79,7 +79,7 @@ def _try_scales(v: F32, w: F32 | None, runs: int, lattice: LatticeGrid) -> Sums:
     """Every run's sums (c, e) with the codes of each trial scale: two (trials, runs, n)."""
     trials = _TRIALS[lattice.k]
     wv = v if w is None else v * w
-    found = [_code_sums(v, wv, w, float(scale), lattice) for scale in trials]
+    found = [code_sums(v, wv, w, float(scale), lattice) for scale in trials]
     cross = np.empty((len(trials), runs, v.shape[2]), np.float32)
     energy = np.empty_like(cross)
     for i, scale in enumerate(trials):
@@ -91,7 +91,7 @@ def _try_scales(v: F32, w: F32 | None, runs: int, lattice: LatticeGrid) -> Sums:
     return cross, energy
 
 
-def _code_sums(v: F32, wv: F32, w: F32 | None, scale: float, lattice: LatticeGrid) -> Sums:
+def code_sums(v: F32, wv: F32, w: F32 | None, scale: float, lattice: LatticeGrid) -> Sums:
     """Every group's sums with its best code at one scale: two (groups, n)."""
     cell = cells(v, scale)
     sums = point_sums(wv, w, lattice.listed[0].take(cell), lattice)[:2]
