@@ -19,7 +19,7 @@ import numpy as np
 
 from tqgguf.calibration.imatrix import Imatrix
 from tqgguf.calibration.statistics import input_energies
-from tqgguf.calibration.tokens import read_tokens
+from tqgguf.calibration.tokens import read_text, sequences
 from tqgguf.formats import dequantize, quantize
 from tqgguf.kernels.dtypes import F32
 from tqgguf.models import Model, open_model
@@ -50,7 +50,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int)
     args = parser.parse_args()
     model = open_model(args.model)
-    tokens, _ = read_tokens(model, args.text, limit=args.tokens)
+    tokens = sequences(model, read_text(model, args.text), limit=args.tokens)
     energies = input_energies(model, tokens, threads=args.threads)
     probe = Probe(model, tokens, forward.logits(model, tokens), energies, args.type, args.threads)
     print("| role | matrices | divergence | per relative error | per weighted error |")

@@ -1,6 +1,7 @@
 """Importance matrices: llama-imatrix's own file is the oracle."""
 
 import struct
+from dataclasses import replace
 
 import gguf
 import numpy as np
@@ -110,8 +111,11 @@ def test_a_model_is_no_imatrix(novels):
 
 def test_another_basis_is_refused(theirs):
     imatrix = read_imatrix(theirs)
-    check_basis(imatrix, NO_ROTATION, theirs)
     rotated = Rotation(mode="fused", block=256, value_block=64, seed=1)
-    with pytest.raises(PlanError, match=r"taken in the basis 'none', but .*; use --rotate none"):
-        check_basis(imatrix, rotated, theirs)
+    for rotation in (NO_ROTATION, rotated):
+        check_basis(imatrix, rotation, theirs)
+    of_rotated = replace(imatrix, basis=basis_of(rotated))
+    check_basis(of_rotated, rotated, theirs)
+    with pytest.raises(PlanError, match=r"taken in the basis 'fused .*; give one of the unrotated"):
+        check_basis(of_rotated, NO_ROTATION, theirs)
     assert basis_of(rotated) != basis_of(Rotation(mode="fused", block=256, value_block=64, seed=2))

@@ -24,6 +24,7 @@ from tqgguf.rotation.vectors import is_balance
 _SUMS, _COUNTS = ".in_sum2", ".counts"
 _BASIS = "tqgguf.imatrix.basis"
 _LONGEST_NAME = 1024
+UNROTATED = "none"  # the basis of a model as it is
 
 
 @dataclass(frozen=True)
@@ -62,12 +63,15 @@ def basis_of(rotation: Rotation) -> str:
 
 
 def check_basis(imatrix: Imatrix, rotation: Rotation, path: Path) -> None:
-    """Refuse an imatrix whose inputs are not those of the rotated matrices. Raises PlanError."""
+    """Refuse an imatrix taken in another rotated basis than the plan's. Raises PlanError.
+
+    One of the unrotated model serves under every rotation (rotation/energies.py).
+    """
     wanted = basis_of(rotation)
-    if imatrix.basis != wanted:
+    if imatrix.basis not in (UNROTATED, wanted):
         raise PlanError(
             f"{path}: taken in the basis {imatrix.basis!r}, but the matrices are quantized in "
-            f"{wanted!r}; use --rotate none, or --calibrate with the text itself"
+            f"{wanted!r}; give one of the unrotated model, which serves under every rotation"
         )
 
 

@@ -92,6 +92,18 @@ def open_kept(root: Path, key: str, *, room: int | None = None) -> Kept:
     return Kept(folder, room=room)
 
 
+def keep(root: Path, key: str, name: str, make: Callable[[], Arrays]) -> Arrays:
+    """An entry's arrays, of the folder of a key below `root`; made anew where nothing can be kept.
+
+    That is so where the user's cache cannot be written.
+    """
+    try:
+        kept = open_kept(root, key)
+    except OSError:
+        return make()
+    return kept.once(name, make)
+
+
 def _write(path: Path, arrays: Arrays) -> None:
     with path.open("wb") as file:
         for array in arrays:

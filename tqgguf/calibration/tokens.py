@@ -1,50 +1,127 @@
-"""A text as tokens: sequences that each begin as the model expects a text to begin."""
+"""A text as tokens: sequences that each begin as the model expects a text to begin.
 
+A text is a user's file or the built-in one (builtin.md says what is in it). What a tokenizer made
+of a text is kept in the user's cache, under the hash of the vocabulary and the text.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib.resources import as_file, files
 from pathlib import Path
 
 import numpy as np
 
+from tqgguf.calibration.kept import Arrays, keep
 from tqgguf.errors import FileFormatError, PlanError
 from tqgguf.kernels.dtypes import I32
 from tqgguf.llamacpp.tokenizer import tokenize
+from tqgguf.machine.cache import user_cache
+from tqgguf.machine.content import digest
 from tqgguf.models import Model
 from tqgguf.network.forward import Tokens
 from tqgguf.network.graph import read_graph
 
+BUILTIN = "the built-in text"
 LONGEST_CONTEXT = 512
 DEFAULT_TOKENS = 1 << 16
+SHORT_CONTEXT = 256  # of a short pass, which looks at many places of a text
+SHORT_TOKENS = 1024
 
 
-def read_tokens(model: Model, text: Path, *, limit: int | None = None) -> tuple[Tokens, str]:
-    """Tokenize a text into sequences that each begin as the model expects a text to begin.
+@dataclass(frozen=True)
+class Text:
+    """The tokens of a text: what a text begins with, if anything, and the rest."""
 
-    limit: tokens to use (None: DEFAULT_TOKENS). -> (n_seq, n_tokens) int32, and what tokenized it.
+    name: str
+    tokenizer: str
+    first: I32 = field(repr=False)
+    body: I32 = field(repr=False)
+
+
+@contextmanager
+def builtin_text() -> Iterator[Path]:
+    """The file of the built-in text."""
+    with as_file(files("tqgguf.calibration") / "builtin.txt") as path:
+        yield path
+
+
+def read_text(model: Model, path: Path | None, *, name: str | None = None) -> Text:
+    """Tokenize a text as llama.cpp does; path None: the built-in text. name: what to call it.
+
     Raises ToolError where no llama.cpp is at hand for that, FileFormatError for a file that is no
-    text, PlanError where it is too short or holds tokens beyond the model's table.
+    text, PlanError where it holds nothing, or tokens beyond the model's table.
     """
-    _check_text(text)
-    context = min(read_graph(model).n_ctx, LONGEST_CONTEXT)
-    found, tokenizer = tokenize(model.metadata, text)
-    ids = np.array(found, np.int32)
-    first = _beginning(model, ids)
-    body = ids[len(first) :]
-    size = context - len(first)
-    if len(body) < size:
-        raise PlanError(
-            f"{text}: {len(body):,} tokens, and calibration needs at least {size:,}; "
-            "20,000 or more do well"
-        )
-    count = max(1, min(len(body), limit or DEFAULT_TOKENS) // size)
-    sequences = body[: count * size].reshape(count, size)
-    start = np.broadcast_to(first, (count, len(first)))
-    tokens: Tokens = np.concatenate([start, sequences], axis=1).astype(np.int32)
+    if path is None:
+        with builtin_text() as file:
+            return read_text(model, file, name=BUILTIN)
+    _check_text(path)
+    ids, tokenizer = _tokenized(model, path)
+    called = name or str(path)
+    n_first = _beginning(model, ids)
+    if len(ids) == n_first:
+        raise PlanError(f"{called}: nothing in it becomes a token; calibration needs prose")
     n_vocab = model.tensors["token_embd.weight"].n_rows
-    if int(tokens.max()) >= n_vocab:
+    if int(ids.max()) >= n_vocab:
         raise PlanError(
-            f"{text}: token {int(tokens.max())} is beyond the model's table of {n_vocab}; the "
+            f"{called}: token {int(ids.max())} is beyond the model's table of {n_vocab}; the "
             "tokenizer belongs to another model"
         )
-    return tokens, tokenizer
+    return Text(called, tokenizer, ids[:n_first], ids[n_first:])
+
+
+def sequences(model: Model, text: Text, *, limit: int | None = None) -> Tokens:
+    """The text from its beginning, in sequences as long as the model or LONGEST_CONTEXT allows.
+
+    limit: tokens to use (None: DEFAULT_TOKENS); of the built-in text, which changes its subject all
+    the time, they are spread over the whole. -> (n_seq, n_tokens) int32. Raises PlanError for a
+    text that is too short.
+    """
+    size = min(read_graph(model).n_ctx, LONGEST_CONTEXT) - len(text.first)
+    available = len(text.body) // size
+    if not available:
+        raise PlanError(
+            f"{text.name}: {len(text.body):,} tokens, and calibration needs at least {size:,}; "
+            "20,000 or more do well"
+        )
+    count = max(1, min(len(text.body), limit or DEFAULT_TOKENS) // size)
+    is_mixed = text.name == BUILTIN
+    places = _spread(available, count) if is_mixed else np.arange(count, dtype=np.int32)
+    return _cut(text, places * size, size)
+
+
+def short_sequences(model: Model, text: Text) -> Tokens:
+    """Some SHORT_TOKENS tokens from all over the text: (n_seq, n_tokens) int32."""
+    wanted = min(read_graph(model).n_ctx, SHORT_CONTEXT) - len(text.first)
+    size = max(1, min(wanted, len(text.body)))
+    available = len(text.body) // size
+    count = min(available, max(1, SHORT_TOKENS // size))
+    return _cut(text, _spread(available, count) * size, size)
+
+
+def _spread(available: int, count: int) -> I32:
+    """The indices of `count` of `available` places, evenly apart: (count,) int32."""
+    return (np.arange(count) * available // count).astype(np.int32)
+
+
+def _cut(text: Text, starts: I32, size: int) -> Tokens:
+    first = np.broadcast_to(text.first, (len(starts), len(text.first)))
+    body = text.body[starts[:, None] + np.arange(size)]
+    return np.concatenate([first, body], axis=1).astype(np.int32)
+
+
+def _tokenized(model: Model, path: Path) -> tuple[I32, str]:
+    """The text's ids and who made them, kept since the last time."""
+    said = {k: v for k, v in model.metadata.items() if k.startswith(("tokenizer.", "general.name"))}
+    parts = (part for k, v in sorted(said.items()) for part in (k.encode(), v.raw))
+    key = digest([*parts, path.read_bytes()])
+
+    def make() -> Arrays:
+        ids, tokenizer = tokenize(model.metadata, path)
+        return [np.array(ids, np.int32), np.array([tokenizer])]
+
+    ids, tokenizer = keep(user_cache() / "tokens", key, "ids", make)
+    return ids, str(tokenizer[0])
 
 
 def _check_text(text: Path) -> None:
@@ -63,7 +140,7 @@ def _check_text(text: Path) -> None:
         raise FileFormatError(f"{text}: a binary file; calibration needs a plain text file")
 
 
-def _beginning(model: Model, ids: I32) -> list[int]:
-    """The token that llama.cpp put first, if it is the beginning of a text."""
+def _beginning(model: Model, ids: I32) -> int:
+    """How many tokens llama.cpp put first as the beginning of a text: 0 or 1."""
     bos = model.get("tokenizer.ggml.bos_token_id")
-    return [int(ids[0])] if len(ids) and bos is not None and int(ids[0]) == bos else []
+    return int(len(ids) > 0 and bos is not None and int(ids[0]) == bos)

@@ -87,7 +87,7 @@ VocabFrom = Annotated[
 ]
 SaveImatrix = Annotated[
     Path | None,
-    _text(metavar="FILE", help="Write the importance matrix of the text of --calibrate."),
+    _text(metavar="FILE", help="Write the importance matrix of the text that was used."),
 ]
 SplitMaxSize = Annotated[
     Any,
@@ -147,9 +147,13 @@ _PLANNING: dict[str, Any] = {
     "allow_requantize": _types(
         "--allow-requantize", help="Accept weights that are quantized already."
     ),
-    "calibrate": _text(
-        metavar="TEXT", help="Round with error feedback on this text: half the loss."
+    "effort": _text(
+        parser=str.lower,
+        metavar="LEVEL",
+        help="fast: no text. good, the default: a short pass over a built-in text, for rotation "
+        "and importance. best: error feedback on a text.",
     ),
+    "calibrate": _text(metavar="TEXT", help="--effort best on this text: half the loss of good."),
     "calibrate_tokens": _text(
         min=1, metavar="N", help="Tokens of the text to use, 65536 if unset."
     ),

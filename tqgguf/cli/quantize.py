@@ -15,14 +15,14 @@ from tqgguf.calibration.imatrix import write_imatrix
 from tqgguf.cli import options as o
 from tqgguf.cli.application import app
 from tqgguf.cli.console import progress, say, say_json, say_table, warn
-from tqgguf.kernels.dtypes import F32
 from tqgguf.models import Model, model_files, open_model
 from tqgguf.models.gguf import SHARD_NAME
 from tqgguf.models.hub import cached_repository, display_name
 from tqgguf.output.files import check_output
 from tqgguf.output.layout import Split
 from tqgguf.pipeline import Report, convert, output_files
-from tqgguf.planning.choices import Prepared, prepare, take_statistics
+from tqgguf.planning.choices import Prepared, is_quick, prepare, take_statistics
+from tqgguf.planning.inputs import effort_of
 from tqgguf.planning.plan import Options, Plan, PlannedTensor
 from tqgguf.rotation.steps import Step
 
@@ -55,26 +55,24 @@ def quantize_command(
 
     Example: tqgguf quantize model-f16.gguf --type tq-q4
     """
-    if save_imatrix is not None and options.calibrate is None:
-        raise typer.BadParameter("--save-imatrix needs a text: --calibrate TEXT")
+    if save_imatrix is not None and effort_of(options) == "fast":
+        raise typer.BadParameter("--save-imatrix needs a text; leave out --effort fast")
     split = Split(split_max_size, split_max_tensors)
     again = resume or force
     opened = _open(model, vocab_from, quiet=quiet)
-    if options.calibrate is not None and output is not None and not (split or again or dry_run):
+    if dry_run:
+        _plan(opened, options, output, json=json)
+        return
+    if output is not None and not (split or again):
         check_output(output, inputs=model_files(opened.path), force=False)  # before hours of work
     prepared = prepare(opened, options, threads=threads)
     plan = prepared.plan
     path = output or default_output(model, plan.recipe.name)
-    if dry_run:
-        _say_plan(plan, path, json=json)
-        return
     files = output_files(opened, plan, path, split)
     if prepared.tokens is not None:
         _check_early(opened, path, files, split, again=again)
-    if prepared.tokens is not None and save_imatrix is not None:
-        dataset = str(options.calibrate)
-        taken = take_statistics(opened, plan, prepared.tokens, dataset, threads=threads)
-        write_imatrix(save_imatrix, taken)
+    if save_imatrix is not None:
+        write_imatrix(save_imatrix, take_statistics(opened, prepared.inputs, threads=threads))
     made = _calibrate(opened, prepared, threads, quiet=quiet)
     job = partial(
         convert,
@@ -83,7 +81,7 @@ def quantize_command(
         path,
         rounded=made.rows if made else None,
         rounded_by=made.key if made else "",
-        importance=_importance(prepared),
+        importance=prepared.importance,
         threads=threads,
         max_memory=max_memory,
         split=split,
@@ -92,7 +90,7 @@ def quantize_command(
         cluster=cluster,
         processes=True,
     )
-    _run(job, opened, plan, files, json=json, quiet=quiet, verbose=verbose)
+    _run(job, opened, prepared, files, json=json, quiet=quiet, verbose=verbose)
 
 
 @app.command("plan")
@@ -104,8 +102,13 @@ def plan_command(
 
     Example: tqgguf plan model-f16.gguf --type tq-q3
     """
-    plan = prepare(_open(model, vocab_from, quiet=False), options).plan
-    _say_plan(plan, default_output(model, plan.recipe.name), json=json)
+    _plan(_open(model, vocab_from, quiet=False), options, None, json=json)
+
+
+def _plan(model: Model, options: Options, output: Path | None, *, json: bool) -> None:
+    """What quantize would decide; of a large model, as much as its header tells."""
+    prepared = prepare(model, options, measure=is_quick(model))
+    _say_plan(prepared, output or default_output(model.path, prepared.plan.recipe.name), json=json)
 
 
 def _open(path: Path, vocab_from: Path | None, *, quiet: bool) -> Model:
@@ -131,13 +134,14 @@ def default_output(model: Path, recipe: str) -> Path:
 def _run(
     job: Callable[..., Iterator[Report]],
     model: Model,
-    plan: Plan,
+    prepared: Prepared,
     files: list[Path],
     *,
     json: bool,
     quiet: bool,
     verbose: bool,
 ) -> None:
+    plan = prepared.plan
     if not quiet:
         _warn(plan)
     began = time.perf_counter()
@@ -149,16 +153,11 @@ def _run(
                 bar.note(f"[{len(reports)}/{len(plan.tensors)}] {_line(report)}")
     seconds = time.perf_counter() - began
     if json:
-        say_json(_document(plan, files, _bytes(files), reports) | {"seconds": seconds})
+        say_json(_document(prepared, files, _bytes(files), reports) | {"seconds": seconds})
     elif not reports and not quiet:
         warn(f"{files[0]}: finished already; --force makes it again")
     elif not quiet:
         _say_summary(model, plan, files, reports, seconds, slowest=_SLOWEST if verbose else 0)
-
-
-def _importance(prepared: Prepared) -> Callable[[str], F32 | None]:
-    """Importance by tensor; a tied embedding has none in a file of llama.cpp's."""
-    return prepared.imatrix.importance if prepared.imatrix else lambda _: None
 
 
 def _check_early(model: Model, path: Path, files: list[Path], split: Split, *, again: bool) -> None:
@@ -203,9 +202,10 @@ def _warn(plan: Plan) -> None:
         warn(f"warning: {names[0]}{others}: {reason}; {type} instead")
 
 
-def _say_plan(plan: Plan, path: Path, *, json: bool) -> None:
+def _say_plan(prepared: Prepared, path: Path, *, json: bool) -> None:
+    plan = prepared.plan
     if json:
-        say_json(_document(plan, [path], plan.n_bytes, []))
+        say_json(_document(prepared, [path], plan.n_bytes, []))
         return
     rows = [
         [
@@ -271,8 +271,11 @@ def _bytes(files: list[Path]) -> int:
     return sum(file.stat().st_size for file in files)
 
 
-def _document(plan: Plan, files: list[Path], n_bytes: int, reports: list[Report]) -> dict[str, Any]:
+def _document(
+    prepared: Prepared, files: list[Path], n_bytes: int, reports: list[Report]
+) -> dict[str, Any]:
     """The JSON of quantize and plan; its keys are a contract."""
+    plan, inputs = prepared.plan, prepared.inputs
     measured = {r.name: r for r in reports}
     return {
         "output": str(files[0]),
@@ -280,6 +283,8 @@ def _document(plan: Plan, files: list[Path], n_bytes: int, reports: list[Report]
         "recipe": plan.recipe.name,
         "bytes": n_bytes,
         "bpw": plan.bpw,
+        "effort": inputs.effort,
+        "text": inputs.text.name if inputs.text else None,
         "rotation": {
             "mode": plan.rotation.mode,
             "kind": plan.rotation.kind,

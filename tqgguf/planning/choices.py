@@ -1,106 +1,126 @@
 """From what a user asks for to a plan: the better rotation, and types for a budget."""
 
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from tqgguf.calibration.cached import kept_statistics
-from tqgguf.calibration.imatrix import Imatrix, basis_of, check_basis, matched, read_imatrix
+from tqgguf.calibration.imatrix import UNROTATED, Imatrix, check_basis
 from tqgguf.calibration.kept import Arrays
 from tqgguf.calibration.sensitivity import measure
 from tqgguf.calibration.statistics import input_energies
-from tqgguf.calibration.tokens import read_tokens
-from tqgguf.errors import PlanError, UnsupportedModelError
+from tqgguf.errors import PlanError
 from tqgguf.formats import is_float
+from tqgguf.kernels.dtypes import F32
 from tqgguf.models import Model
-from tqgguf.network import forward
 from tqgguf.network.forward import Tokens
 from tqgguf.output.layout import TensorInfo, lay_out
 from tqgguf.planning.allocation import Errors, candidates
 from tqgguf.planning.header import output_metadata
+from tqgguf.planning.inputs import Inputs, find_inputs
 from tqgguf.planning.matrices import is_matrix
 from tqgguf.planning.plan import Options, Plan, make_plan
 from tqgguf.planning.rotations import choose_rotation
 from tqgguf.planning.rounding import measure_errors
+from tqgguf.rotation.energies import Energies, rotated_energies
 from tqgguf.rotation.folded import fold
-from tqgguf.rotation.folding import EMBEDDING
-from tqgguf.rotation.rotation import NO_ROTATION
+from tqgguf.rotation.folding import EMBEDDING, HEAD
 
 _ALIGNMENT = 32  # bytes lost at most after each tensor
 _KEY = "0" * 32
+_QUICK = 1 << 28  # weights of a model that is measured in seconds
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """The plan, the tokens to calibrate on if any, and the importance matrix if one is used."""
+    """The plan and what is known of the inputs; importance: see `pipeline.convert`."""
 
     plan: Plan
-    tokens: Tokens | None = None
-    imatrix: Imatrix | None = None
+    inputs: Inputs
+    importance: Energies
+
+    @property
+    def tokens(self) -> Tokens | None:
+        """What to round on with error feedback, (n_seq, n_tokens) int32."""
+        return self.inputs.tokens
 
 
-def prepare(model: Model, options: Options, *, threads: int | None = None) -> Prepared:
+def prepare(
+    model: Model, options: Options, *, threads: int | None = None, measure: bool = True
+) -> Prepared:
     """Decide everything that has to be decided before weights are written.
 
+    measure: may weights be read for it? Without it the plan is what is known from the header.
     Raises PlanError for options that contradict each other, and whatever reading the text or the
     importance matrix raises.
     """
     if options.target_bpw is not None and options.target_size is not None:
         raise PlanError("--target-bpw and --target-size: give one of them")
-    tokens, note = _tokens(model, options)
-    notes = [note] if note else []
-    imatrix = None
-    if options.imatrix is not None and tokens is None:
-        imatrix = read_imatrix(options.imatrix)
-    known = imatrix if imatrix and imatrix.basis == basis_of(NO_ROTATION) else None
+    inputs = find_inputs(model, options, threads=threads, measure=measure)
+    notes = inputs.notes
     if options.rotate == "auto":
-        energies = known.importance if known else None
-        options, why = choose_rotation(model, options, energies, threads=threads)
-        notes.append(why)
-    plan = make_plan(model, options)
-    if imatrix is not None and options.imatrix is not None:
-        check_basis(imatrix, plan.rotation, options.imatrix)
-        shapes = {t.name: t.shape for t in plan.tensors}
-        imatrix = matched(imatrix, shapes, options.imatrix)
+        options, why = choose_rotation(model, options, inputs.energies, threads=threads)
+        notes = (*notes, why)
+    planned = partial(make_plan, model, options, energies=inputs.energies)
+    plan = planned()
+    if options.imatrix is not None and inputs.imatrix is not None and inputs.tokens is None:
+        check_basis(inputs.imatrix, plan.rotation, options.imatrix)
+    energies = _stored_energies(model, plan, inputs.imatrix)
     budget = _budget(model, plan, options)
     if budget is None and plan.mostly_ragged:
         budget = plan.n_bytes
     if budget is not None:
-        sensitivity = _sensitivity(model, plan, tokens, threads)
-        errors = _type_errors(model, plan, imatrix, threads)
-        plan = make_plan(model, options, budget=budget, sensitivity=sensitivity, errors=errors)
-    if imatrix is not None and options.imatrix is not None:
-        plan = _with_coverage(model, plan, imatrix, options.imatrix)
-    return Prepared(replace(plan, notes=(*plan.notes, *notes)), tokens, imatrix)
+        sensitivity = _sensitivity(model, plan, inputs.tokens, threads)
+        errors = _type_errors(model, plan, energies, threads) if measure else None
+        plan = planned(budget=budget, sensitivity=sensitivity, errors=errors)
+    if options.imatrix is not None and inputs.imatrix is not None and inputs.tokens is None:
+        plan = _with_coverage(model, plan, inputs.imatrix, options.imatrix)
+    importance = energies if inputs.tokens is None else _unknown
+    return Prepared(replace(plan, notes=(*plan.notes, *notes)), inputs, importance)
 
 
-def take_statistics(
-    model: Model, plan: Plan, tokens: Tokens, dataset: str, *, threads: int | None = None
-) -> Imatrix:
-    """The importance matrix of the model in the plan's basis."""
-    folded = fold(model, plan.rotation.with_vectors_of(model))
-    basis = basis_of(plan.rotation)
-    return input_energies(folded, tokens, basis=basis, dataset=dataset, threads=threads)
+def is_quick(model: Model) -> bool:
+    """Whether a plan may measure, for being of a small model."""
+    return sum(t.size for t in model.tensors.values()) <= _QUICK
 
 
-def _tokens(model: Model, options: Options) -> tuple[Tokens | None, str]:
-    """The text's tokens, and a note; no tokens where only the importance matrix can be used."""
-    text, imatrix = options.calibrate, options.imatrix
-    if text is None:
-        return None, ""
-    try:
-        forward.context(model, 1)
-    except UnsupportedModelError as error:
-        if imatrix is None:
-            raise UnsupportedModelError(
-                f"{error}; --calibrate needs one: give --imatrix FILE as well, and errors are "
-                "weighed by that instead"
-            ) from error
-        return None, f"{error}: errors are weighed by {imatrix} instead of calibrated on {text}"
-    tokens, tokenizer = read_tokens(model, text, limit=options.calibrate_tokens)
-    idle = f"; {imatrix} was not needed" if imatrix else ""
-    return tokens, f"calibrated on {tokens.size:,} tokens of {text}, made by {tokenizer}{idle}"
+def _unknown(name: str) -> None:
+    """The importance of columns of which nothing is known."""
+
+
+def _stored_energies(model: Model, plan: Plan, imatrix: Imatrix | None) -> Energies:
+    """The energies of what each tensor reads, in the basis in which its weights are rounded.
+
+    A tied embedding reads what the head does that it also is.
+    """
+    if imatrix is None:
+        return _unknown
+    rotation = plan.rotation.with_vectors_of(model)
+    shapes = {t.name: t.shape for t in plan.tensors}
+    is_tied = HEAD not in shapes and imatrix.importance(HEAD) is not None
+
+    def energies(name: str) -> F32 | None:
+        found = imatrix.importance(HEAD if is_tied and name == EMBEDDING else name)
+        if found is None or imatrix.basis != UNROTATED:
+            return found
+        return rotated_energies(rotation, name, found, shapes[name])
+
+    return energies
+
+
+def take_statistics(model: Model, inputs: Inputs, *, threads: int | None = None) -> Imatrix:
+    """The importance matrix of the text that was used, all of its tokens that were.
+
+    Raises PlanError where there was no text.
+    """
+    if inputs.text is not None and inputs.tokens is not None:
+        name = inputs.text.name
+        return input_energies(model, inputs.tokens, dataset=name, threads=threads)
+    if inputs.text is None or inputs.imatrix is None:
+        raise PlanError("--save-imatrix needs a text, and none was used")
+    return inputs.imatrix
 
 
 def _budget(model: Model, plan: Plan, options: Options) -> int | None:
@@ -111,7 +131,7 @@ def _budget(model: Model, plan: Plan, options: Options) -> int | None:
         return None
     rotation = plan.rotation.with_vectors_of(model)
     infos = [TensorInfo(t.name, t.shape, t.type) for t in plan.tensors]
-    weighed_by = _KEY if options.imatrix else ""
+    weighed_by = _KEY
     header = lay_out(output_metadata(model, plan, rotation, _KEY, weighed_by), infos).header
     return options.target_size - len(header) - _ALIGNMENT * (len(infos) + 2)
 
@@ -133,14 +153,13 @@ def _sensitivity(
 
 
 def _type_errors(
-    model: Model, plan: Plan, imatrix: Imatrix | None, threads: int | None
+    model: Model, plan: Plan, energies: Energies, threads: int | None
 ) -> dict[str, Errors]:
     """The errors of the types that each matrix may become."""
     folded = fold(model, plan.rotation.with_vectors_of(model))
     types = {
         t.name: candidates(t.shape[-1]) for t in plan.tensors if is_matrix(model.tensors[t.source])
     }
-    energies = imatrix.importance if imatrix else lambda _: None
     return measure_errors(folded, types, energies, threads=threads)
 
 

@@ -30,7 +30,8 @@ class Options:
     """What a user may ask of a plan: the command line's options of the same names are its fields.
 
     block: a Hadamard order, None for the largest. tensor_type: (regular expression, type) pairs,
-    the first match wins. target_size: bytes of the file.
+    the first match wins. target_size: bytes of the file. effort: see planning/inputs.py, None for
+    good, or best where there is a text to calibrate on.
     """
 
     type: str = "tq-q4"
@@ -43,6 +44,7 @@ class Options:
     token_embedding_type: str | None = None
     target_bpw: float | None = None
     target_size: int | None = None
+    effort: str | None = None
     calibrate: Path | None = None
     calibrate_tokens: int | None = None
     imatrix: Path | None = None

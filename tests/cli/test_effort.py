@@ -1,0 +1,121 @@
+"""Stories of --effort: what each level uses, what it says, and what is a contradiction."""
+
+import json
+
+import numpy as np
+import pytest
+
+from tests.cli.story import fails, run, succeeds
+from tqgguf.calibration.imatrix import read_imatrix
+from tqgguf.formats import dequantize
+from tqgguf.llamacpp import tokenizer
+from tqgguf.models import open_model
+
+UNROTATED = ("-t", "q2_k", "--rotate", "none", "--quiet")
+
+
+def made(model, path, *options):
+    document = json.loads(succeeds("quantize", model, "-o", path, "--json", "--force", *options))
+    return document, path.read_bytes()
+
+
+def test_the_default_minds_the_inputs_and_fast_does_not(novels, tmp_path):
+    theirs = read_imatrix(novels.with_name("novels-5m.imatrix.gguf"))
+    source, errors = open_model(novels), {}
+    for effort in ("fast", "good"):
+        document, _ = made(novels, tmp_path / "q.gguf", *UNROTATED, "--effort", effort)
+        assert document["effort"] == effort
+        stored = open_model(tmp_path / "q.gguf").tensors["blk.2.ffn_down.weight"]
+        error = (
+            dequantize(stored.stored(0, stored.n_rows), stored.type, 768)
+            - source.tensors[stored.name].read()
+        )
+        errors[effort] = float((np.square(error) * theirs.importance(stored.name)).sum())
+    assert errors["good"] < 0.97 * errors["fast"]
+
+
+def test_good_is_the_default_and_does_not_depend_on_threads_or_what_is_kept(
+    novels, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    document, first = made(novels, tmp_path / "q.gguf", *UNROTATED, "--threads", 1)
+    assert (document["effort"], document["text"]) == ("good", "the built-in text")
+    again = made(novels, tmp_path / "q.gguf", *UNROTATED, "--threads", 3, "--effort", "GOOD")
+    assert again[1] == first
+
+
+def test_a_tied_table_is_rounded_as_the_head_it_is(novels, tmp_path):
+    options = (*UNROTATED, "--token-embedding-type", "q2_k")
+    made(novels, tmp_path / "good.gguf", *options)
+    made(novels, tmp_path / "fast.gguf", *options, "--effort", "fast")
+    tables = [
+        open_model(tmp_path / f"{n}.gguf").tensors["token_embd.weight"] for n in ("good", "fast")
+    ]
+    assert (tables[0].stored(0, 100) != tables[1].stored(0, 100)).any()
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (("--effort", "most"), "--effort most is unknown; known: fast, good, best"),
+        (("--effort", "good", "--calibrate", "x"), "--calibrate means --effort best; leave out"),
+        (("--calibrate-tokens", 9), "--calibrate-tokens: --effort good rounds without error feed"),
+    ],
+)
+def test_contradictions_are_one_line(novels, tmp_path, options, says):
+    fails("quantize", novels, "-o", tmp_path / "q.gguf", *options, says=says)
+    fails("plan", novels, *options, says=says)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_imatrix_of_no_text_cannot_be_saved(novels, tmp_path):
+    result = run("quantize", novels, "--effort", "fast", "--save-imatrix", tmp_path / "i.gguf")
+    assert result.exit_code == 2
+    assert "needs a text" in result.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_inputs_of_a_short_pass_can_be_saved_and_used_again(novels, tmp_path):
+    saved = tmp_path / "saved.imatrix"
+    _, first = made(novels, tmp_path / "q.gguf", *UNROTATED, "--save-imatrix", saved)
+    _, again = made(novels, tmp_path / "q.gguf", *UNROTATED, "--imatrix", saved)
+    assert again == first
+
+
+@pytest.mark.tools
+@pytest.mark.usefixtures("cache")
+def test_best_takes_the_built_in_text_if_no_other_is_given(novels, tmp_path):
+    options = ("-t", "q8_0", "--effort", "best", "--calibrate-tokens", 512, "--quiet")
+    document, _ = made(novels, tmp_path / "q.gguf", *options)
+    assert (document["effort"], document["text"]) == ("best", "the built-in text")
+    assert any("calibrated on 512 tokens of the built-in" in note for note in document["notes"])
+    assert open_model(tmp_path / "q.gguf").get("tqgguf.calibration")
+
+
+def used_no_text(document, why):
+    assert document["text"] is None
+    (note,) = (n for n in document["notes"] if n.startswith("no text was used, as with --effort f"))
+    assert why in note
+
+
+def test_without_a_forward_pass_good_goes_on_as_fast(novels, tmp_path):
+    model = tmp_path / "model.gguf"
+    model.write_bytes(novels.read_bytes().replace(b"llama", b"lhama"))
+    document, good = made(model, tmp_path / "q.gguf", *UNROTATED)
+    used_no_text(document, "no forward pass for architecture 'lhama'")
+    assert made(model, tmp_path / "q.gguf", *UNROTATED, "--effort", "fast")[1] == good
+
+
+def test_without_a_tokenizer_good_goes_on_as_fast(novels, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("LLAMA_CPP_BIN", str(tmp_path / "nowhere"))
+    monkeypatch.setattr(tokenizer, "find_spec", lambda _: None)
+    document, _ = made(novels, tmp_path / "q.gguf", *UNROTATED)
+    used_no_text(document, "install xllamacpp: pip install 'tqgguf[llama]'")
+
+
+def test_the_plan_of_a_large_model_says_what_will_be_measured(novels, monkeypatch):
+    monkeypatch.setattr("tqgguf.planning.choices._QUICK", 1000)
+    shown = json.loads(succeeds("plan", novels, "--rotate", "fused", "--json"))
+    assert "before it quantizes, inputs are measured on the built-in text" in shown["notes"]
+    assert (shown["effort"], shown["text"]) == ("good", None)

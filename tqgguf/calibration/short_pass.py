@@ -1,0 +1,52 @@
+"""A short pass over a text: the energies of every matrix's inputs, for rotation and importance.
+
+A few hundred tokens tell the energies of channels about as well as a hundred thousand do
+(docs/decisions/0023), so the pass takes no longer than the quantization that follows.
+"""
+
+from dataclasses import replace
+
+import numpy as np
+
+from tqgguf.calibration.imatrix import Imatrix
+from tqgguf.calibration.statistics import input_energies
+from tqgguf.calibration.tokens import Text, short_sequences
+from tqgguf.errors import WeightError
+from tqgguf.kernels.dtypes import F32
+from tqgguf.machine.threads import single_threaded_blas
+from tqgguf.models import Model
+
+_PRIOR = 64  # tokens' worth of what is known without: what a few tokens say is noisy
+
+
+def measure_inputs(model: Model, text: Text, *, threads: int | None = None) -> Imatrix:
+    """The energies of the model's inputs on some of the text, in the model's own basis.
+
+    The numbers do not depend on `threads`. Raises UnsupportedModelError where the architecture has
+    no forward pass, WeightError where the model computes NaN.
+    """
+    tokens = short_sequences(model, text)
+    with single_threaded_blas():
+        found = input_energies(model, tokens, dataset=text.name, threads=threads)
+    for name, sums in found.sums.items():
+        if not np.isfinite(sums).all():
+            raise WeightError(
+                f"{model.path}: the inputs of {name} are not finite on {text.name}; the model is "
+                "damaged, or overflows float32"
+            )
+    return shrunk(found)
+
+
+def shrunk(imatrix: Imatrix) -> Imatrix:
+    """The same with what few tokens saw drawn towards what all experts see, and all channels."""
+    sums = {n: _shrunk(imatrix.sums[n], imatrix.counts[n]) for n in imatrix.sums}
+    counts = {n: c + np.float32(_PRIOR) for n, c in imatrix.counts.items()}
+    return replace(imatrix, sums=sums, counts=counts)
+
+
+def _shrunk(sums: F32, counts: F32) -> F32:
+    """Sums with the prior's added. sums: (n_mat, n_in), counts: (n_mat,)."""
+    prior: F32 = sums.sum(axis=0) / np.float32(max(float(counts.sum()), 1.0))
+    if len(sums) == 1:
+        prior = np.full_like(prior, prior.mean())
+    return sums + np.float32(_PRIOR) * prior

@@ -1,0 +1,124 @@
+"""What is known of the inputs of a model's matrices: as much as the effort asks for.
+
+fast: nothing. good: their energies, from a short pass over some of the built-in text; scales,
+rotation and importance come from these. best: the same, and tokens to round on with error feedback.
+An importance matrix that is given takes the place of the short pass.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqgguf.calibration.imatrix import UNROTATED, Imatrix, matched, read_imatrix
+from tqgguf.calibration.short_pass import measure_inputs
+from tqgguf.calibration.tokens import BUILTIN, Text, read_text, sequences, short_sequences
+from tqgguf.errors import PlanError, TqggufError, UnsupportedModelError
+from tqgguf.models import Model
+from tqgguf.network import forward
+from tqgguf.network.forward import Tokens
+from tqgguf.planning.plan import Options
+from tqgguf.rotation.energies import Energies
+from tqgguf.rotation.folding import EMBEDDING, HEAD
+
+EFFORTS = ("fast", "good", "best")
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What was found out, and notes that say how.
+
+    imatrix: energies. tokens: (n_seq, n_tokens) int32, to round on with error feedback.
+    """
+
+    effort: str
+    text: Text | None = None
+    tokens: Tokens | None = None
+    imatrix: Imatrix | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def energies(self) -> Energies | None:
+        """The inputs' energies in the model's own basis, if that is what is known."""
+        known = self.imatrix if self.imatrix and self.imatrix.basis == UNROTATED else None
+        return known.importance if known else None
+
+
+def effort_of(options: Options) -> str:
+    """The effort asked for; a text to calibrate on means best. Raises PlanError."""
+    best = options.calibrate is not None
+    effort = options.effort or ("best" if best else "good")
+    if effort not in EFFORTS:
+        raise PlanError(f"--effort {effort} is unknown; known: {', '.join(EFFORTS)}")
+    if best and effort != "best":
+        raise PlanError(f"--calibrate means --effort best; leave out --effort {effort}")
+    if options.calibrate_tokens is not None and effort != "best":
+        raise PlanError(
+            f"--calibrate-tokens: --effort {effort} rounds without error feedback; add --effort "
+            "best or --calibrate TEXT"
+        )
+    return effort
+
+
+def find_inputs(
+    model: Model, options: Options, *, threads: int | None = None, measure: bool = True
+) -> Inputs:
+    """Find out about the inputs what the effort asks for.
+
+    measure: may weights be read? Without it the note says what would be measured. Where it cannot
+    measure, good goes on as fast and says so. Raises PlanError for options that
+    contradict each other, and for best whatever reading the text raises, or UnsupportedModelError
+    where the architecture has no forward pass.
+    """
+    effort = effort_of(options)
+    if not measure and effort != "fast" and options.imatrix is None:
+        on = options.calibrate or BUILTIN
+        return Inputs(effort, notes=(f"before it quantizes, inputs are measured on {on}",))
+    if effort == "best":
+        return _for_feedback(model, options, threads)
+    if options.imatrix is not None:
+        note = f"errors are weighed by {options.imatrix}"
+        return Inputs(effort, imatrix=_read(model, options.imatrix), notes=(note,))
+    if effort == "fast":
+        return Inputs(effort)
+    try:
+        forward.context(model, 1)
+        text = read_text(model, None)
+        imatrix = measure_inputs(model, text, threads=threads)
+    except TqggufError as error:
+        return Inputs(effort, notes=(f"no text was used, as with --effort fast: {error}",))
+    n_tokens = short_sequences(model, text).size
+    note = f"inputs measured on {n_tokens:,} tokens of {text.name}, made by {text.tokenizer}"
+    return Inputs(effort, text, imatrix=imatrix, notes=(note,))
+
+
+def _for_feedback(model: Model, options: Options, threads: int | None) -> Inputs:
+    given = options.calibrate
+    try:
+        forward.context(model, 1)
+    except UnsupportedModelError as error:
+        if options.imatrix is None:
+            asked = "--calibrate" if given else "--effort best"
+            raise UnsupportedModelError(
+                f"{error}; {asked} needs one: give --imatrix FILE as well, and errors are "
+                "weighed by that instead"
+            ) from error
+        return _instead_of_feedback(model, options.imatrix, given, str(error))
+    text = read_text(model, given)
+    tokens = sequences(model, text, limit=options.calibrate_tokens)
+    imatrix = measure_inputs(model, text, threads=threads)
+    idle = f"; {options.imatrix} was not needed" if options.imatrix else ""
+    note = f"calibrated on {tokens.size:,} tokens of {text.name}, made by {text.tokenizer}{idle}"
+    return Inputs("best", text, tokens, imatrix, (note,))
+
+
+def _instead_of_feedback(model: Model, imatrix: Path, given: Path | None, why: str) -> Inputs:
+    instead = f" instead of calibrated on {given}" if given else ""
+    note = f"{why}: errors are weighed by {imatrix}{instead}"
+    return Inputs("best", imatrix=_read(model, imatrix), notes=(note,))
+
+
+def _read(model: Model, path: Path) -> Imatrix:
+    """A user's importance matrix, as the model's tensors and the head of a tied one have it."""
+    shapes = {name: t.shape for name, t in model.tensors.items()}
+    if EMBEDDING in shapes:
+        shapes.setdefault(HEAD, shapes[EMBEDDING])
+    return matched(read_imatrix(path), shapes, path)
