@@ -7,9 +7,12 @@ import subprocess
 import sys
 from dataclasses import asdict
 
+import numpy as np
 import pytest
 
 from tests.cli.story import fails, succeeds
+from tqgguf.calibration.imatrix import write_imatrix
+from tqgguf.calibration.statistics import input_energies
 from tqgguf.measure import kv, mse, synthetic, turboquant
 from tqgguf.models import open_model
 
@@ -55,7 +58,7 @@ def test_report_mse_of_a_model_has_the_contracts_keys_and_the_librarys_numbers(
     novels, novels_document
 ):
     opened = open_model(novels)
-    rotation, _ = mse.choose_rotation(opened)
+    rotation, _ = mse.studied_rotation(opened)
     reports = {r.name: r for r in mse.measure(opened, rotation, types=["Q4_0"])}
     assert len(novels_document["tensors"]) == len(reports)
     for row in novels_document["tensors"]:
@@ -67,6 +70,23 @@ def test_report_mse_of_a_model_has_the_contracts_keys_and_the_librarys_numbers(
         assert row["types"]["Q4_0"]["rel_mse_rotated"] == errors.rel_mse_rotated
         assert row["types"]["Q4_0"]["gain"] == errors.gain
     assert novels_document["rotation"]["mode"] == "fused"
+
+
+def test_report_mse_judges_by_the_outputs_where_an_imatrix_tells_the_inputs(novels, tmp_path):
+    tokens = np.random.default_rng(0).integers(3, 2048, (1, 64)).astype(np.int32)
+    path = tmp_path / "imatrix.gguf"
+    write_imatrix(path, input_energies(open_model(novels), tokens))
+    command = ["report", "mse", novels, "--types", "q4_0", "--imatrix", path]
+    shown = json.loads(succeeds(*command, "--sample-rows", 512, "--json"))
+    (total,), (advice,) = shown["totals"], shown["advice"]
+    gain = total["predicted"] / total["predicted_rotated"]
+    assert 1.01 < gain != total["gain"]
+    assert total["verdict"].endswith(f"at the outputs it lowers it {gain:.2f}x")
+    assert advice.startswith("Q4_0: --rotate auto: ")
+    assert "predicted output error" in advice
+    text = succeeds(*command, "--sample-rows", 512, "--top", 1)
+    assert total["verdict"] in text
+    assert advice in text
 
 
 def test_report_mse_of_a_model_says_rotation_order_and_verdict(stories):

@@ -12,7 +12,7 @@ from tqgguf.errors import PlanError, WeightError
 from tqgguf.formats import quantize
 from tqgguf.kernels import hadamard
 from tqgguf.measure import mse
-from tqgguf.models import open_model
+from tqgguf.models import Model, open_model
 from tqgguf.models.metadata import encode
 from tqgguf.pipeline import convert
 from tqgguf.planning.plan import Options, make_plan
@@ -21,7 +21,7 @@ HEADS = {"llama.attention.head_count": encode(8)}
 
 
 def report(of, **options):
-    rotation, _ = mse.choose_rotation(of)
+    rotation, _ = mse.studied_rotation(of)
     return {r.name: r for r in mse.measure(of, rotation, **options)}
 
 
@@ -123,6 +123,52 @@ def test_the_verdict_says_what_to_do(rotated, ending):
     assert replace(total, rotated=0).verdict == "Q2_K: no matrix is rotated"
 
 
+@pytest.mark.parametrize(
+    ("rotated", "ending"),
+    [
+        (0.6, "at the outputs it raises it 1.20x: use --rotate auto"),
+        (0.501, "at the outputs it makes no difference"),
+        (0.25, "at the outputs it lowers it 2.00x"),
+    ],
+)
+def test_where_the_outputs_are_known_the_verdict_is_about_them(rotated, ending):
+    total = mse.TypeTotal("Q2_K", 2.625, 1.0, 1.0, 0.05, 0.01, 1, 3, 0.9, 0.5, rotated)
+    assert total.verdict.endswith(f"median gain 0.90x; {ending}")
+
+
+@pytest.mark.parametrize("sample_rows", [None, 512])
+def test_errors_of_outputs_are_those_of_weights_times_energies(novels_model, sample_rows):
+    name, rng = "blk.2.attn_v.weight", np.random.default_rng(3)
+    known = np.exp(rng.normal(0, 2, (1, 256))).astype(np.float32)
+    one = Model(
+        novels_model.path,
+        novels_model.metadata,
+        {n: t for n, t in novels_model.tensors.items() if "blk.2." in n or "embd" in n},
+    )
+    energies = {name: known}.get
+    rotation, _ = mse.studied_rotation(one, energies=energies)
+    found = {
+        r.name: r.types["Q4_0"]
+        for r in mse.measure(
+            one, rotation, types=["Q4_0"], energies=energies, sample_rows=sample_rows
+        )
+    }
+    x = one.tensors[name].read()
+    turned = rotation.apply(name, x, shape=x.shape)
+    gains = one.tensors["blk.2.attn_norm.weight"].read().astype(np.float64)
+    power = np.square(x, dtype=np.float64) @ known[0]
+    stored = np.full(256, (known[0] / gains**2).mean())
+    for values, weights, error in (
+        (x, known[0], found[name].rel_output),
+        (turned, stored, found[name].rel_output_rotated),
+    ):
+        rounded = gguf.quants.dequantize(quantize(values, "Q4_0"), gguf.GGMLQuantizationType.Q4_0)
+        expected = np.square(rounded - values, dtype=np.float64) @ weights
+        assert error == pytest.approx(expected.sum() / power.sum(), rel=1e-3)
+    unknown = found["blk.2.ffn_down.weight"]
+    assert unknown.rel_output == pytest.approx(unknown.rel_mse)
+
+
 def heavy(rng, shape, outlier=30):
     x = rng.standard_normal(shape).astype(np.float32)
     x *= np.exp(rng.standard_normal((shape[0], 1)) / 2).astype(np.float32)
@@ -133,7 +179,7 @@ def heavy(rng, shape, outlier=30):
 def test_a_model_without_a_fold_is_rotated_matrix_by_matrix_and_says_why():
     w = heavy(np.random.default_rng(0), (96, 384))
     of = model({"blk.0.proj.weight": w, "blk.0.odd.weight": w[:, :96]}, architecture="mamba")
-    rotation, sentence = mse.choose_rotation(of)
+    rotation, sentence = mse.studied_rotation(of)
     assert (rotation.mode, rotation.block) == ("tensor", 128)
     assert "each matrix rotated alone, in blocks of 128" in sentence
     assert "no fold is known for architecture 'mamba'" in sentence
@@ -211,7 +257,7 @@ def test_sample_rows_is_what_is_read():
 
 
 def test_the_threads_change_nothing(novels_model):
-    rotation, _ = mse.choose_rotation(novels_model)
+    rotation, _ = mse.studied_rotation(novels_model)
     one, two = (
         next(mse.measure(novels_model, rotation, types=["Q4_0"], threads=n)) for n in (1, 2)
     )

@@ -8,6 +8,7 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
+from tqgguf.calibration.imatrix import read_energies
 from tqgguf.cli import options as o
 from tqgguf.cli.application import app
 from tqgguf.cli.console import progress, say_json
@@ -17,7 +18,9 @@ from tqgguf.errors import PlanError
 from tqgguf.measure import kv, mse, synthetic, turboquant
 from tqgguf.measure.mse import BINS, LIMIT
 from tqgguf.models import open_model
+from tqgguf.planning.plan import Options
 from tqgguf.planning.recipes import recipe
+from tqgguf.planning.rotations import choose_rotation
 
 Name = TypeVar("Name", bound=str)
 
@@ -49,6 +52,10 @@ def mse_command(
     ] = None,
     block: o.Block = None,
     seed: o.Seed = 0,
+    imatrix: Annotated[
+        Path | None,
+        typer.Option(help="Energies of the inputs: what errors do to the outputs.", metavar="FILE"),
+    ] = None,
     top: Annotated[int, typer.Option(min=0, help="Matrices shown per type; 0 for all.")] = _TOP,
     threads: o.Threads = None,
     plot: Plot = None,
@@ -72,6 +79,7 @@ def mse_command(
         sample_rows=sample_rows,
         block=block,
         seed=seed,
+        imatrix=imatrix,
         threads=threads,
         plot=plot,
         out=out,
@@ -195,25 +203,40 @@ def _weights(
     sample_rows: int | None,
     block: int | None,
     seed: int,
+    imatrix: Path | None,
     threads: int | None,
     plot: Path | None,
     out: Output | None,
     top: int,
 ) -> None:
     model = open_model(path)
-    rotation, sentence = mse.choose_rotation(model, block=block, seed=seed)
+    energies = read_energies(imatrix) if imatrix else None
+    rotation, sentence = mse.studied_rotation(model, block=block, seed=seed, energies=energies)
     found = []
     with progress(sum(t.size for t in model.tensors.values()), path.name, unit="w") as bar:
         for report in mse.measure(
-            model, rotation, types=types, sample_rows=sample_rows, threads=threads
+            model,
+            rotation,
+            types=types,
+            sample_rows=sample_rows,
+            energies=energies,
+            threads=threads,
         ):
             found.append(report)
             bar.update(report.size)
     found = mse.by_importance(found)
+    advice = []
+    if energies:
+        asked = (Options(type=t.type, rotate="auto", seed=seed) for t in mse.totals(found))
+        advice = [
+            f"{ask.type}: {choose_rotation(model, ask, energies, threads=threads)[1]}"
+            for ask in asked
+        ]
     if out is None:
-        say_json(document(_weights_document(path, rotation.mode, sentence, found)))
+        content = _weights_document(path, rotation.mode, sentence, found)
+        say_json(document(content | {"advice": advice}))
     else:
-        _say_weights(found, sentence, out, top)
+        _say_weights(found, sentence, advice, out, top)
     if plot is not None:
         draw_weights(found, plot, title=path.name)
 
@@ -246,7 +269,13 @@ def _matrix(r: mse.MatrixReport) -> dict[str, Any]:
     }
 
 
-def _say_weights(found: Sequence[mse.MatrixReport], sentence: str, out: Output, top: int) -> None:
+def _say_weights(
+    found: Sequence[mse.MatrixReport],
+    sentence: str,
+    advice: Sequence[str],
+    out: Output,
+    top: int,
+) -> None:
     out.line(f"Rotation: {sentence}.")
     for total in mse.totals(found):
         fitting = [r for r in found if total.type in r.types]
@@ -256,12 +285,17 @@ def _say_weights(found: Sequence[mse.MatrixReport], sentence: str, out: Output, 
             out.line(f"... and {len(fitting) - len(shown)} more matrices (--top 0 shows all)")
     for total in mse.totals(found):
         out.line(total.verdict)
+    for line in advice:
+        out.line(line)
     _say_footnotes(found, out)
 
 
 def _say_type(total: mse.TypeTotal, shown: Sequence[mse.MatrixReport], out: Output) -> None:
     columns = ["tensor", "kurtosis", "rotated", "MSE", "rotated", "rel. MSE", "rotated", "gain",
                "gap dB", "rotated"]  # fmt: skip
+    of_outputs = total.predicted is not None
+    if of_outputs:
+        columns += ["output", "rotated"]
     cells = []
     for r in shown:
         e = r.types[total.type]
@@ -277,14 +311,21 @@ def _say_type(total: mse.TypeTotal, shown: Sequence[mse.MatrixReport], out: Outp
                 factor(e.gain),
                 f"{e.gap_db:.2f}",
                 f"{e.gap_db_rotated:.2f}",
+                *(_error(x) for x in (e.rel_output, e.rel_output_rotated) if of_outputs),
             ]
         )
     t = total
+    outputs = [_error(x) for x in (t.predicted, t.predicted_rotated) if of_outputs]
     cells.append(
         ["all matrices", "", "", f"{t.mse:.2e}", f"{t.mse_rotated:.2e}", f"{t.rel_mse:.5f}",
-         f"{t.rel_mse_rotated:.5f}", factor(t.gain), f"{t.gap_db:.2f}", f"{t.gap_db_rotated:.2f}"]
+         f"{t.rel_mse_rotated:.5f}", factor(t.gain), f"{t.gap_db:.2f}", f"{t.gap_db_rotated:.2f}",
+         *outputs]
     )  # fmt: skip
     out.table(columns, cells, title=f"{t.type}, {t.bpw:.4g} bits per weight")
+
+
+def _error(value: float | None) -> str:
+    return "" if value is None else f"{value:.5f}"
 
 
 def _say_footnotes(found: Sequence[mse.MatrixReport], out: Output) -> None:

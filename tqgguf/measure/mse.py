@@ -1,7 +1,9 @@
 """What rotation does to the weights of a model: errors with it and without, matrix by matrix.
 
 Errors are relative to the energy of the matrix in the basis that is quantized, since a fold also
-multiplies a norm's gain into the matrices that read it. Of large matrices all weights are read, but
+multiplies a norm's gain into the matrices that read it. They tell how well weights fit a grid, not
+what a model loses: where the energies of the inputs are known (rotation/energies.py), so are the
+errors of the outputs, and the verdict is about those. Of large matrices all weights are read, but
 only a sample is quantized, which grows until the standard error of every error is small enough.
 """
 
@@ -22,9 +24,12 @@ from tqgguf.machine.threads import run_all
 from tqgguf.measure.synthetic import round_trip
 from tqgguf.models import Model, Tensor
 from tqgguf.output.tiles import Tile, tiles
+from tqgguf.planning.allocation import default_sensitivity
 from tqgguf.planning.matrices import is_matrix
 from tqgguf.planning.recipes import recipe
 from tqgguf.rotation import folding
+from tqgguf.rotation.architectures import layer_prefix, role
+from tqgguf.rotation.energies import Energies, rotated_energies
 from tqgguf.rotation.rotation import Rotation, read_rotation
 from tqgguf.rotation.steps import Sides
 from tqgguf.rotation.vectors import BALANCE
@@ -48,11 +53,13 @@ class TypeErrors:
     mse_rotated: float
     rel_mse: float
     rel_mse_rotated: float
-    standard_error: float  # relative, of the less certain of the two
+    standard_error: float  # relative, of the least certain of them
+    rel_output: float | None = None  # of the outputs, where the inputs' energies are known
+    rel_output_rotated: float | None = None
 
     @property
     def gain(self) -> float:
-        """Relative error without rotation over that with it: above 1, rotation helps."""
+        """Relative error of the weights without rotation over that with it."""
         return metrics.ratio(self.rel_mse, self.rel_mse_rotated) or 1.0
 
     @property
@@ -103,6 +110,8 @@ class TypeTotal:
     lowered: int
     rotated: int
     median_gain: float
+    predicted: float | None = None  # divergence by the outputs' errors, in nats
+    predicted_rotated: float | None = None
 
     @property
     def gain(self) -> float:
@@ -128,15 +137,26 @@ class TypeTotal:
             f"{self.type}: rotation lowers the error of {self.lowered} of {self.rotated} matrices, "
             f"median gain {self.median_gain:.2f}x"
         )
-        if self.gain < 1 - WORTHWHILE:
-            return f"{counts}; in total it raises it {1 / self.gain:.2f}x: use --rotate none"
-        if self.gain <= 1 + WORTHWHILE:
-            return f"{counts}; in total it makes no difference"
-        return f"{counts}; in total it lowers it {self.gain:.2f}x"
+        if self.predicted is None or self.predicted_rotated is None:
+            return f"{counts}; in total {_effect(self.gain, 'none')}"
+        gain = metrics.ratio(self.predicted, self.predicted_rotated) or 1.0
+        return f"{counts}; at the outputs {_effect(gain, 'auto')}"
 
 
-def choose_rotation(
-    model: Model, *, block: int | None = None, seed: int = 0
+def _effect(gain: float, better: str) -> str:
+    if gain < 1 - WORTHWHILE:
+        return f"it raises it {1 / gain:.2f}x: use --rotate {better}"
+    if gain <= 1 + WORTHWHILE:
+        return "it makes no difference"
+    return f"it lowers it {gain:.2f}x"
+
+
+def studied_rotation(
+    model: Model,
+    *,
+    block: int | None = None,
+    seed: int = 0,
+    energies: Energies | None = None,
 ) -> tuple[Rotation, str]:
     """The rotation `quantize` would fold in, or each matrix alone where it cannot; and a sentence.
 
@@ -145,7 +165,8 @@ def choose_rotation(
     if read_rotation(model).mode != "none":
         raise PlanError(f"{model.path}: already rotated by tqgguf; measure the model it came from")
     try:
-        rotation = folding.fused(model, block=block, seed=seed).with_vectors_of(model)
+        rotation = folding.fused(model, block=block, seed=seed, energies=energies)
+        rotation = rotation.with_vectors_of(model)
     except UnsupportedModelError as error:
         names = [t.name for t in model.tensors.values() if is_matrix(t)]
         rotation = folding.per_tensor(model, names, block=block)
@@ -168,11 +189,13 @@ def measure(
     *,
     types: Sequence[str] = TYPES,
     sample_rows: int | None = None,
+    energies: Energies | None = None,
     threads: int | None = None,
 ) -> Iterator[MatrixReport]:
     """Measure every matrix that `rotation` or a recipe would treat, in file order.
 
     sample_rows: rows read of each matrix; None reads all and quantizes enough to reach ACCURACY.
+    energies: of the inputs in the original basis, for the errors of the outputs.
     Raises PlanError at the first step for an unknown type, a quantized model, or rows that fit no
     type.
     """
@@ -183,7 +206,9 @@ def measure(
         try:
             fit = [t for t in names if tensor.n_in % FORMATS[t].block_size == 0]
             unfit = [t for t in names if t not in fit]
-            yield _Matrix(name, tensor, rotation, fit, sample_rows, threads).measure(unfit)
+            inputs = _inputs(name, tensor, rotation, energies) if energies else None
+            matrix = _Matrix(name, tensor, rotation, fit, sample_rows, inputs, threads)
+            yield matrix.measure(unfit)
         except TqggufError as error:
             raise type(error)(f"{name}: {error}") from None
 
@@ -201,10 +226,11 @@ def by_importance(reports: Sequence[MatrixReport]) -> list[MatrixReport]:
 def totals(reports: Sequence[MatrixReport]) -> list[TypeTotal]:
     """One row for each type over the matrices it fits."""
     names = dict.fromkeys(name for report in reports for name in report.types)
-    return [_total(name, [r for r in reports if name in r.types]) for name in names]
+    n_layer = len({layer_prefix(report.name) for report in reports} - {""})
+    return [_total(name, [r for r in reports if name in r.types], n_layer) for name in names]
 
 
-def _total(name: str, reports: Sequence[MatrixReport]) -> TypeTotal:
+def _total(name: str, reports: Sequence[MatrixReport], n_layer: int) -> TypeTotal:
     errors = [r.types[name] for r in reports]
     sizes = np.array([r.size for r in reports], np.float64)
 
@@ -222,7 +248,35 @@ def _total(name: str, reports: Sequence[MatrixReport]) -> TypeTotal:
         lowered=sum(gain > 1 for gain in gains),
         rotated=len(gains),
         median_gain=median(gains) if gains else nan,
+        predicted=_predicted(reports, [e.rel_output for e in errors], n_layer),
+        predicted_rotated=_predicted(reports, [e.rel_output_rotated for e in errors], n_layer),
     )
+
+
+def _predicted(
+    reports: Sequence[MatrixReport], errors: Sequence[float | None], n_layer: int
+) -> float | None:
+    """The divergence that errors of the outputs cause by what is known of the matrices' roles."""
+    total = 0.0
+    for report, error in zip(reports, errors, strict=True):
+        if error is None:
+            return None
+        prefix = layer_prefix(report.name)
+        layer = int(prefix.split(".")[1]) if prefix else None
+        kind = role(report.name)[0]
+        total += error * default_sensitivity(kind, layer, n_layer, of_outputs=True)
+    return total
+
+
+def _inputs(name: str, tensor: Tensor, rotation: Rotation, energies: Energies) -> tuple[F32, F32]:
+    """Energies as they are and where the rotated weights are stored: (n_mat, n_in) each.
+
+    A matrix of which nothing is known, and the embedding, where tokens are looked up, has ones.
+    """
+    found = energies(name)
+    if found is None:
+        found = np.ones((math.prod(tensor.shape[:-2]), tensor.n_in), np.float32)
+    return found, rotated_energies(rotation, name, found, tensor.shape)
 
 
 def _matrices(model: Model, rotation: Rotation) -> dict[str, Tensor]:
@@ -256,22 +310,28 @@ def _check(model: Model, matrices: Mapping[str, Tensor], types: Sequence[str]) -
 class _Sums:
     """Sums over one tile; axis `basis`: as it is, rotated.
 
-    powers: (basis, 5) of x^0..x^4, histograms: (basis, BINS).
+    powers: (basis, 5) of x^0..x^4, histograms: (basis, BINS), output: see `_Matrix.inputs`.
     """
 
     powers: F64
     histograms: I64
+    output: float
 
 
 @dataclass(frozen=True)
 class _Matrix:
-    """One matrix and how it is to be measured; types are those that its rows fit."""
+    """One matrix and how it is to be measured; types are those that its rows fit.
+
+    inputs: energies of its inputs, (n_mat, n_in) in either basis, which weigh squares of weights
+    and of errors; None where only weights are looked at.
+    """
 
     name: str
     tensor: Tensor
     rotation: Rotation
     types: Sequence[str]
     sample_rows: int | None
+    inputs: tuple[F32, F32] | None
     threads: int | None
 
     def measure(self, unfit: Sequence[str]) -> MatrixReport:
@@ -334,13 +394,30 @@ class _Matrix:
             metrics.histogram(x / np.float32(scale), limit=LIMIT, bins=BINS)
             for x, scale in zip(bases, scales, strict=True)
         ]
-        return _Sums(np.stack([metrics.power_sums(x) for x in bases]), np.stack(counts))
+        powers = np.stack([metrics.power_sums(x) for x in bases])
+        output = self._output(bases[0], tile, 0) if self.inputs else 0.0
+        return _Sums(powers, np.stack(counts), output)
 
     def _errors(self, tile: Tile) -> F64:
-        """Squared errors of a tile, (basis, types)."""
-        return np.array(
-            [[_squared_error(x, t) for t in self.types] for x in self._bases(tile)], np.float64
-        )
+        """Squared errors of a tile, (basis, types), then of its outputs where inputs are known."""
+        sums = np.empty((4 if self.inputs else 2, len(self.types)))
+        for basis, x in enumerate(self._bases(tile)):
+            for i, t in enumerate(self.types):
+                error = round_trip(x, t, threads=1) - x
+                sums[basis, i] = metrics.sum_squares(error)
+                if self.inputs:
+                    sums[2 + basis, i] = self._output(error, tile, basis)
+        return sums
+
+    def _output(self, x: F32, tile: Tile, basis: int) -> float:
+        """The squares of a tile's values, weighed by the energies of their inputs."""
+        if self.inputs is None:
+            raise AssertionError(self.name)
+        energies = self.inputs[basis][:, slice(*tile.columns)].astype(np.float64)
+        of_row = np.arange(*tile.rows) // self.tensor.shape[-2]
+        per_matrix = np.zeros(energies.shape)
+        np.add.at(per_matrix, of_row, np.square(x, dtype=np.float64))
+        return float((per_matrix * energies).sum())
 
     def _drawn_errors(self, cut: Sequence[Tile], energies: F64) -> tuple[F64, F64]:
         """Squared errors of the whole matrix, (basis, types), and their standard errors (types,).
@@ -371,6 +448,7 @@ class _Matrix:
         self, sums: Sequence[_Sums], errors: F64, uncertainty: F64, unfit: Sequence[str]
     ) -> MatrixReport:
         powers = np.sum([s.powers for s in sums], axis=0)
+        output = sum(s.output for s in sums)
         histogram, rotated = np.sum([s.histograms for s in sums], axis=0)
         return MatrixReport(
             name=self.name,
@@ -380,7 +458,7 @@ class _Matrix:
             kurtosis=metrics.kurtosis_of(powers[0]),
             kurtosis_rotated=metrics.kurtosis_of(powers[1]),
             types={
-                t: _type_errors(t, powers, errors[:, i], float(uncertainty[i]))
+                t: _type_errors(t, powers, output, errors[:, i], float(uncertainty[i]))
                 for i, t in enumerate(self.types)
             },
             unfit=tuple(unfit),
@@ -397,7 +475,9 @@ def describe(sides: Sides) -> str:
     )
 
 
-def _type_errors(name: str, powers: F64, errors: F64, standard_error: float) -> TypeErrors:
+def _type_errors(
+    name: str, powers: F64, output: float, errors: F64, standard_error: float
+) -> TypeErrors:
     count, energies = powers[0, 0], powers[:, 2]
     return TypeErrors(
         bpw=FORMATS[name].bits_per_weight,
@@ -406,6 +486,8 @@ def _type_errors(name: str, powers: F64, errors: F64, standard_error: float) -> 
         rel_mse=metrics.ratio(float(errors[0]), float(energies[0])),
         rel_mse_rotated=metrics.ratio(float(errors[1]), float(energies[1])),
         standard_error=standard_error,
+        rel_output=metrics.ratio(float(errors[2]), output) if len(errors) > 2 else None,
+        rel_output_rotated=metrics.ratio(float(errors[3]), output) if len(errors) > 2 else None,
     )
 
 
@@ -445,7 +527,3 @@ def _uncertainty(errors: F64, energies: F64, *, population: int) -> F64:
             for t in range(errors.shape[2])
         ]
     )
-
-
-def _squared_error(x: F32, type: str) -> float:
-    return metrics.sum_squares(round_trip(x, type, threads=1) - x)
