@@ -5,6 +5,7 @@ TqggufError                one line: subject, fact, expectation, cure; exit stat
 ├── ShapeError             a tensor cannot be cut into whole blocks
 ├── WeightError            weights that no type can hold: NaN, Inf, beyond float16 scales
 ├── UnsupportedModelError  a graph that cannot be folded, converted or run here
+│   └── UnknownClassError  ... because Hugging Face's class of it has no row in our table
 ├── PlanError              options that contradict the model or each other
 ├── MismatchError          a file is not what its original would have become
 ├── OutputError            an output that must not or cannot be written
@@ -32,6 +33,14 @@ class WeightError(TqggufError):
 
 class UnsupportedModelError(TqggufError):
     """A graph that cannot be folded, converted or run here."""
+
+
+class UnknownClassError(UnsupportedModelError):
+    """A Hugging Face class that is not converted natively; official: llama.cpp's converter can."""
+
+    def __init__(self, text: str, *, name: str, official: bool) -> None:
+        super().__init__(text)
+        self.name, self.official = name, official
 
 
 class PlanError(TqggufError):

@@ -32,8 +32,9 @@ from tests.models.huggingface.test_sentencepiece_json import as_json
 from tests.models.huggingface.test_sentencepiece_json import folder_with as folder_with_pieces
 from tests.models.huggingface.test_tokenizer_rules import RULES, SIZE, ending
 from tests.oracle.cases import CASES
-from tqgguf.llamacpp.tools import converter
+from tqgguf.llamacpp.converter import find_converter
 from tqgguf.models import Model, open_model
+from tqgguf.models.huggingface.architectures import official_classes
 
 pytestmark = pytest.mark.oracle
 
@@ -170,7 +171,7 @@ def official(folders, tmp_path_factory) -> dict[str, tuple[Path, Path, str | Non
         for name, folder in written.items()
     ]
     (root / "jobs.json").write_text(json.dumps(jobs))
-    command = [sys.executable, str(DRIVER), str(converter()), str(root / "jobs.json")]
+    command = [sys.executable, str(DRIVER), str(find_converter()), str(root / "jobs.json")]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONDONTWRITEBYTECODE": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -200,6 +201,16 @@ def test_every_listed_difference_is_still_there(official):
     }
     stale = [row for row in DIFFERENCES if not any(_covers(row, *pair) for pair in shown)]
     assert stale == []
+
+
+def test_the_list_of_its_classes_is_the_converters():
+    """Error texts promise the converter for these and for no others."""
+    code = "from conversion import TEXT_MODEL_MAP as m; print(*m)"
+    converter = find_converter()
+    environment = {**os.environ, "PYTHONPATH": f"{converter.parent}:{converter.parent / 'gguf-py'}"}
+    command = [sys.executable, "-c", code]
+    printed = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
+    assert set(printed.stdout.split()) == official_classes()
 
 
 def differing(ours: Model, theirs: Model) -> Iterator[str]:

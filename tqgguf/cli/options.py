@@ -85,6 +85,13 @@ VocabFrom = Annotated[
     Path | None,
     _file(metavar="GGUF", help="Take the tokenizer from this file, not from the folder."),
 ]
+Converter = Annotated[
+    Path | None,
+    _file(metavar="FILE", help="llama.cpp's converter, for classes that have no row of ours."),
+]
+ConverterPython = Annotated[
+    Path | None, _file(metavar="FILE", help="A Python that has torch and transformers, for it.")
+]
 SaveImatrix = Annotated[
     Path | None,
     _text(metavar="FILE", help="Write the importance matrix of the text that was used."),

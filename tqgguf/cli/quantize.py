@@ -15,6 +15,7 @@ from tqgguf.calibration.imatrix import write_imatrix
 from tqgguf.cli import options as o
 from tqgguf.cli.application import app
 from tqgguf.cli.console import progress, say, say_json, say_table, warn
+from tqgguf.llamacpp.converter import Conversion, discard, open_any
 from tqgguf.models import Model, model_files, open_model
 from tqgguf.models.gguf import SHARD_NAME
 from tqgguf.models.hub import cached_repository, display_name
@@ -24,6 +25,7 @@ from tqgguf.pipeline import Report, convert, output_files
 from tqgguf.planning.choices import Prepared, is_quick, prepare, take_statistics
 from tqgguf.planning.inputs import effort_of
 from tqgguf.planning.plan import Options, Plan, PlannedTensor
+from tqgguf.planning.recipes import recipe
 from tqgguf.rotation.steps import Step
 
 _SLOWEST = 5  # tensors that --verbose names in the end
@@ -39,6 +41,8 @@ def quantize_command(
     save_imatrix: o.SaveImatrix = None,
     output: o.Output = None,
     vocab_from: o.VocabFrom = None,
+    converter: o.Converter = None,
+    converter_python: o.ConverterPython = None,
     split_max_size: o.SplitMaxSize = None,
     split_max_tensors: o.SplitMaxTensors = None,
     resume: o.Resume = False,
@@ -59,7 +63,9 @@ def quantize_command(
         raise typer.BadParameter("--save-imatrix needs a text; leave out --effort fast")
     split = Split(split_max_size, split_max_tensors)
     again = resume or force
-    opened = _open(model, vocab_from, quiet=quiet)
+    place = output or default_output(model, recipe(options.type).name)
+    through = Conversion(place, converter, converter_python, resume=resume, force=again)
+    opened = _open(model, vocab_from, None if dry_run else through, quiet=quiet)
     if dry_run:
         _plan(opened, options, output, json=json)
         return
@@ -91,6 +97,7 @@ def quantize_command(
         processes=True,
     )
     _run(job, opened, prepared, files, json=json, quiet=quiet, verbose=verbose)
+    discard(opened, place)
 
 
 @app.command("plan")
@@ -102,7 +109,7 @@ def plan_command(
 
     Example: tqgguf plan model-f16.gguf --type tq-q3
     """
-    _plan(_open(model, vocab_from, quiet=False), options, None, json=json)
+    _plan(_open(model, vocab_from, None, quiet=False), options, None, json=json)
 
 
 def _plan(model: Model, options: Options, output: Path | None, *, json: bool) -> None:
@@ -111,9 +118,12 @@ def _plan(model: Model, options: Options, output: Path | None, *, json: bool) ->
     _say_plan(prepared, output or default_output(model.path, prepared.plan.recipe.name), json=json)
 
 
-def _open(path: Path, vocab_from: Path | None, *, quiet: bool) -> Model:
+def _open(path: Path, vocab_from: Path | None, through: Conversion | None, *, quiet: bool) -> Model:
     """A model; what reading it left out or took from elsewhere is said."""
-    model = open_model(path, vocab_from=vocab_from)
+    if through is None:
+        model = open_model(path, vocab_from=vocab_from)
+    else:
+        model = open_any(path, through, vocab_from=vocab_from)
     for line in () if quiet else model.notes:
         warn(f"note: {line}")
     return model

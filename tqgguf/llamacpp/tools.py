@@ -11,7 +11,8 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,19 +50,6 @@ def built_tools() -> Path:
     return user_cache() / f"llama.cpp-{VERSION}" / "bin"
 
 
-def converter() -> Path:
-    """llama.cpp's converter of Hugging Face folders: $TQGGUF_CONVERTER, else the build cache's.
-
-    Raises ToolError if it is in neither.
-    """
-    chosen = os.environ.get("TQGGUF_CONVERTER")
-    path = Path(chosen) if chosen else built_tools().parent / "convert_hf_to_gguf.py"
-    if path.is_file():
-        return path
-    where = f"$TQGGUF_CONVERTER, {path}," if chosen else f"{path}"
-    raise ToolError(f"{where}: no such file; fetch it with: scripts/build_llama_cpp.sh converter")
-
-
 def find(name: str) -> Path:
     """The program's path: from $LLAMA_CPP_BIN if that is set, else PATH, else the build cache.
 
@@ -94,8 +82,20 @@ def _run(name: str, argv: Sequence[str]) -> Output:
     with _Child() as child:
         status, output = child.run(argv)
     if status:
-        raise ToolError(f"{name}: {_fate(status)}{cause(output)}")
+        raise ToolError(f"{name}: {fate(status)}{cause(output)}")
     return output
+
+
+def run_watched(
+    name: str, argv: Sequence[str | Path], grows: Callable[[], int], *, patience: float
+) -> tuple[int, Output]:
+    """Run a program of another kind; its exit status and what it printed.
+
+    Raises ToolError if it cannot start, or if for `patience` seconds neither what it printed nor
+    `grows()` has changed: then it hangs, and is killed.
+    """
+    with _Child() as child:
+        return child.run([str(part) for part in argv], grows=grows, patience=patience, name=name)
 
 
 def version(name: str = "llama-perplexity") -> tuple[str, str]:
@@ -118,7 +118,8 @@ def cause(output: Output) -> str:
     return ""
 
 
-def _fate(status: int) -> str:
+def fate(status: int) -> str:
+    """How a program that failed came to its end."""
     if status > 0:
         return f"exited with status {status}"
     name = signal.Signals(-status).name
@@ -148,14 +149,30 @@ class _Child:
         if self.received is not None:
             signal.raise_signal(self.received)
 
-    def run(self, argv: Sequence[str]) -> tuple[int, Output]:
+    def run(
+        self,
+        argv: Sequence[str],
+        *,
+        grows: Callable[[], int] | None = None,
+        patience: float = 0,
+        name: str = "",
+    ) -> tuple[int, Output]:
         # Into files, not pipes: llama.cpp logs from a thread that dies with the program, and before
         # a pipe it was seen to lose the last lines in half of all runs on a busy machine.
         with TemporaryFile() as out, TemporaryFile() as err:
-            status = self._wait(argv, out, err)
+            process = self._start(argv, out, err)
+            if grows is None:
+                return process.wait(), Output(_text(out), _text(err))
+
+            def progress() -> tuple[int, ...]:
+                return (grows(), *(os.fstat(file.fileno()).st_size for file in (out, err)))
+
+            status = _wait_while(process, progress, patience, name)
             return status, Output(_text(out), _text(err))
 
-    def _wait(self, argv: Sequence[str], out: IO[bytes], err: IO[bytes]) -> int:
+    def _start(
+        self, argv: Sequence[str], out: IO[bytes], err: IO[bytes]
+    ) -> "subprocess.Popen[bytes]":
         try:
             self.process = subprocess.Popen(
                 argv, stdin=subprocess.DEVNULL, stdout=out, stderr=err, start_new_session=True
@@ -164,7 +181,7 @@ class _Child:
             raise ToolError(f"{argv[0]}: cannot be run: {error.strerror}") from None
         if self.received is not None:  # the signal came before there was a child to kill
             self._kill()
-        return self.process.wait()
+        return self.process
 
     def _stop(self, number: int, _frame: FrameType | None) -> None:
         self.received = number
@@ -173,6 +190,26 @@ class _Child:
     def _kill(self) -> None:
         if self.process is not None and self.process.poll() is None:
             _kill_session(self.process)
+
+
+def _wait_while(
+    process: "subprocess.Popen[bytes]",
+    progress: Callable[[], tuple[int, ...]],
+    patience: float,
+    name: str,
+) -> int:
+    """Wait for the end as long as there is progress; ToolError when there is none any more."""
+    seen, since = progress(), time.monotonic()
+    while True:
+        with suppress(subprocess.TimeoutExpired):
+            return process.wait(min(1.0, patience / 4))
+        now = progress()
+        if now != seen:
+            seen, since = now, time.monotonic()
+        elif time.monotonic() - since > patience:
+            _kill_session(process)
+            process.wait()
+            raise ToolError(f"{name} gave no sign of life for {patience:.0f} s; it was killed")
 
 
 def _kill_session(process: subprocess.Popen[bytes]) -> None:

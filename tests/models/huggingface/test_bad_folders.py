@@ -21,7 +21,8 @@ INDEX = "model.safetensors.index.json"
 
 
 @pytest.fixture
-def folder(tmp_path) -> Path:
+def folder(tmp_path, tmp_path_factory, monkeypatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))  # no converter
     return write_folder(tmp_path / "model")
 
 

@@ -7,8 +7,11 @@ values become which GGUF keys, and what that graph cannot do. To add an architec
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
 
-from tqgguf.errors import UnsupportedModelError
+from tqgguf.errors import UnknownClassError, UnsupportedModelError
 from tqgguf.models.huggingface.architecture import SIZES, Architecture, Key, rope_width
 from tqgguf.models.huggingface.folder import Config
 
@@ -421,18 +424,37 @@ ARCHITECTURES: Mapping[str, Architecture] = {
 
 
 def find_architecture(config: Config) -> Architecture:
-    """The row for config.json's architectures; UnsupportedModelError if there is none."""
+    """The row for config.json's architectures; UnknownClassError if there is none."""
     names = config.get("architectures")
     if not isinstance(names, list) or not names:
         raise UnsupportedModelError(
             f"{config.path}: has no architectures, so the graph is unknown; expected a causal "
             "language model's config.json"
         )
-    row = ARCHITECTURES.get(str(names[0]))
-    if row is None:
-        raise UnsupportedModelError(
-            f"{config.path}: {str(names[0])[:60]} cannot be converted; these can: "
-            f"{', '.join(name.removesuffix('ForCausalLM') for name in ARCHITECTURES)}; convert it "
-            "with llama.cpp and give tqgguf the GGUF file"
+    name = str(names[0])[:60]
+    if name not in ARCHITECTURES:
+        raise UnknownClassError(
+            f"{config.path}: {name} cannot be converted natively; {_elsewhere(config.path, name)}",
+            name=name,
+            official=name in official_classes(),
         )
-    return row
+    return ARCHITECTURES[name]
+
+
+def _elsewhere(path: Path, name: str) -> str:
+    """What else there is for a class without a row."""
+    if name not in official_classes():
+        return "llama.cpp's own converter does not know it either"
+    folder = path.parent
+    return (
+        "llama.cpp's own converter can: fetch it with scripts/build_llama_cpp.sh converter, or "
+        "name it with --converter, and run this again; or run: python convert_hf_to_gguf.py "
+        f"{folder} --outtype bf16 --outfile {folder.name or 'model'}-bf16.gguf"
+    )
+
+
+@cache
+def official_classes() -> frozenset[str]:
+    """The classes that llama.cpp's converter knows; tests compare the list with the converter."""
+    text = files(__package__).joinpath("official.txt").read_text("utf-8")
+    return frozenset(text.split())
