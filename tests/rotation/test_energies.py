@@ -9,7 +9,7 @@ from tests.tiny_models import write_tiny
 from tqgguf import formats, pipeline
 from tqgguf.calibration.statistics import input_energies
 from tqgguf.errors import PlanError
-from tqgguf.models import open_model
+from tqgguf.models import Model, open_model
 from tqgguf.models.model import Tensor
 from tqgguf.planning.plan import Options, make_plan
 from tqgguf.rotation import folding
@@ -87,7 +87,8 @@ def test_an_expert_that_was_never_chosen_is_balanced_by_its_weights(rng):
 
 def test_energies_of_another_model_are_refused(tmp_path):
     model = open_model(write_tiny(tmp_path / "a.gguf", "llama"))
-    rotation = folding.values(model, energies=lambda _: np.ones((1, 32), np.float32))
+    wrong = {"blk.0.attn_q.weight": np.ones((1, 32), np.float32)}
+    rotation = folding.values(model, energies=wrong.get)
     with pytest.raises(PlanError, match=r"attn_q.weight: 32 energies of inputs, but the tensor ne"):
         rotation.with_vectors_of(model)
 
@@ -131,6 +132,17 @@ def test_scales_by_energies_change_nothing_in_llama_cpp(tmp_path, rng, name, rot
     for key, t in model.tensors.items():
         expected = t.read()
         assert np.allclose(back.tensors[key].read(), expected, atol=1e-5 * np.abs(expected).max())
+
+
+def test_an_untied_head_is_scaled_and_nothing_that_others_read(tmp_path):
+    scaled = "norm_balance+output"
+    cases = (("gemma", False, False), ("llama", True, False), ("llama", False, True))
+    for name, tied, known in cases:
+        model = open_model(write_tiny(tmp_path / "a.gguf", name, tied=tied))
+        assert (scaled in folding.scales(model).vector_names()) == known
+    drafting = {"blk.1.nextn.eh_proj.weight": model.tensors["blk.1.attn_q.weight"]}
+    more = Model(model.path, model.metadata, {**model.tensors, **drafting})
+    assert scaled not in folding.scales(more).vector_names()
 
 
 @pytest.mark.parametrize("rotate", [folding.values, folding.fused])
