@@ -99,7 +99,7 @@ def convert(
     importance: Callable[[str], F32 | None] = lambda _: None,
     threads: int | None = None,
     max_memory: int | None = None,
-    split: Split = Split(),  # noqa: B008  frozen
+    split: Split = Split(),
     resume: bool = False,
     force: bool = False,
     cluster: str | None = None,

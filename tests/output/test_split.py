@@ -18,7 +18,7 @@ from tqgguf.pipeline import output_files
 from tqgguf.planning.plan import Options, make_plan
 
 
-def convert(source, path, split=Split(), type="tq-q4", rotate="fused", seed=0, **options):  # noqa: B008
+def convert(source, path, split=Split(), type="tq-q4", rotate="fused", seed=0, **options):
     model = open_model(source)
     plan = make_plan(model, Options(type=type, rotate=rotate, seed=seed))
     list(pipeline.convert(model, plan, path, split=split, **options))
