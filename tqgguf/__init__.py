@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from tqgguf.version import __version__
 
 if TYPE_CHECKING:
-    from tqgguf.api import Conversion, convert, open_model, plan
+    from tqgguf.api import Converted, convert, open_model, plan
     from tqgguf.errors import TqggufError
     from tqgguf.formats import FORMATS, dequantize, quantize
     from tqgguf.models import Model, Tensor
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "FORMATS",
-    "Conversion",
+    "Converted",
     "Model",
     "Options",
     "Plan",
@@ -37,7 +37,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "api": ("Conversion", "convert", "open_model", "plan"),
+    "api": ("Converted", "convert", "open_model", "plan"),
     "errors": ("TqggufError",),
     "formats": ("FORMATS", "dequantize", "quantize"),
     "models": ("Model", "Tensor"),

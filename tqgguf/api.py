@@ -1,6 +1,6 @@
 """The library in three verbs: open a model, plan what becomes of it, convert it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -14,14 +14,14 @@ from tqgguf.output.files import check_output
 from tqgguf.output.layout import Split
 from tqgguf.output.names import default_output
 from tqgguf.pipeline import Report
-from tqgguf.planning.choices import Prepared, prepare
+from tqgguf.planning.choices import Prepared, is_quick, prepare
 from tqgguf.planning.plan import Options, Plan
 
 AnyPath = str | PathLike[str]
 
 
 @dataclass(frozen=True)
-class Conversion:
+class Converted:
     """What `convert` made: the files in order, the plan they follow, a report of each tensor.
 
     There are no reports where `resume` found the output finished already.
@@ -35,6 +35,67 @@ class Conversion:
     def n_bytes(self) -> int:
         """Bytes of the files."""
         return sum(file.stat().st_size for file in self.files)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A conversion that is decided and not yet done: what `convert` and the command line share."""
+
+    model: Model
+    prepared: Prepared
+    path: Path
+    files: tuple[Path, ...]
+    split: Split
+
+    @property
+    def plan(self) -> Plan:
+        """What becomes of every tensor."""
+        return self.prepared.plan
+
+    def calibrate(
+        self, *, threads: int | None = None, advance: Callable[[int], object] = lambda _: None
+    ) -> Calibrated | None:
+        """Round the matrices with error feedback, where the effort asks for it.
+
+        advance: called with the number of weights that are done.
+        """
+        if self.prepared.tokens is None:
+            return None
+        return calibrate_model(
+            *(self.model, self.plan.rotation, self.plan.matrix_types, self.prepared.tokens),
+            settings=Settings(threads=threads),
+            advance=advance,
+        )
+
+    def write(
+        self,
+        calibrated: Calibrated | None,
+        *,
+        threads: int | None = None,
+        max_memory: int | None = None,
+        resume: bool = False,
+        force: bool = False,
+        cluster: str | None = None,
+        processes: bool = False,
+        advance: Callable[[int], object] = lambda _: None,
+    ) -> Iterator[Report]:
+        """Write the output and yield a report of each tensor: see `pipeline.convert`."""
+        return pipeline.convert(
+            self.model,
+            self.plan,
+            self.path,
+            rounded=calibrated.rows if calibrated else None,
+            rounded_by=calibrated.key if calibrated else "",
+            importance=self.prepared.importance,
+            threads=threads,
+            max_memory=max_memory,
+            split=self.split,
+            resume=resume,
+            force=force,
+            cluster=cluster,
+            processes=processes,
+            advance=advance,
+        )
 
 
 def open_model(path: AnyPath, *, vocab_from: AnyPath | None = None) -> Model:
@@ -56,14 +117,16 @@ def plan(
 ) -> Plan:
     """Decide the type, the rotation and the size of every tensor; nothing is written.
 
+    Of a large model only the header is read: what would be measured for `convert` is in `notes`.
     Raises PlanError for options that contradict each other or the model, UnsupportedModelError
     where the rotation asked for cannot be folded in exactly.
 
     >>> decided = plan("tests/data/novels-5m-f16.gguf", Options(type="q4_k", rotate="none"))
-    >>> decided.bpw, decided.matrix_types["blk.0.ffn_up.weight"]
+    >>> round(decided.bpw, 1), decided.matrix_types["blk.0.ffn_up.weight"]
     (4.5, 'Q4_K')
     """
-    return prepare(_opened(model), options, threads=threads).plan
+    opened = _opened(model)
+    return prepare(opened, options, threads=threads, measure=is_quick(opened)).plan
 
 
 def convert(
@@ -79,7 +142,7 @@ def convert(
     processes: bool = False,
     cluster: str | None = None,
     advance: Callable[[int], object] = lambda _: None,
-) -> Conversion:
+) -> Converted:
     """Rotate, round and write a model, as `tqgguf quantize` does with the options of these names.
 
     output: beside the model and named after the recipe if None. processes: work in processes where
@@ -96,61 +159,49 @@ def convert(
     ...         f"{folder}/novels-Q4_K.gguf",
     ...         Options(type="q4_k", rotate="none", effort="fast"),
     ...     )
-    ...     print(done.files[0].name, done.n_bytes, len(done.reports))
-    novels-Q4_K.gguf 3010784 57
+    ...     print(done.files[0].name, f"{done.n_bytes / 1e6:.1f} MB", len(done.reports))
+    novels-Q4_K.gguf 3.0 MB 56
     """
-    opened = _opened(model)
-    if output is not None and not (split or force or resume):
-        check_output(Path(output), inputs=model_files(opened.path), force=False)  # before the work
-    prepared = prepare(opened, options, threads=threads)
-    name = prepared.plan.recipe.name
-    path = default_output(opened.path, name) if output is None else Path(output)
-    files = pipeline.output_files(opened, prepared.plan, path, split)
-    check_output(
-        path,
-        inputs=model_files(opened.path),
-        force=force or resume,
-        count=len(files) if split else None,
+    job = decide(
+        *(_opened(model), options, None if output is None else Path(output)),
+        split=split,
+        again=resume or force,
+        threads=threads,
     )
-    made = calibrate(opened, prepared, threads=threads)
-    reports = pipeline.convert(
-        opened,
-        prepared.plan,
-        path,
-        rounded=made.rows if made else None,
-        rounded_by=made.key if made else "",
-        importance=prepared.importance,
+    reports = job.write(
+        job.calibrate(threads=threads),
         threads=threads,
         max_memory=max_memory,
-        split=split,
         resume=resume,
         force=force,
         processes=processes,
         cluster=cluster,
         advance=advance,
     )
-    return Conversion(tuple(files), prepared.plan, tuple(reports))
+    return Converted(job.files, job.plan, tuple(reports))
 
 
-def calibrate(
+def decide(
     model: Model,
-    prepared: Prepared,
+    options: Options,
+    output: Path | None,
     *,
+    split: Split = Split(),
+    again: bool = False,
     threads: int | None = None,
-    advance: Callable[[int], object] = lambda _: None,
-) -> Calibrated | None:
-    """Round the matrices with error feedback, where the effort asks for it.
+) -> Job:
+    """Decide all of a conversion; an output that is in the way is found before the work.
 
-    advance: called with the number of weights that are done.
+    again: an output may be there, finished or not.
     """
-    if prepared.tokens is None:
-        return None
-    decided, settings = prepared.plan, Settings(threads=threads)
-    return calibrate_model(
-        *(model, decided.rotation, decided.matrix_types, prepared.tokens),
-        settings=settings,
-        advance=advance,
-    )
+    inputs = model_files(model.path)
+    if output is not None and not (split or again):
+        check_output(output, inputs=inputs, force=False)
+    prepared = prepare(model, options, threads=threads)
+    path = output or default_output(model.path, prepared.plan.recipe.name)
+    files = tuple(pipeline.output_files(model, prepared.plan, path, split))
+    check_output(path, inputs=inputs, force=again, count=len(files) if split else None)
+    return Job(model, prepared, path, files, split)
 
 
 def _opened(model: Model | AnyPath) -> Model:

@@ -1,6 +1,5 @@
 """`tqgguf quantize` and `tqgguf plan`: the main job, and its decisions alone."""
 
-import re
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -9,19 +8,17 @@ from typing import Any
 
 import typer
 
-from tqgguf.calibration.cached import Calibrated, calibrate_model
-from tqgguf.calibration.calibrate import Settings
+from tqgguf.api import Job, decide
+from tqgguf.calibration.cached import Calibrated
 from tqgguf.calibration.imatrix import write_imatrix
 from tqgguf.cli import options as o
 from tqgguf.cli.application import app
 from tqgguf.cli.console import progress, say, say_json, say_table, warn
 from tqgguf.llamacpp.converter import Conversion, discard, open_any
 from tqgguf.models import Model, model_files, open_model
-from tqgguf.models.gguf import SHARD_NAME
-from tqgguf.models.hub import cached_repository, display_name
-from tqgguf.output.files import check_output
 from tqgguf.output.layout import Split
-from tqgguf.pipeline import Report, convert, output_files
+from tqgguf.output.names import default_output
+from tqgguf.pipeline import Report
 from tqgguf.planning.choices import Prepared, is_quick, prepare, take_statistics
 from tqgguf.planning.inputs import effort_of
 from tqgguf.planning.plan import Options, Plan, PlannedTensor
@@ -29,7 +26,6 @@ from tqgguf.planning.recipes import recipe
 from tqgguf.rotation.steps import Step
 
 _SLOWEST = 5  # tensors that --verbose names in the end
-_TYPE_SUFFIX = re.compile(r"[-._](f32|f16|bf16|fp16|fp32)$", re.IGNORECASE)
 
 
 @app.command("quantize")
@@ -62,41 +58,26 @@ def quantize_command(
     if save_imatrix is not None and effort_of(options) == "fast":
         raise typer.BadParameter("--save-imatrix needs a text; leave out --effort fast")
     split = Split(split_max_size, split_max_tensors)
-    again = resume or force
     place = output or default_output(model, recipe(options.type).name)
-    through = Conversion(place, converter, converter_python, resume=resume, force=again)
+    through = Conversion(place, converter, converter_python, resume=resume, force=resume or force)
     opened = _open(model, vocab_from, None if dry_run else through, quiet=quiet)
     if dry_run:
         _plan(opened, options, output, json=json)
         return
-    if output is not None and not (split or again):
-        check_output(output, inputs=model_files(opened.path), force=False)  # before hours of work
-    prepared = prepare(opened, options, threads=threads)
-    plan = prepared.plan
-    path = output or default_output(model, plan.recipe.name)
-    files = output_files(opened, plan, path, split)
-    if prepared.tokens is not None:
-        _check_early(opened, path, files, split, again=again)
+    job = decide(opened, options, place, split=split, again=resume or force, threads=threads)
     if save_imatrix is not None:
-        write_imatrix(save_imatrix, take_statistics(opened, prepared.inputs, threads=threads))
-    made = _calibrate(opened, prepared, threads, quiet=quiet)
-    job = partial(
-        convert,
-        opened,
-        plan,
-        path,
-        rounded=made.rows if made else None,
-        rounded_by=made.key if made else "",
-        importance=prepared.importance,
+        write_imatrix(save_imatrix, take_statistics(opened, job.prepared.inputs, threads=threads))
+    write = partial(
+        job.write,
+        _calibrate(job, threads, quiet=quiet),
         threads=threads,
         max_memory=max_memory,
-        split=split,
         resume=resume,
         force=force,
         cluster=cluster,
         processes=True,
     )
-    _run(job, opened, prepared, files, json=json, quiet=quiet, verbose=verbose)
+    _run(write, job, json=json, quiet=quiet, verbose=verbose)
     discard(opened, place)
 
 
@@ -129,65 +110,41 @@ def _open(path: Path, vocab_from: Path | None, through: Conversion | None, *, qu
     return model
 
 
-def default_output(model: Path, recipe: str) -> Path:
-    """Beside the input: its name without shard numbers and float type, then -RECIPE.gguf.
-
-    What lies in Hugging Face's cache is named after its repository and goes to the current folder.
-    """
-    shard, cached = SHARD_NAME.match(model.name), cached_repository(model) is not None
-    unnamed = model.is_dir() or (cached and not (model.suffix == ".gguf" or shard))
-    stem = shard["stem"] if shard else display_name(model) if unnamed else model.stem
-    folder = Path.cwd() if cached else (model if model.name else model.resolve()).absolute().parent
-    return folder / f"{_TYPE_SUFFIX.sub('', stem)}-{recipe}.gguf"
-
-
 def _run(
-    job: Callable[..., Iterator[Report]],
-    model: Model,
-    prepared: Prepared,
-    files: list[Path],
+    write: Callable[..., Iterator[Report]],
+    job: Job,
     *,
     json: bool,
     quiet: bool,
     verbose: bool,
 ) -> None:
-    plan = prepared.plan
+    plan, files = job.plan, job.files
     if not quiet:
         _warn(plan)
     began = time.perf_counter()
     reports = []
     with progress(plan.n_bytes, files[0].name, quiet=quiet) as bar:
-        for report in job(advance=bar.update):
+        for report in write(advance=bar.update):
             reports.append(report)
             if verbose:
                 bar.note(f"[{len(reports)}/{len(plan.tensors)}] {_line(report)}")
     seconds = time.perf_counter() - began
     if json:
-        say_json(_document(prepared, files, _bytes(files), reports) | {"seconds": seconds})
+        say_json(_document(job.prepared, files, _bytes(files), reports) | {"seconds": seconds})
     elif not reports and not quiet:
         warn(f"{files[0]}: finished already; --force makes it again")
     elif not quiet:
-        _say_summary(model, plan, files, reports, seconds, slowest=_SLOWEST if verbose else 0)
+        _say_summary(job, reports, seconds, slowest=_SLOWEST if verbose else 0)
 
 
-def _check_early(model: Model, path: Path, files: list[Path], split: Split, *, again: bool) -> None:
-    """Refuse the output before the hours that a calibration may take."""
-    count = len(files) if split else None
-    check_output(path, inputs=model_files(model.path), force=again, count=count)
-
-
-def _calibrate(
-    model: Model, prepared: Prepared, threads: int | None, *, quiet: bool
-) -> Calibrated | None:
+def _calibrate(job: Job, threads: int | None, *, quiet: bool) -> Calibrated | None:
     """Round with error feedback where there is a text."""
-    plan, tokens = prepared.plan, prepared.tokens
+    tokens = job.prepared.tokens
     if tokens is None:
         return None
-    total, settings = plan.rounded_weights, Settings(threads=threads)
-    with progress(total, f"calibrating on {tokens.size:,} tokens", unit="w", quiet=quiet) as bar:
-        return calibrate_model(
-            model, plan.rotation, plan.matrix_types, tokens, settings=settings, advance=bar.update
-        )
+    what = f"calibrating on {tokens.size:,} tokens"
+    with progress(job.plan.rounded_weights, what, unit="w", quiet=quiet) as bar:
+        return job.calibrate(threads=threads, advance=bar.update)
 
 
 def _line(report: Report) -> str:
@@ -242,12 +199,10 @@ def _steps(steps: tuple[Step, ...]) -> str:
     return " ".join(step.verb for step in steps)
 
 
-def _say_summary(
-    model: Model, plan: Plan, files: list[Path], reports: list[Report], seconds: float, slowest: int
-) -> None:
-    path = files[0]
+def _say_summary(job: Job, reports: list[Report], seconds: float, slowest: int) -> None:
+    plan, path, source = job.plan, job.files[0], model_files(job.model.path)
     rows = [
-        ["size", f"{_size(_bytes(model_files(model.path)))} -> {_size(_bytes(files))}"],
+        ["size", f"{_size(_bytes(source))} -> {_size(_bytes(job.files))}"],
         ["bits per weight", f"{plan.bpw:.2f}"],
         ["rotation", plan.rotation.mode],
         ["mean relative error", _mean_error(reports)],
@@ -277,12 +232,12 @@ def _mean_error(reports: list[Report]) -> str:
     return f"{ours:.5f} (unrotated control {control:.5f}: {verdict})"
 
 
-def _bytes(files: list[Path]) -> int:
+def _bytes(files: Sequence[Path]) -> int:
     return sum(file.stat().st_size for file in files)
 
 
 def _document(
-    prepared: Prepared, files: list[Path], n_bytes: int, reports: list[Report]
+    prepared: Prepared, files: Sequence[Path], n_bytes: int, reports: list[Report]
 ) -> dict[str, Any]:
     """The JSON of quantize and plan; its keys are a contract."""
     plan, inputs = prepared.plan, prepared.inputs
