@@ -313,7 +313,7 @@ def test_a_disk_that_fills_up_in_the_middle_keeps_what_is_done(
 
 def test_kill_minus_nine_and_resume_on_the_command_line(novels, tmp_path):
     path = tmp_path / "q.gguf"
-    arguments = ["quantize", novels, "-o", path, "-t", "tq-q3"]
+    arguments = ["quantize", novels, "-o", path, "-t", "tq-q3", "--effort", "fast"]
     slow = [sys.executable, "-c", f"{SLOW}from tqgguf.cli import main; main()", *arguments]
     journal = journal_path(partial_path(path))
     with started(slow, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL) as child:

@@ -1,7 +1,7 @@
 """`tqgguf quantize` and `tqgguf plan`: the main job, and its decisions alone."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
