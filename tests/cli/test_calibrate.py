@@ -86,7 +86,7 @@ def test_without_a_forward_pass_the_way_out_is_named(novels, tmp_path):
 @pytest.mark.tools
 def test_without_a_forward_pass_an_imatrix_takes_its_place(tmp_path):
     """From llama-imatrix's file to one that llama.cpp runs."""
-    recipe = replace(RECIPES["llama"], arch="internlm2", hidden=128, kv_heads=4, head_dim=32)
+    recipe = replace(RECIPES["llama"], arch="xverse", hidden=128, kv_heads=4, head_dim=32)
     model = write_model(tmp_path / "model.gguf", recipe)
     text, taken = tmp_path / "text.txt", tmp_path / "imatrix.gguf"
     text.write_text(SHORT_WORDS)
