@@ -10,7 +10,7 @@ from tqgguf.machine.threads import single_threaded_blas
 from tqgguf.models import Model
 from tqgguf.network import forward, ops
 from tqgguf.network.forward import Tokens
-from tqgguf.network.graph import Graph, read_graph
+from tqgguf.network.graph import read_graph
 from tqgguf.network.ops import Array
 from tqgguf.network.rows import ARCHITECTURES
 from tqgguf.rotation.folded import fold
@@ -20,7 +20,6 @@ FOLD_TOLERANCE = 1e-4  # relative difference of logits that float32 explains
 _SEQUENCES, _LENGTH = 2, 12
 _HEAD_ROWS = 512
 _LARGEST = 0.7
-_MOST = 1 << 24  # of layers, heads or columns
 _BYTES_PER_WEIGHT = 28  # of one matrix: as read, as rotated, in float64, and a temporary
 
 
@@ -71,11 +70,10 @@ def check_fold(model: Model, rotation: Rotation, *, memory: int) -> float | None
     ):
         return None
     try:
-        layers = sorted({0, _graph(model).n_layer - 1})
-        forward.context(model, 1, np.float64)
-    except (UnsupportedModelError, ArithmeticError, TypeError, ValueError):
-        # a kind of rotary scaling, say, that the forward pass lacks
+        n_layer = forward.context(model, 1, np.float64).graph.n_layer
+    except UnsupportedModelError:  # a kind of rotary scaling, say, that the forward pass lacks
         return None
+    layers = sorted({0, n_layer - 1})
     if _largest(model, layers) * _BYTES_PER_WEIGHT > memory:
         return None
     try:
@@ -93,23 +91,6 @@ def check_fold(model: Model, rotation: Rotation, *, memory: int) -> float | None
             f"expected at most {FOLD_TOLERANCE:g}; use --rotate none"
         )
     return difference
-
-
-def _graph(model: Model) -> Graph:
-    """The graph, unless heads and width are no numbers that a model could have."""
-    try:
-        graph = read_graph(model)
-    except (ArithmeticError, TypeError, ValueError) as error:
-        raise UnsupportedModelError(
-            f"{model.path}: its graph makes no sense ({error}); use --rotate none"
-        ) from error
-    sizes = (graph.n_layer, graph.n_embd, graph.n_head, graph.n_head_kv, graph.head_dim)
-    if not all(0 < n < _MOST for n in sizes) or graph.n_ctx < 1:
-        raise UnsupportedModelError(
-            f"{model.path}: {graph.n_layer} layers of {graph.n_head} heads of {graph.head_dim} "
-            "make no sense; use --rotate none"
-        )
-    return graph
 
 
 def some_tokens(model: Model) -> Tokens:

@@ -12,12 +12,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from tqgguf.errors import UnsupportedModelError
 from tqgguf.models.model import Model
 from tqgguf.network import ops
 from tqgguf.network.attention import attention, latent_attention
 from tqgguf.network.delta_net import delta_net
 from tqgguf.network.feed_forward import experts, feed_forward
-from tqgguf.network.graph import Graph, read_graph
+from tqgguf.network.graph import Graph, read_graph, require_known
 from tqgguf.network.ops import Array
 from tqgguf.network.rotary import Angles, angles, read_scaling, temperatures
 from tqgguf.network.step import Layer as Layer
@@ -52,8 +53,23 @@ class Context:
 
 
 def context(model: Model, n_tokens: int, dtype: DTypeLike = np.float32) -> Context:
-    """The shared part of a pass over sequences of n_tokens."""
+    """The shared part of a pass over sequences of n_tokens.
+
+    Raises:
+        UnsupportedModelError: see read_graph; or for a kind of rotary scaling, or for a tensor,
+            that the pass does not know.
+    """
     graph = read_graph(model)
+    require_known(model, graph)
+    try:
+        return _context(model, graph, n_tokens, dtype)
+    except (ArithmeticError, TypeError, ValueError) as error:
+        raise UnsupportedModelError(
+            f"{model.path.name}: its rotary embedding makes no sense ({error})"
+        ) from error
+
+
+def _context(model: Model, graph: Graph, n_tokens: int, dtype: DTypeLike) -> Context:
     plain = angles(model, graph, n_tokens, dtype=dtype)
     windowed = plain
     if graph.window_size:
@@ -188,7 +204,21 @@ def drain(generator: Layer) -> Array:
 
 
 def layer(x: Array, w: Weights, ctx: Context, index: int) -> Layer:
-    """Layer number `index`. x: (n_seq, n_tokens, n_embd); see the module for what it yields."""
+    """Layer number `index`. x: (n_seq, n_tokens, n_embd); see the module for what it yields.
+
+    Raises:
+        UnsupportedModelError: the layer lacks a tensor of its graph, or shapes contradict it.
+    """
+    try:
+        return (yield from _layer(x, w, ctx, index))
+    except (LookupError, ValueError) as error:
+        raise UnsupportedModelError(
+            f"blk.{index}: its tensors do not fit the graph of {ctx.graph.architecture} "
+            f"({type(error).__name__}: {error})"
+        ) from error
+
+
+def _layer(x: Array, w: Weights, ctx: Context, index: int) -> Layer:
     here = ctx.of_layer(index)
     graph, row = here.graph, here.graph.row
     normed = _normed(x, w, "attn_norm", graph)

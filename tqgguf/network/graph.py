@@ -8,12 +8,14 @@ from typing import Literal
 from tqgguf.errors import UnsupportedModelError
 from tqgguf.models.model import Model
 from tqgguf.network.rows import ARCHITECTURES, Row
+from tqgguf.rotation.architectures import LAYER, STREAMS, role
 
 _GATING: dict[int, Literal["softmax", "sigmoid", "softmax of chosen"]] = {
     1: "softmax",
     2: "sigmoid",
     3: "softmax of chosen",
 }
+_MOST = 1 << 24  # of layers, heads or columns
 _XIELU = ("alpha_n", "alpha_p", "beta", "eps")
 
 
@@ -94,7 +96,8 @@ def read_graph(model: Model) -> Graph:
     """Read a model's graph from its metadata.
 
     Raises:
-        UnsupportedModelError: no forward pass for this architecture, or a needed key is absent.
+        UnsupportedModelError: no forward pass for this architecture, or for one of the tensors; a
+            needed key is absent, or numbers that no model could have.
     """
     row = ARCHITECTURES.get(model.architecture)
     if row is None:
@@ -102,6 +105,39 @@ def read_graph(model: Model) -> Graph:
             f"{model.path.name}: no forward pass for architecture {model.architecture!r}; "
             f"there is one for {', '.join(sorted(ARCHITECTURES))}"
         )
+    try:
+        graph = _read(model, row)
+    except (ArithmeticError, TypeError, ValueError) as error:
+        raise UnsupportedModelError(
+            f"{model.path.name}: its graph makes no sense ({error})"
+        ) from error
+    sizes = (graph.n_layer, graph.n_embd, graph.n_head, graph.n_head_kv, graph.head_dim)
+    if not all(0 < n < _MOST for n in sizes) or graph.n_ctx < 1 or graph.n_head % graph.n_head_kv:
+        raise UnsupportedModelError(
+            f"{model.path.name}: {graph.n_layer} layers of {graph.n_head} heads of "
+            f"{graph.head_dim}, {graph.n_head_kv} of them with keys, make no sense"
+        )
+    return graph
+
+
+def require_known(model: Model, graph: Graph) -> None:
+    """Raise UnsupportedModelError if a tensor stands in the graph that the pass knows nothing of.
+
+    Layers that only predict further tokens are not part of it.
+    """
+    stream = STREAMS[graph.architecture]
+    known = {*stream.norms, *stream.readers, *stream.writers, *stream.embeddings, "output"}
+    known |= {stream.head_norm, stream.embedding_norm, *stream.untouched}
+    for name in model.tensors:
+        layer = LAYER.match(name)
+        if role(name)[0] not in known and (not layer or int(layer["layer"]) < graph.n_layer):
+            raise UnsupportedModelError(
+                f"{model.path.name}: no forward pass with {name}, which is not known to be part of "
+                f"{graph.architecture}"
+            )
+
+
+def _read(model: Model, row: Row) -> Graph:
     n_head = _count(model, "attention.head_count")
     n_embd = _count(model, "embedding_length")
     head_dim = _count(model, "attention.key_length", 0) or n_embd // n_head

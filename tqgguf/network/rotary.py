@@ -117,6 +117,8 @@ def _frequencies(model: Model, graph: Graph, n_tokens: int, base: float) -> F64:
         raise UnsupportedModelError(
             f"{model.path.name}: rope.dimension_count is {n_rot} of heads of {graph.head_dim}"
         )
+    if not base > 0:
+        raise UnsupportedModelError(f"{model.path.name}: rope.freq_base is {base:g}")
     frequencies: F64 = base ** (-np.arange(0, n_rot, 2) / n_rot)
     length = "long" if n_tokens > _original_context(model, graph) else "short"
     for name in ("rope_freqs.weight", f"rope_factors_{length}.weight"):
