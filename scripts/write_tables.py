@@ -1,4 +1,4 @@
-"""Write the generated tables of the pages in docs: architectures, streams, options.
+"""Write the generated tables of the pages in docs: architectures, streams, options, folders.
 
 Run by `make tables` after a change to what they tell of; tests/test_docs.py fails while a table is
 stale. With --check nothing is written, and the names of stale pages are printed.
@@ -13,6 +13,7 @@ from typing import Any
 import typer
 
 from tqgguf.cli.application import app
+from tqgguf.models.huggingface.architectures import ARCHITECTURES, official_classes
 from tqgguf.rotation.architecture_tables import details, summary
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -64,7 +65,26 @@ def _worth_showing(option: Any) -> bool:
     return not option.is_flag and isinstance(option.default, (str, int)) and option.default != ""
 
 
-TABLES = {"architectures": summary, "streams": details, "options": options}
+def folders() -> str:
+    """Which Hugging Face classes are converted natively, and which by llama.cpp's converter."""
+    rows: dict[str, list[str]] = {}
+    for name, row in ARCHITECTURES.items():
+        rows.setdefault(row.name, []).append(name)
+    native = [f"| `{arch}` | {', '.join(names)} |" for arch, names in sorted(rows.items())]
+    others = ", ".join(
+        sorted(official_classes() - ARCHITECTURES.keys(), key=lambda name: (name.lower(), name))
+    )
+    head = ["| converted natively: GGUF's name | Hugging Face's classes |", "|---|---|"]
+    through = f"Through llama.cpp's own converter: {others}."
+    return "\n".join([*head, *native, "", through, "", "Any other class: not at all."])
+
+
+TABLES = {
+    "architectures": summary,
+    "streams": details,
+    "options": options,
+    "folders": folders,
+}
 
 
 if __name__ == "__main__":
