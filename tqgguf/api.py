@@ -53,17 +53,27 @@ class Job:
         return self.prepared.plan
 
     def calibrate(
-        self, *, threads: int | None = None, advance: Callable[[int], object] = lambda _: None
+        self,
+        *,
+        threads: int | None = None,
+        max_memory: int | None = None,
+        cluster: str | None = None,
+        processes: bool = False,
+        advance: Callable[[int], object] = lambda _: None,
     ) -> Calibrated | None:
         """Round the matrices with error feedback, where the effort asks for it.
 
-        advance: called with the number of weights that are done.
+        max_memory, cluster, processes: see `pipeline.convert`. advance: called with the number of
+        weights that are done.
         """
         if self.prepared.tokens is None:
             return None
         return calibrate_model(
             *(self.model, self.plan.rotation, self.plan.matrix_types, self.prepared.tokens),
             settings=Settings(threads=threads),
+            max_memory=max_memory,
+            cluster=cluster,
+            processes=processes,
             advance=advance,
         )
 
@@ -92,7 +102,7 @@ class Job:
             split=self.split,
             resume=resume,
             force=force,
-            cluster=cluster,
+            cluster=None if calibrated else cluster,  # what is left is copying
             processes=processes,
             advance=advance,
         )

@@ -6,24 +6,30 @@ repeated one is read from disk; and what the original network computes on the te
 type of the same model needs as well.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
+from tqgguf.calibration import work
 from tqgguf.calibration.calibrate import Settings, calibrate
 from tqgguf.calibration.kept import Kept, open_kept
+from tqgguf.calibration.resources import Resources, resources
 from tqgguf.kernels.dtypes import U8
+from tqgguf.machine import crew as crews
 from tqgguf.machine.cache import user_cache
 from tqgguf.machine.content import content_key, digest
+from tqgguf.machine.crew import Crew
 from tqgguf.models import Model, model_files
 from tqgguf.network.forward import Tokens
 from tqgguf.network.graph import read_graph
 from tqgguf.rotation.folded import fold
 from tqgguf.rotation.rotation import Rotation
 
-_VERSION = 4  # of what is cached; raised when the same inputs give other bytes
+_VERSION = 5  # of what is cached; raised when the same inputs give other bytes
 _STATISTICS_BYTES = 4 << 30  # of what one model computes on one text
 
 
@@ -42,27 +48,50 @@ def calibrate_model(
     tokens: Tokens,
     *,
     settings: Settings | None = None,
+    max_memory: int | None = None,
+    cluster: str | None = None,
+    processes: bool = False,
     advance: Callable[[int], object] = lambda _: None,
 ) -> Calibrated:
     """Round every matrix with error feedback on these tokens.
 
     rotation: what is folded in first. types: what each tensor of the output becomes.
-    tokens: (n_seq, n_tokens) int32. advance is called with the weights of each finished matrix.
-    Raises UnsupportedModelError where the architecture has no forward pass.
+    tokens: (n_seq, n_tokens) int32. max_memory: bytes that this process and its workers may use.
+    cluster: the scheduler of a dask.distributed cluster that does the work, or local:N. processes:
+    use processes in place of threads where it pays (`machine.processes`). advance is called with
+    the weights of each finished matrix. The bytes are the same whoever does the work.
+    Raises UnsupportedModelError where the architecture has no forward pass, OutputError where the
+    cache has no room, PlanError where the memory is too small, WeightError for NaN and Inf.
     """
     read_graph(model)
     settings = settings or Settings()
+    wanted = resources(model, types, tokens.shape, threads=settings.threads, max_memory=max_memory)
+    settings = replace(settings, memory=wanted.held, factors=wanted.factors)
     rotation = rotation.with_vectors_of(model)
-    statistics = kept_statistics(model, rotation, tokens)
+    statistics = kept_statistics(model, rotation, tokens, shares=wanted.workers)
     key = _results_key(model, rotation, types, tokens, settings)
     results = open_kept(_folder(), key)
     known = {name: found[0] for name in types if (found := results.read(name))}
     folded = fold(model, rotation)
     rows = {}
-    for name, data in calibrate(folded, types, tokens, settings, known=known, kept=statistics):
-        rows[name] = known[name] if name in known else _kept_rows(results, name, data)
-        advance(folded.tensors[name].size)
+    with _crew(wanted, cluster, processes=processes) as crew:
+        rounding = partial(calibrate, kept=statistics, crew=crew, desks=user_cache() / "desks")
+        for name, data in rounding(folded, types, tokens, settings, known=known):
+            rows[name] = known[name] if name in known else _kept_rows(results, name, data)
+            advance(folded.tensors[name].size)
     return Calibrated(rows, key)
+
+
+@contextmanager
+def _crew(wanted: Resources, cluster: str | None, *, processes: bool) -> Iterator[Crew]:
+    if cluster:
+        crew = crews.cluster_workers(cluster)
+    elif processes and wanted.apart:
+        crew = crews.separate_processes(wanted.workers, preload=work.__name__)
+    else:
+        crew = crews.threads(wanted.workers)
+    with crew as found:
+        yield found
 
 
 def _kept_rows(results: Kept, name: str, data: U8) -> U8:
@@ -72,12 +101,13 @@ def _kept_rows(results: Kept, name: str, data: U8) -> U8:
     return found[0] if found else data
 
 
-def kept_statistics(model: Model, rotation: Rotation, tokens: Tokens) -> Kept:
+def kept_statistics(model: Model, rotation: Rotation, tokens: Tokens, *, shares: int = 1) -> Kept:
     """Where what the rotated model computes on these tokens is kept, whatever it is quantized to.
 
-    rotation: with its vectors.
+    rotation: with its vectors. shares: processes that will write there.
     """
-    return open_kept(_folder(), _statistics_key(model, rotation, tokens), room=_STATISTICS_BYTES)
+    key = _statistics_key(model, rotation, tokens)
+    return open_kept(_folder(), key, room=_STATISTICS_BYTES, shares=shares)
 
 
 def _folder() -> Path:

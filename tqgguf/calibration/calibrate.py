@@ -5,32 +5,45 @@ Before a matrix is rounded, the second moments of its input in the quantized net
 and with them how far this input, and the stream that the product is added to, have drifted from the
 original's. The matrix is first moved to where it makes up for the drift, then rounded with error
 feedback (tqgguf.kernels.feedback).
+
+Here is the order of things; what is done is in tqgguf.calibration.work. It is cut into pieces by
+tokens, by tiles of moments and by rows of matrices, in the same way whoever does them, and sums are
+made in the order of the tokens: the bytes do not depend on the number of workers.
 """
 
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import chain, count, pairwise
+from itertools import count, pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tqgguf.calibration.kept import Arrays, Kept
-from tqgguf.calibration.passes import Computed, Noted, Pass
-from tqgguf.formats import FORMATS, Format, dequantize, is_float, quantize
+from tqgguf.calibration import work
+from tqgguf.calibration.desk import Desk, open_desk
+from tqgguf.calibration.kept import Kept
+from tqgguf.calibration.resources import CHUNK, MOST_ROWS
+from tqgguf.calibration.work import Bench, Reached, Rows
+from tqgguf.errors import WeightError
+from tqgguf.formats import FORMATS, dequantize, is_float, quantize
 from tqgguf.kernels import feedback
 from tqgguf.kernels.dtypes import F32, U8
-from tqgguf.machine.threads import default_threads, map_in_order, single_threaded_blas
-from tqgguf.models import Model
+from tqgguf.machine import crew as crews
+from tqgguf.machine.crew import Crew
+from tqgguf.machine.threads import default_threads, single_threaded_blas
+from tqgguf.models import Model, Tensor
 from tqgguf.network import forward
-from tqgguf.network.forward import Step, Tokens, Weights
-from tqgguf.network.ops import Array
+from tqgguf.network.forward import Tokens
+from tqgguf.rotation.architectures import layer_prefix
 from tqgguf.rotation.folding import EMBEDDING, HEAD
 
-_CHUNK = 2048  # tokens that go through a layer at a time
-_ROWS = 1024  # rows of a matrix that are rounded at a time
-_COLUMNS = 1024  # columns of the second moments that a thread works on
+_PIECES = 16  # that the rows of matrices are cut into for rounding, at least, where there are
+_FEWEST_ROWS = 512  # enough rows: calls for fewer cost more than what they do
+_COPIED = 1 << 22  # weights that are put on the desk at a time
 _EMBEDDING_SHARE = 0.1  # of a tied table's second moments: its rows are also read as they are
 
 
@@ -44,19 +57,7 @@ class Settings:
     ridge: float = 0.1  # of the mean of H's diagonal: keeps what makes up for drift small
     threads: int | None = None
     memory: int = 2 << 30  # bytes of inner activations to keep; beyond that they are computed anew
-
-
-@dataclass
-class _Moments:
-    """Sums over tokens for one input: x^T x, x^T dx and x^T ds of the quantized network's x.
-
-    dx is how far the original's input is from x, ds the same for the stream.
-    """
-
-    count: int = 0
-    xx: Any = 0.0
-    xdx: Any = 0.0
-    xds: Any = None
+    factors: int = 2  # how many second moments are factored at once
 
 
 def calibrate(
@@ -67,24 +68,64 @@ def calibrate(
     *,
     known: Mapping[str, U8] | None = None,
     kept: Kept | None = None,
+    crew: Crew | None = None,
+    desks: Path | None = None,
 ) -> Iterator[tuple[str, U8]]:
     """Quantize every matrix that `types` names.
 
     model: in the basis in which it is stored (see `fold`). types: tensor name -> GGUF type, float
     types are left alone. tokens: (n_seq, n_tokens) int32. known: what an earlier run with the same
     arguments yielded, or part of it. kept: what the original network computed on these tokens is
-    taken from here, or put here. Yields name and rows, (n_rows, n_bytes) uint8, in the order of the
-    network. The bytes depend neither on the number of threads nor on what was kept.
+    taken from here, or put here. crew: who does the work (None: settings.threads threads). desks:
+    a folder for the arrays that they share (None: one for temporary files). Yields name and rows,
+    (n_rows, n_bytes) uint8, in the order of the network. The bytes depend neither on the number of
+    workers nor on what was kept.
 
     Raises:
         UnsupportedModelError: there is no forward pass for the architecture.
+        OutputError: no room for the shared arrays.
+        WeightError: the network computes NaN or Inf.
     """
-    with single_threaded_blas():
-        yield from _Calibration(model, types, tokens, settings, known or {}, kept).run()
+    known = known or {}
+    wanted = {n: t for n, t in types.items() if not is_float(t) and n in model.tensors}
+    if wanted.keys() <= known.keys():
+        yield from ((name, known[name]) for name in wanted)
+        return
+    with ExitStack() as stack:
+        stack.enter_context(single_threaded_blas())
+        crew = crew or stack.enter_context(crews.threads(settings.threads or default_threads()))
+        desk = stack.enter_context(_desk(desks))
+        crew.check_sight(desk.folder)
+        stack.callback(work.forget, desk)
+        ahead = stack.enter_context(ThreadPoolExecutor(1))
+        yield from _Conductor(model, wanted, tokens, settings, known, kept, crew, desk, ahead).run()
 
 
-class _Calibration:
-    """The state of a calibration: what the two networks have computed so far."""
+@contextmanager
+def _desk(root: Path | None) -> Iterator[Desk]:
+    with ExitStack() as stack:
+        if root is None:
+            root = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tqgguf-")))
+        yield stack.enter_context(open_desk(root))
+
+
+@dataclass(frozen=True)
+class _Moments:
+    """What is known of the inputs of some matrices.
+
+    step: its number, a part of the names on the desk. counts: how many tokens each input saw, one
+    for each expert. share: of the drift that is made up for. streams: whether what is computed
+    from them is added to the stream.
+    """
+
+    step: int
+    counts: tuple[int, ...]
+    share: float = 0.0
+    streams: bool = False
+
+
+class _Conductor:
+    """Says what is to be done next; the state of a calibration is on the desk."""
 
     def __init__(
         self,
@@ -94,25 +135,59 @@ class _Calibration:
         settings: Settings,
         known: Mapping[str, U8],
         kept: Kept | None,
+        crew: Crew,
+        desk: Desk,
+        ahead: ThreadPoolExecutor,
     ) -> None:
-        self.model, self.settings, self.known, self.kept = model, settings, known, kept
-        self.types = {n: t for n, t in types.items() if not is_float(t) and n in model.tensors}
-        self.ctx = forward.context(model, tokens.shape[1])
-        per_chunk = max(1, _CHUNK // tokens.shape[1])
-        self.tokens = np.split(tokens, range(per_chunk, len(tokens), per_chunk))
-        self.threads = settings.threads or default_threads()
+        self.model, self.types, self.tokens = model, types, tokens
+        self.settings, self.known, self.crew, self.desk = settings, known, crew, desk
+        self.ahead = ahead
+        context = forward.context(model, tokens.shape[1])
+        desk.put_object(work.CONTEXT, context)
+        self.n_layer, self.n_embd = context.graph.n_layer, context.graph.n_embd
+        per_chunk = max(1, CHUNK // tokens.shape[1])
+        self.edges = [*range(0, len(tokens), per_chunk), len(tokens)]
+        self.chunks = range(len(self.edges) - 1)
+        self.kept, self.holds = kept, self._fits()
 
     def run(self) -> Iterator[tuple[str, U8]]:
-        if self.types.keys() <= self.known.keys():
-            yield from ((name, self.known[name]) for name in self.types)
-            return
-        self.original = [forward.embed(self.model, t) for t in self.tokens]
         embedded = yield from self._embedding()
-        self.quantized = [forward.embed(embedded, t) for t in self.tokens]
-        for index in range(self.ctx.graph.n_layer):
-            yield from self._layer(index)
+        self._put_streams("o", self.model)
+        self._put_streams("s", embedded)
+        for bench in self._layers():
+            yield from self._layer(bench)
         if HEAD in self.types:
             yield from self._head()
+
+    def _put_streams(self, name: str, model: Model) -> None:
+        """Put every chunk's stream before the first layer on the desk."""
+        stream = forward.embed(model, self.tokens)
+        for i in self.chunks:
+            self.desk.put(f"{name}.0.{i}", stream[self.edges[i] : self.edges[i + 1]])
+
+    def _layers(self) -> Iterator[Bench]:
+        """One layer after the other, its weights on the desk, the next one's on their way."""
+        coming = self.ahead.submit(self._put_layer, 0)
+        for layer in range(self.n_layer):
+            tensors = coming.result()
+            if layer + 1 < self.n_layer:
+                coming = self.ahead.submit(self._put_layer, layer + 1)
+            names = {name: f"blk.{layer}.{name}" for name in tensors}
+            todo = (s for s, n in names.items() if n in self.types and n not in self.known)
+            yield Bench(self.desk, self.kept, self.holds, layer, tensors, frozenset(todo))
+
+    def _put_layer(self, layer: int) -> tuple[str, ...]:
+        prefix = f"blk.{layer}."
+        names = [name for name in self.model.tensors if layer_prefix(name) == prefix]
+        for name in names:
+            _put_weights(self.desk, f"w.{_on_desk(name)}", self.model.tensors[name])
+        return tuple(name.removeprefix(prefix) for name in names)
+
+    def _fits(self) -> bool:
+        """Whether the inner activations of all tokens can be kept while a layer is worked on."""
+        widths = [max(t.shape[-2:]) for n, t in self.model.tensors.items() if _is_of_layer(n, t)]
+        per_token = 8 * (max(widths, default=0) + 4 * self.n_embd)
+        return per_token * self.tokens.size <= self.settings.memory
 
     def _embedding(self) -> Any:
         """The token table; a tied one is also the head and rounded for that."""
@@ -122,233 +197,236 @@ class _Calibration:
         if EMBEDDING in self.known:
             data = self.known[EMBEDDING]
         elif HEAD in self.model.tensors:
-            data = quantize(table.read(), self.types[EMBEDDING], threads=self.threads)
+            data = quantize(table.read(), self.types[EMBEDDING], threads=1)
         else:
-            (h,) = self.kept.once("head", self._head_moments) if self.kept else self._head_moments()
-            h = h * np.float32(len(h) / max(float(np.trace(h)), 1e-30))
-            h[np.diag_indices(len(h))] += _EMBEDDING_SHARE
-            data = self._round(table.read(), h, self.types[EMBEDDING])
+            self._put_head_moments()
+            moments = _Moments(0, (self.tokens.size,))
+            self._factor(moments)
+            data = self._round_alone(EMBEDDING, moments)
         yield EMBEDDING, data
         rows = partial(_decoded_rows, data, self.types[EMBEDDING], table.n_in)
         tensors = {**self.model.tensors, EMBEDDING: table.derived(rows)}
         return replace(self.model, tensors=tensors)
 
-    def _head_moments(self) -> Arrays:
-        """Second moments of what the head reads, from a pass of the original alone."""
-        states = self.original
-        for index in range(self.ctx.graph.n_layer):
-            weights = forward.layer_weights(self.model, index)
-            work = partial(self._through, index, weights, states)
-            states = list(map_in_order(work, range(len(states)), threads=self.threads))
-        moments = _Moments()
-        for x in states:
-            flat = _flat(forward.final_norm(self.model, x))
-            _accumulate(moments, flat, None, None, self.threads)
-        return [np.asarray(moments.xx / np.float32(moments.count), np.float32)]
+    def _put_head_moments(self) -> None:
+        """Second moments of what a tied head reads, from a pass of the original alone."""
 
-    def _through(self, index: int, weights: Weights, states: Sequence[F32], i: int) -> F32:
-        """Chunk i after layer `index` of the original."""
-        going = self._original_pass(index, weights, states, i)
-        while going.advance():
-            pass
-        out: F32 = going.result
-        return out
+        def found() -> list[F32]:
+            self._put_streams("o", self.model)
+            for bench in self._layers():
+                todo = [partial(work.pass_original, bench, i) for i in self.chunks]
+                for _ in self.crew.run_at_home(todo):
+                    pass
+            for i in self.chunks:
+                stream = self.desk.get(f"o.{self.n_layer % 2}.{i}")
+                work.put_inputs(self.desk, f"x.0.0.{i}", self._normed(stream))
+            self._sum({"head": _Sum("x.0.0", "x.0.0", (self.n_embd,) * 2, self.tokens.size)})
+            return [np.array(self.desk.get("head"))]
 
-    def _original_pass(self, index: int, weights: Weights, states: Sequence[F32], i: int) -> Pass:
-        """A pass of chunk i through layer `index` of the original, from its state before it."""
+        (h,) = self.kept.once("head", found) if self.kept else found()
+        h = h * np.float32(len(h) / max(float(np.trace(h)), 1e-30))
+        h[np.diag_indices(len(h))] += np.float32(_EMBEDDING_SHARE)
+        self.desk.put("h.0.0", h)
 
-        def compute() -> Computed:
-            return Computed(forward.layer(states[i], weights, self.ctx, index))
+    def _normed(self, stream: F32) -> F32:
+        """What the head reads, (n_tokens, n_embd)."""
+        return forward.final_norm(self.model, stream).reshape(-1, stream.shape[-1])
 
-        return Noted(self.kept, f"{index}.{i}", compute) if self.kept else compute()
-
-    def _layer(self, index: int) -> Iterator[tuple[str, U8]]:
-        original = forward.layer_weights(self.model, index)
-        weights = dict(original)
-        held: dict[int, _Pair] | None = {} if self._fits(original) else None
-
-        def begin(i: int) -> _Pair:
-            return _Pair(
-                self._original_pass(index, original, self.original, i),
-                Computed(forward.layer(self.quantized[i], weights, self.ctx, index)),
-            )
-
+    def _layer(self, bench: Bench) -> Iterator[tuple[str, U8]]:
         for stage in count():
-            pairs = self._stage(stage, begin, held)
-            first = next(pairs)
-            if first.steps is None:
-                ends = [first, *pairs]
-                self.original = [pair.original.result for pair in ends]
-                self.quantized = [pair.quantized.result for pair in ends]
+            todo = [partial(work.advance, bench, stage, i) for i in self.chunks]
+            reached = list(self.crew.run_at_home(todo))
+            steps = [step for step in reached if step]
+            if not steps:
                 return
-            pairs = chain([first], pairs)
-            yield from self._step(f"blk.{index}.", first.steps[0].matrices, pairs, weights)
-            if held is not None:
-                deque(pairs, maxlen=0)  # whatever was not looked at has to get here too
-
-    def _fits(self, weights: Weights) -> bool:
-        """Whether the inner activations of all tokens can be kept while a layer is worked on."""
-        widths = (max(w.shape[-2:]) for w in weights.values() if w.ndim > 1)
-        per_token = 8 * (max(widths, default=0) + 4 * self.ctx.graph.n_embd)
-        return per_token * sum(t.size for t in self.tokens) <= self.settings.memory
-
-    def _stage(
-        self, stage: int, begin: Callable[[int], "_Pair"], held: dict[int, "_Pair"] | None
-    ) -> Iterator["_Pair"]:
-        """Bring every chunk's two passes to their step number `stage`, a few chunks at a time.
-
-        They go on from where they are held, or else from the layer's begin.
-        """
-
-        def bring(i: int) -> _Pair:
-            pair = held.pop(i, None) if held else None
-            if pair is None:
-                pair = begin(i)
-                pair.skip(stage if held is None else 0)
-            pair.advance()
-            return pair
-
-        for first in range(0, len(self.tokens), self.threads):
-            window = range(first, min(first + self.threads, len(self.tokens)))
-            for i, pair in zip(
-                window, map_in_order(bring, window, threads=self.threads), strict=True
-            ):
-                if held is not None:
-                    held[i] = pair
-                yield pair
+            matrices = [f"{matrix}.weight" for matrix in steps[0].matrices]
+            names = [f"blk.{bench.layer}.{matrix}" for matrix in matrices]
+            yield from self._step(stage, [name for name in names if name in self.types], steps)
+            done = {m for m, n in zip(matrices, names, strict=True) if n in self.types}
+            bench = replace(bench, done=bench.done | done)
 
     def _step(
-        self,
-        prefix: str,
-        matrices: Sequence[str],
-        pairs: Iterator["_Pair"],
-        weights: dict[str, Array],
+        self, stage: int, names: Sequence[str], steps: Sequence[Reached]
     ) -> Iterator[tuple[str, U8]]:
-        """Round the matrices that are about to be used, and put them into `weights`."""
-        names = [m for m in matrices if f"{prefix}{m}.weight" in self.types]
-        if not names:
-            return
-        moments = None
+        """Round the matrices that are about to be used, and put them on the desk."""
         for name in names:
-            full, local = f"{prefix}{name}.weight", f"{name}.weight"
-            w = weights[local]
-            if full in self.known:
-                data = self.known[full]
-            else:
-                moments = moments or self._measure(pairs)
-                data = self._matrix(w, moments, self.types[full])
-            weights[local] = dequantize(data, self.types[full], w.shape[-1]).reshape(w.shape)
-            yield full, data
+            if name in self.known:
+                self._put_known(name)
+        todo = [name for name in names if name not in self.known]
+        if todo:
+            self._round(todo, self._measure(stage, todo, steps))
+        for name in names:
+            yield name, self._rows(name)
 
-    def _measure(self, pairs: Iterator["_Pair"]) -> list[_Moments]:
-        """Moments of every expert's input, or of the one input."""
-        moments: list[_Moments] = []
-        for pair in pairs:
-            original, quantized = pair.both()
-            moments = moments or [_Moments() for _ in quantized.inputs]
-            stream: Any = None
-            if original.stream is not None and quantized.stream is not None:
-                stream = original.stream - quantized.stream
-            for m, x, y in zip(moments, quantized.inputs, original.inputs, strict=True):
-                drift: Any = y - x if len(moments) == 1 else None
-                _accumulate(m, x, drift, stream, self.threads)
-        return moments if len(moments) == 1 else _shrunk(moments)
+    def _put_known(self, name: str) -> None:
+        tensor = self.model.tensors[name]
+        values = dequantize(self.known[name], self.types[name], tensor.n_in)
+        self.desk.put(f"q.{_on_desk(name)}", values.reshape(tensor.shape))
 
-    def _matrix(self, w: F32, moments: list[_Moments], type: str) -> U8:
-        stacked = w.reshape(len(moments), -1, w.shape[-1])
-        parts = []
-        for rows, m in zip(stacked, moments, strict=True):
-            h = m.xx / np.float32(max(m.count, 1))
-            parts.append(self._round(self._moved(rows, m), h, type))
-        return np.concatenate(parts)
+    def _rows(self, name: str) -> U8:
+        if name in self.known:
+            return self.known[name]
+        return np.array(self.desk.get(f"b.{_on_desk(name)}"))
 
-    def _moved(self, rows: F32, m: _Moments) -> F32:
-        """The matrix that best reproduces the original's output from the drifted input."""
-        share = self.settings.drift * max(0.0, 1 - 2 * rows.shape[1] / max(m.count, 1))
-        if share == 0 or isinstance(m.xdx, float):
-            return rows
-        h = m.xx.astype(np.float64)
-        mean = max(float(np.trace(h)) / len(h), 1e-30)
-        h[np.diag_indices(len(h))] += self.settings.ridge * mean
-        wanted = m.xdx @ rows.T
-        if m.xds is not None:
-            wanted += m.xds
-        moved: F32 = rows + np.float32(share) * np.linalg.solve(h, wanted).T.astype(np.float32)
-        return moved
+    def _measure(self, stage: int, names: Sequence[str], steps: Sequence[Reached]) -> _Moments:
+        """Put the moments of the inputs of these matrices on the desk, and their factors."""
+        counts = tuple(map(sum, zip(*(step.counts for step in steps), strict=True)))
+        n_in = self.model.tensors[names[0]].n_in
+        share = _share(self.settings.drift, n_in, counts[0]) if steps[0].drifts else 0.0
+        x = [f"x.{stage}.{e}" for e in range(len(counts))]
+        square = (n_in, n_in)
+        sums = {f"h.{stage}.{e}": _Sum(x[e], x[e], square, n) for e, n in enumerate(counts)}
+        if share:
+            sums[f"hx.{stage}"] = _Sum(x[0], f"dx.{stage}", square, counts[0])
+        if share and steps[0].streams:
+            sums[f"hs.{stage}"] = _Sum(x[0], f"ds.{stage}", (n_in, self.n_embd), counts[0])
+        if not self._sum(sums):
+            raise WeightError(
+                f"{names[0]}: on this text the network computes NaN or Inf before it; the model "
+                "is damaged or needs more than float32: quantize it without --calibrate"
+            )
+        if len(counts) > 1:
+            self._blend(stage, counts, n_in)
+        moments = _Moments(stage, counts, share, steps[0].streams)
+        self._factor(moments)
+        return moments
 
-    def _round(self, rows: F32, h: F32, type: str) -> U8:
-        """Error feedback, some rows at a time: (n_rows, n_in) -> (n_rows, n_bytes)."""
-        fmt = FORMATS[type]
-        moments = feedback.prepare(h, damping=self.settings.damping)
-        work = partial(_round_rows, fmt, moments, self.settings.sweeps)
-        pieces = np.split(rows, range(_ROWS, len(rows), _ROWS))
-        return np.concatenate(list(map_in_order(work, pieces, threads=self.threads)))
+    def _sum(self, sums: "Mapping[str, _Sum]") -> bool:
+        """Put means of products on the desk; False where there is one that is not finite."""
+        todo = []
+        for name, each in sums.items():
+            self.desk.make(name, each.shape)
+            rows, columns = (len(work.tile_edges(n)) - 1 for n in each.shape)
+            inputs = self.desk, name, each.left, each.right
+            todo += [
+                partial(work.sum_products, *inputs, (a, b), len(self.chunks), each.tokens)
+                for a in range(rows)
+                for b in range(a if each.left == each.right else 0, columns)
+            ]
+        return all(list(self.crew.run(todo)))
+
+    def _blend(self, stage: int, counts: Sequence[int], n_in: int) -> None:
+        """Experts that saw few tokens borrow the moments of all."""
+        everything = np.zeros((n_in, n_in), np.float32)
+        for e, n in enumerate(counts):
+            everything += np.float32(n / max(1, sum(counts))) * self.desk.get(f"h.{stage}.{e}")
+        borrowed = n_in // 4  # tokens
+        for e, n in enumerate(counts):
+            own = self.desk.change(f"h.{stage}.{e}")
+            own *= np.float32(n / (n + borrowed))
+            own += np.float32(borrowed / (n + borrowed)) * everything
+
+    def _factor(self, moments: _Moments) -> None:
+        """Factor what rounding and what making up for drift need."""
+        step, desk = moments.step, self.desk
+        names = [f"{step}.{e}" for e in range(len(moments.counts))]
+        todo = [
+            partial(work.factor, desk, f"h.{name}", "v", name, self.settings.damping)
+            for name in names
+        ]
+        if moments.share:
+            ridge = self.settings.ridge
+            todo.append(partial(work.factor, desk, f"h.{step}.0", "r", f"{step}", ridge))
+        for at in range(0, len(todo), self.settings.factors):
+            for _ in self.crew.run(todo[at : at + self.settings.factors]):
+                pass
+
+    def _round(self, names: Sequence[str], moments: _Moments) -> None:
+        """Round matrices that share their inputs, those of one type together."""
+        for name in names:
+            tensor, fmt = self.model.tensors[name], FORMATS[self.types[name]]
+            row_bytes = tensor.n_in // fmt.block_size * fmt.type_size
+            self.desk.make(f"b.{_on_desk(name)}", (tensor.n_rows, row_bytes), np.uint8)
+            self.desk.make(f"q.{_on_desk(name)}", tensor.shape)
+        todo = []
+        for type in dict.fromkeys(self.types[name] for name in names):
+            members = [name for name in names if self.types[name] == type]
+            for e in range(len(moments.counts)):
+                how = type, self.settings.sweeps, moments.share
+                todo += [
+                    partial(work.round_rows, self.desk, moments.step, e, pieces, *how)
+                    for pieces in self._pieces(members, e, moments)
+                ]
+        for _ in self.crew.run(todo):
+            pass
+
+    def _pieces(self, names: Sequence[str], e: int, moments: _Moments) -> list[list[Rows]]:
+        """Cut the rows of expert e of these matrices into pieces of about the same size."""
+        rows = [
+            Rows(_on_desk(name), e * size, (e + 1) * size, moments.streams)
+            for name in names
+            for size in [self.model.tensors[name].n_rows // len(moments.counts)]
+        ]
+        total = sum(r.end - r.begin for r in rows)
+        count = -(-total // max(_FEWEST_ROWS, min(MOST_ROWS, total // _PIECES)))
+        edges = [total * k // count for k in range(count + 1)]
+        return [_cut(rows, begin, end) for begin, end in pairwise(edges)]
+
+    def _round_alone(self, name: str, moments: _Moments) -> U8:
+        """Round a matrix outside the layers whose moments are on the desk."""
+        _put_weights(self.desk, f"w.{_on_desk(name)}", self.model.tensors[name])
+        self._round([name], moments)
+        return self._rows(name)
 
     def _head(self) -> Iterator[tuple[str, U8]]:
         if HEAD in self.known:
             yield HEAD, self.known[HEAD]
             return
-        moments = _Moments()
-        for x, y in zip(self.quantized, self.original, strict=True):
-            seen, meant = (_flat(forward.final_norm(self.model, a)) for a in (x, y))
-            _accumulate(moments, seen, meant - seen, None, self.threads)
-        yield HEAD, self._matrix(self.model.tensors[HEAD].read(), [moments], self.types[HEAD])
+        for i in self.chunks:
+            meant, seen = (
+                self._normed(self.desk.get(f"{name}.{self.n_layer % 2}.{i}")) for name in "os"
+            )
+            work.put_inputs(self.desk, f"x.0.0.{i}", seen)
+            work.put_inputs(self.desk, f"dx.0.{i}", meant - seen)
+        reached = Reached((), (self.tokens.size,), drifts=True, streams=False)
+        yield HEAD, self._round_alone(HEAD, self._measure(0, [HEAD], [reached]))
 
 
-@dataclass
-class _Pair:
-    """The passes of one chunk through the original and through the quantized layer."""
+@dataclass(frozen=True)
+class _Sum:
+    """The mean of left^T right, two inputs on the desk, over so many tokens."""
 
-    original: Pass
-    quantized: Pass
-    steps: tuple[Step, Step] | None = None
-
-    def advance(self) -> None:
-        original, quantized = self.original.advance(), self.quantized.advance()
-        self.steps = (original, quantized) if original and quantized else None
-
-    def skip(self, steps: int) -> None:
-        self.original.skip(steps)
-        self.quantized.skip(steps)
-
-    def both(self) -> tuple[Step, Step]:
-        if self.steps is None:
-            raise AssertionError("the passes have ended")
-        return self.steps
+    left: str
+    right: str
+    shape: tuple[int, int]
+    tokens: int
 
 
-def _round_rows(fmt: Format, moments: feedback.Moments, sweeps: int, rows: F32) -> U8:
-    w = np.ascontiguousarray(rows.T)
-    blocks = fmt.encode_matrix(w, moments, sweeps=sweeps)
-    return np.ascontiguousarray(blocks.T).view(np.uint8).reshape(len(rows), -1)
+def _share(drift: float, n_in: int, tokens: int) -> float:
+    """How much of the drift to make up for: few tokens do not say what it is."""
+    return drift * max(0.0, 1 - 2 * n_in / max(1, tokens))
 
 
-def _accumulate(m: _Moments, x: F32, drift: F32 | None, stream: F32 | None, threads: int) -> None:
-    """Add a chunk's sums, each thread computing some columns of them."""
-    m.count += len(x)
-    m.xx = m.xx + _product(x, x, threads)
-    if drift is not None:
-        m.xdx = m.xdx + _product(x, drift, threads)
-    if stream is not None:
-        m.xds = (0.0 if m.xds is None else m.xds) + _product(x, stream, threads)
+def _on_desk(name: str) -> str:
+    """A tensor's name on the desk: that of its layer's slot, and its own."""
+    layer = layer_prefix(name)
+    if not layer:
+        return name
+    return f"{int(layer.split('.')[1]) % 2}.{name.removeprefix(layer)}"
 
 
-def _product(x: F32, y: F32, threads: int) -> F32:
-    """x^T y: (n, a), (n, b) -> (a, b), the same bits for any number of threads."""
-    edges = [*range(0, y.shape[1], _COLUMNS), y.shape[1]]
-    parts = map_in_order(lambda e: x.T @ y[:, e[0] : e[1]], list(pairwise(edges)), threads=threads)
-    return np.concatenate(list(parts), axis=1)
+def _is_of_layer(name: str, tensor: Tensor) -> bool:
+    return bool(layer_prefix(name)) and len(tensor.shape) > 1
 
 
-def _shrunk(moments: list[_Moments]) -> list[_Moments]:
-    """Experts that saw few tokens borrow the moments of all."""
-    everything = sum(m.xx for m in moments) / np.float32(max(1, sum(m.count for m in moments)))
-    borrowed = np.float32(np.shape(everything)[0] / 4)
-    return [_Moments(m.count + int(borrowed), m.xx + borrowed * everything) for m in moments]
+def _put_weights(desk: Desk, name: str, tensor: Tensor) -> None:
+    """Put a tensor's weights on the desk, some rows at a time."""
+    rows = desk.make(name, tensor.shape).reshape(-1, tensor.n_in)
+    step = max(1, _COPIED // tensor.n_in)
+    for at in range(0, len(rows), step):
+        rows[at : at + step] = tensor.rows(at, min(at + step, len(rows)))
 
 
-def _flat(x: F32) -> F32:
-    return x.reshape(-1, x.shape[-1])
+def _cut(rows: Sequence[Rows], begin: int, end: int) -> list[Rows]:
+    """Rows begin to end of matrices that lie one on top of the other."""
+    found, above = [], 0
+    for r in rows:
+        first = max(r.begin, r.begin + begin - above)
+        last = min(r.end, r.begin + end - above)
+        if first < last:
+            found.append(replace(r, begin=first, end=last))
+        above += r.end - r.begin
+    return found
 
 
 def _decoded_rows(data: U8, type: str, n_in: int, start: int, stop: int) -> F32:

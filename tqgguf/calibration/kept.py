@@ -12,6 +12,7 @@ import threading
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
+from tqgguf.errors import OutputError
 from tqgguf.kernels.dtypes import U8
 from tqgguf.machine.cache import prune, size_on_disk
 from tqgguf.output.whole import whole_file
@@ -36,16 +38,21 @@ Arrays = Sequence[NDArray[Any]]
 class Kept:
     """A folder of entries.
 
-    room: bytes that it may hold, and then not too many of the free ones (None: no limit).
+    room: bytes that it may hold, and then not too many of the free ones (None: no limit). Of what
+    is left of it every process that is given the folder takes one of `shares`.
     """
 
-    def __init__(self, folder: Path, *, room: int | None = None) -> None:
-        self.folder = folder
-        self._room = math.inf
+    def __init__(self, folder: Path, *, room: int | None = None, shares: int = 1) -> None:
+        self.folder, self.room, self.shares = folder, room, shares
+        self._left = math.inf
         if room is not None:
             spare = shutil.disk_usage(folder).free // _FREE_SHARE
-            self._room = min(spare, room - size_on_disk(folder))
+            self._left = min(spare, room - size_on_disk(folder)) // shares
         self._lock = threading.Lock()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Another process opens the folder once, however often it is given it."""
+        return _opened, (self.folder, self.room, self.shares)
 
     def read(self, name: str) -> list[NDArray[Any]] | None:
         """An entry's arrays, mapped from the disk; None where it is absent or damaged."""
@@ -75,21 +82,35 @@ class Kept:
 
     def _take(self, n_bytes: int) -> bool:
         with self._lock:
-            fits = n_bytes <= self._room
-            self._room -= n_bytes if fits else 0
+            fits = n_bytes <= self._left
+            self._left -= n_bytes if fits else 0
         return fits
 
     def _path(self, name: str) -> Path:
         return self.folder / f"{name}{_SUFFIX}"
 
 
-def open_kept(root: Path, key: str, *, room: int | None = None) -> Kept:
-    """The folder of a key below `root`, from now on the most recently used one."""
+@lru_cache(maxsize=8)
+def _opened(folder: Path, room: int | None, shares: int) -> Kept:
+    return Kept(folder, room=room, shares=shares)
+
+
+def open_kept(root: Path, key: str, *, room: int | None = None, shares: int = 1) -> Kept:
+    """The folder of a key below `root`, from now on the most recently used one.
+
+    Raises OutputError where it cannot be made.
+    """
     folder = root / key
-    folder.mkdir(parents=True, exist_ok=True)
-    os.utime(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        os.utime(folder)
+    except OSError as error:
+        raise OutputError(
+            f"{folder}: {(error.strerror or str(error)).lower()}; calibration keeps its results "
+            "there: set XDG_CACHE_HOME to a folder on a disk with room"
+        ) from error
     prune(root, limit=LIMIT, keep=key, reserved=room or 0)
-    return Kept(folder, room=room)
+    return Kept(folder, room=room, shares=shares)
 
 
 def keep(root: Path, key: str, name: str, make: Callable[[], Arrays]) -> Arrays:

@@ -69,7 +69,7 @@ def quantize_command(
         write_imatrix(save_imatrix, take_statistics(opened, job.prepared.inputs, threads=threads))
     write = partial(
         job.write,
-        _calibrate(job, threads, quiet=quiet),
+        _calibrate(job, threads, max_memory, cluster, quiet=quiet),
         threads=threads,
         max_memory=max_memory,
         resume=resume,
@@ -137,14 +137,22 @@ def _run(
         _say_summary(job, reports, seconds, slowest=_SLOWEST if verbose else 0)
 
 
-def _calibrate(job: Job, threads: int | None, *, quiet: bool) -> Calibrated | None:
+def _calibrate(
+    job: Job, threads: int | None, max_memory: int | None, cluster: str | None, *, quiet: bool
+) -> Calibrated | None:
     """Round with error feedback where there is a text."""
     tokens = job.prepared.tokens
     if tokens is None:
         return None
     what = f"calibrating on {tokens.size:,} tokens"
     with progress(job.plan.rounded_weights, what, unit="w", quiet=quiet) as bar:
-        return job.calibrate(threads=threads, advance=bar.update)
+        return job.calibrate(
+            threads=threads,
+            max_memory=max_memory,
+            cluster=cluster,
+            processes=True,
+            advance=bar.update,
+        )
 
 
 def _line(report: Report) -> str:

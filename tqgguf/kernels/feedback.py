@@ -20,6 +20,7 @@ from tqgguf.kernels.protocols import ScalarFormat
 from tqgguf.kernels.search import nearest, reciprocal, snapper
 
 DAMPING = 0.01  # of the mean of H's diagonal, added to it
+_SOLVED = 256  # rows of a triangular system at a time
 _STRIP = 8  # columns between two updates of the rest of a group or block
 
 Snap = Callable[[F32], None]
@@ -27,10 +28,24 @@ Snap = Callable[[F32], None]
 
 @dataclass(frozen=True)
 class Moments:
-    """H, damped, and its factor: H = V V^T with V upper triangular. Both (n_in, n_in) float32."""
+    """H = h + added I and its factor: H = V V^T with V upper triangular, h and v (n_in, n_in)."""
 
     h: F32
     v: F32
+    added: float = 0.0
+
+    def block(self, here: slice) -> F32:
+        """A block on H's diagonal, (size, size)."""
+        own: F32 = np.array(self.h[here, here])
+        own[np.diag_indices(len(own))] += np.float32(self.added)
+        return own
+
+    def pull(self, here: slice, error: F32) -> F32:
+        """Rows of H e, minus half the slope of e^T H e: error (n_in, n) -> (size, n)."""
+        pull: F32 = self.h[here] @ error
+        if self.added:
+            pull += np.float32(self.added) * error[here]
+        return pull
 
 
 def prepare(h: F32 | F64, *, damping: float = DAMPING) -> Moments:
@@ -38,18 +53,49 @@ def prepare(h: F32 | F64, *, damping: float = DAMPING) -> Moments:
 
     h: (n_in, n_in), symmetric and positive semidefinite up to rounding.
     """
-    full = np.asarray(h, np.float64)
-    mean = float(np.diagonal(full).mean()) or 1.0
-    index = np.arange(len(full))
+    full = np.asarray(h, np.float32)
+    added, v = factor(full, damping=damping)
+    return Moments(_with_added(full, added), v)
+
+
+def factor(h: F32, *, damping: float) -> tuple[float, F32]:
+    """What has to be added to H's diagonal, and the upper triangular V: H + added I = V V^T.
+
+    added is damping times the diagonal's mean, more where rounding made H indefinite by more than
+    that. h: (n_in, n_in) -> v, like h, in float32: three times H in memory.
+    """
+    mean = float(np.diagonal(h).mean(dtype=np.float64)) or 1.0
     while True:
-        damped = full.copy()
-        damped[index, index] = np.maximum(np.diagonal(full), 0) + damping * mean
+        added = damping * mean
         try:
-            lower = np.linalg.cholesky(damped[::-1, ::-1])
+            lower = np.linalg.cholesky(_with_added(h, added)[::-1, ::-1])
         except np.linalg.LinAlgError:
-            damping *= 4  # rounding made H indefinite by more than the damping
+            damping *= 4
             continue
-        return Moments(damped.astype(np.float32), lower[::-1, ::-1].astype(np.float32))
+        return added, lower[::-1, ::-1]
+
+
+def solve(v: F32, b: F32) -> F32:
+    """The x of V V^T x = b, a block of rows at a time: v (n, n) upper triangular, b (n, m)."""
+    x = np.array(b)
+    blocks = list(_slices(0, len(v), _SOLVED))
+    inverses = [_inverse(v[here, here]) for here in blocks]
+    for here, inverse in zip(reversed(blocks), reversed(inverses), strict=True):
+        x[here] = inverse @ (x[here] - v[here, here.stop :] @ x[here.stop :])
+    for here, inverse in zip(blocks, inverses, strict=True):
+        x[here] = inverse.T @ (x[here] - v[: here.start, here].T @ x[: here.start])
+    return x
+
+
+def _with_added(h: F32, added: float) -> F32:
+    damped: F32 = np.array(h)
+    damped[np.diag_indices(len(h))] += np.float32(added)
+    return damped
+
+
+def _inverse(a: F32) -> F32:
+    inverse: F32 = np.linalg.inv(a.astype(np.float64)).astype(np.float32)
+    return inverse
 
 
 def output_error(w: F32, q: F32, h: F32) -> F64:
@@ -72,7 +118,7 @@ def round_matrix(
     blocks = [_greedy(state, here, w[here], moments.v, fmt) for here in places]
     for _ in range(sweeps):
         for block, here in zip(blocks, places, strict=True):
-            _revisit(state, block, here, moments.h, fmt)
+            _revisit(state, block, here, moments, fmt)
     one, none = np.ones(1, np.float32), np.zeros(1, np.float32)
     for block, here in zip(blocks, places, strict=True):
         fmt.pack(block, nearest(state.units[here], one, none, fmt.levels))
@@ -102,7 +148,7 @@ def _greedy(state: _State, here: slice, w: F32, v: F32, fmt: ScalarFormat) -> Bl
     own = np.ascontiguousarray(v[here, here])
     carried = v[: here.start, here].T @ state.error[: here.start]  # (size, n)
     diagonal = np.diagonal(own)[:, None]
-    corrected = w + np.linalg.inv(own.T.astype(np.float64)).astype(np.float32) @ carried
+    corrected = w + _inverse(own).T @ carried
     blocks = fmt.fit(corrected, np.broadcast_to(diagonal**2, corrected.shape))
     step, offset = fmt.grid(blocks)
     inverse, units, error = reciprocal(step), state.units[here], state.error[here]
@@ -132,11 +178,12 @@ def _round_in_turn(meant: F32, pushed: F32, v: F32, snap: Snap) -> F32:
     return units
 
 
-def _revisit(state: _State, blocks: Blocks, here: slice, h: F32, fmt: ScalarFormat) -> None:
+def _revisit(
+    state: _State, blocks: Blocks, here: slice, moments: Moments, fmt: ScalarFormat
+) -> None:
     """Refit the scales and round the weights of a block anew, given everything else."""
-    own = np.ascontiguousarray(h[here, here])
+    own, pull = moments.block(here), moments.pull(here, state.error)
     units, error = state.units[here], state.error[here]
-    pull = h[here] @ state.error  # (size, n): minus half the error's slope along every weight
     scales = _Scales.read(blocks, fmt)
     for g, part in enumerate(_slices(0, len(own), fmt.group_size)):
         local = own[part, part]

@@ -38,7 +38,7 @@ def round_matrix(
         block[:] = _greedy(part, error, moments.v, fmt)
     for _ in range(sweeps):
         for part, block in zip(parts, blocks, strict=True):
-            _revisit(part, block, error, moments.h, fmt)
+            _revisit(part, block, error, moments, fmt)
     for part, block in zip(parts, blocks, strict=True):
         fmt.pack(block, part.codes(slice(0, len(part.w))))
     return blocks, w - error
@@ -98,12 +98,14 @@ class _Visit:
         self.pull -= self.h[:, weights] @ change
 
 
-def _revisit(part: _Part, blocks: Blocks, errors: F32, h: F32, fmt: LatticeFormat) -> None:
+def _revisit(
+    part: _Part, blocks: Blocks, errors: F32, moments: Moments, fmt: LatticeFormat
+) -> None:
     """Refit the scales and code the octets of a block anew, given everything else."""
     d = blocks["d"].astype(np.float32)
     multiples = np.maximum(np.rint(fmt.scales(blocks) * reciprocal(d)), 1)
-    own = np.ascontiguousarray(h[part.here, part.here])
-    visit = _Visit(part, own, errors[part.here], h[part.here] @ errors, d, multiples)
+    own, pull = moments.block(part.here), moments.pull(part.here, errors)
+    visit = _Visit(part, own, errors[part.here], pull, d, multiples)
     size = part.lattice.size
     for run in range(len(multiples)):
         weights = slice(run * size, (run + 1) * size)

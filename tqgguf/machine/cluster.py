@@ -27,6 +27,11 @@ class Workers:
     count: int
     client: Any
 
+    def each(self) -> list[Executor]:
+        """An executor for every thread of every worker; others take over what one loses."""
+        found = self.client.nthreads().items()
+        return [_ClusterPool(self.client, [name]) for name, count in found for _ in range(count)]
+
     def check_sight(self, path: Path) -> None:
         """Refuse a cluster whose workers do not see a file: ToolError."""
         for worker, sees in self.client.run(_sees, str(path)).items():
@@ -70,14 +75,15 @@ class _ClusterPool(Executor):
     on its way.
     """
 
-    def __init__(self, client: Any) -> None:
+    def __init__(self, client: Any, workers: list[str] | None = None) -> None:
         self._client = client
+        self._where = {"workers": workers, "allow_other_workers": True} if workers else {}
 
     def submit(self, task: Callable[..., Result], /, *args: Any, **kwargs: Any) -> Future[Result]:
         """Run a task on a worker; what it returns or raises comes back."""
         import asyncio  # slow to load, and distributed has done so
 
-        outcome = _outcome(self._client.submit(task, *args, pure=False, **kwargs))
+        outcome = _outcome(self._client.submit(task, *args, pure=False, **self._where, **kwargs))
         return asyncio.run_coroutine_threadsafe(outcome, self._client.loop.asyncio_loop)
 
 

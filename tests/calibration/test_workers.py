@@ -1,0 +1,110 @@
+"""Whoever does the work, and however many they are, the bytes are the same."""
+
+import numpy as np
+import pytest
+
+from tests.network.small_models import N_VOCAB, RECIPES, write_model
+from tqgguf.calibration.calibrate import Settings, calibrate
+from tqgguf.calibration.desk import open_desk
+from tqgguf.calibration.kept import Kept
+from tqgguf.errors import OutputError, WeightError
+from tqgguf.machine import crew as crews
+from tqgguf.machine.crew import Crew
+from tqgguf.models.gguf import read_gguf
+from tqgguf.planning.plan import Options, make_plan
+
+ONE_SWEEP = Settings(sweeps=1)
+TOKENS = np.random.default_rng(1).integers(3, N_VOCAB, (100, 32)).astype(np.int32)
+
+
+def opened(folder, name):
+    return read_gguf(write_model(folder / "model.gguf", RECIPES[name]))
+
+
+def rounded(model, settings=ONE_SWEEP, **who):
+    plan = make_plan(model, Options(type="q4_0", rotate="none"))
+    return dict(calibrate(model, plan.matrix_types, TOKENS, settings, **who))
+
+
+def same(one, other):
+    return list(one) == list(other) and all(np.array_equal(one[n], other[n]) for n in one)
+
+
+@pytest.fixture(scope="module")
+def processes():
+    """Processes take their time to start."""
+    with crews.separate_processes(3, preload="tqgguf.calibration.work") as found:
+        yield found
+
+
+@pytest.mark.parametrize("name", ["llama-tied-llama3-rope", "qwen2moe", "gpt2"])
+@pytest.mark.parametrize("memory", [1 << 30, 0])
+def test_threads_and_processes_give_the_same_bytes(tmp_path, processes, name, memory):
+    model, settings = opened(tmp_path, name), Settings(sweeps=1, memory=memory)
+    alone = rounded(model, settings=settings, crew=Crew())
+    for count in (2, 3):
+        some = Crew(processes.workers[:count])
+        assert same(rounded(model, settings=settings, crew=some, kept=Kept(tmp_path)), alone)
+        with crews.threads(count) as threads:
+            assert same(rounded(model, settings=settings, crew=threads), alone)
+
+
+def test_a_cluster_gives_the_same_bytes(tmp_path):
+    model = opened(tmp_path, "llama-tied-llama3-rope")
+    alone = rounded(model, crew=Crew())
+    with crews.cluster_workers("local:2") as workers:
+        assert len(workers.workers) == 2
+        assert same(rounded(model, crew=workers, desks=tmp_path), alone)
+
+
+def test_an_error_in_a_process_is_the_callers(processes):
+    with pytest.raises(ZeroDivisionError):
+        list(processes.run([int, _fail, int]))
+    assert list(processes.run([int] * 9)) == [0] * 9
+
+
+def _fail():
+    return 1 // 0
+
+
+def test_who_is_at_home_stays_the_same(processes):
+    import os
+
+    first, second = (list(processes.run_at_home([os.getpid] * 7)) for _ in range(2))
+    assert first == second
+    assert len(set(first)) == 3
+
+
+def test_activations_that_are_no_numbers_are_named(tmp_path):
+    model = opened(tmp_path, "llama")
+    broken = model.tensors["blk.1.attn_norm.weight"]
+    rows = {broken.name: broken.derived(lambda a, b: np.full((b - a, broken.n_in), np.nan, "f4"))}
+    damaged = type(model)(**{**vars(model), "tensors": {**model.tensors, **rows}})
+    with pytest.raises(WeightError, match=r"blk\.1\.attn_q\.weight: on this text .* NaN or Inf"):
+        rounded(damaged, crew=Crew())
+
+
+def test_a_desk_that_cannot_be_made_is_one_line(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    model = opened(tmp_path, "llama")
+    with pytest.raises(OutputError, match="calibration needs room for its arrays: set XDG_CACHE"):
+        rounded(model, crew=Crew(), desks=tmp_path / "file" / "desks")
+
+
+def test_a_desk_is_written_over_in_place_and_gone_in_the_end(tmp_path):
+    with open_desk(tmp_path) as desk:
+        desk.put("a", np.arange(6, dtype=np.float32).reshape(2, 3))
+        view = desk.get("a")
+        desk.put("a", view + 1)
+        assert np.array_equal(view, [[1, 2, 3], [4, 5, 6]])  # the same pages
+        desk.put("a", np.empty((0, 3), np.uint8))
+        assert desk.get("a").shape == (0, 3)
+        desk.make("b", (4, 5))[1] = 7
+        assert desk.get("b").sum() == 35
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_desks_of_the_dead_are_removed(tmp_path):
+    (tmp_path / "4194305-left").mkdir()  # beyond Linux' largest process number
+    with open_desk(tmp_path) as desk:
+        assert [p.name for p in tmp_path.iterdir()] == [desk.folder.name]

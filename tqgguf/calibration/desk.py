@@ -1,0 +1,159 @@
+"""Arrays that everybody who works on a calibration sees: mapped files of one folder.
+
+A file is a short header and the array. One of the same name and shape is written over in place,
+which costs neither system nor disk anything. A desk does not outlive the calibration.
+"""
+
+import math
+import mmap
+import os
+import pickle
+import struct
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from shutil import rmtree
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from tqgguf.errors import OutputError
+
+_HEADER = struct.Struct("<8s7q")  # type, number of axes, axes; 64 bytes, or vectors are not aligned
+_MOST_AXES = 6
+
+
+@dataclass(frozen=True)
+class Desk:
+    """The arrays in a folder, by name."""
+
+    folder: Path
+
+    def make(self, name: str, shape: tuple[int, ...], dtype: DTypeLike = np.float32) -> Any:
+        """An array that is to be written, whatever is in it now.
+
+        Raises OutputError where the disk has no room: a page of a mapped file without any would
+        kill whoever writes to it.
+        """
+        head = _header(shape, np.dtype(dtype))
+        n_bytes = len(head) + math.prod(shape) * np.dtype(dtype).itemsize
+        with self._writing(name) as file:
+            if os.fstat(file).st_size != n_bytes:
+                os.ftruncate(file, n_bytes)
+                if hasattr(os, "posix_fallocate"):
+                    os.posix_fallocate(file, 0, n_bytes)
+            _write(file, head)
+        return self.change(name)
+
+    def put(self, name: str, array: NDArray[Any]) -> None:
+        """Put an array on the desk. Raises OutputError where the disk has no room."""
+        whole = np.ascontiguousarray(array)
+        head = _header(whole.shape, whole.dtype)
+        with self._writing(name) as file:
+            if os.fstat(file).st_size != len(head) + whole.nbytes:
+                os.ftruncate(file, 0)
+            _write(file, head)
+            if whole.size:
+                _write(file, whole.data.cast("B"))
+
+    def get(self, name: str) -> NDArray[Any]:
+        """An array, to be read."""
+        return self._mapped(name, mmap.ACCESS_READ)
+
+    def change(self, name: str) -> NDArray[Any]:
+        """An array, of which a part is to be written."""
+        return self._mapped(name, mmap.ACCESS_WRITE)
+
+    def put_object(self, name: str, value: object) -> None:
+        """Something that is no array."""
+        (self.folder / name).write_bytes(pickle.dumps(value))
+
+    def get_object(self, name: str) -> Any:
+        """What was put there."""
+        return pickle.loads((self.folder / name).read_bytes())
+
+    def _mapped(self, name: str, access: int) -> NDArray[Any]:
+        flags = os.O_RDONLY if access == mmap.ACCESS_READ else os.O_RDWR
+        file = os.open(self.folder / name, flags | _BINARY)
+        try:
+            memory = mmap.mmap(file, 0, access=access)
+        finally:
+            os.close(file)
+        kind, axes, *shape = _HEADER.unpack_from(memory)
+        dtype = np.dtype(kind.rstrip(b"\0").decode())
+        if 0 in shape[:axes]:
+            return np.empty(shape[:axes], dtype)
+        return np.frombuffer(memory, dtype, offset=_HEADER.size).reshape(shape[:axes])
+
+    @contextmanager
+    def _writing(self, name: str) -> Iterator[int]:
+        path = self.folder / name
+        try:
+            file = os.open(path, os.O_RDWR | os.O_CREAT | _BINARY)
+            try:
+                yield file
+            finally:
+                os.close(file)
+        except OSError as error:
+            raise _no_room(path, error) from error
+
+
+_BINARY: int = getattr(os, "O_BINARY", 0)  # Windows
+
+
+def _header(shape: tuple[int, ...], dtype: "np.dtype[Any]") -> bytes:
+    axes = [*shape, *[0] * (_MOST_AXES - len(shape))]
+    return _HEADER.pack(dtype.str.encode(), len(shape), *axes)
+
+
+def _write(file: int, data: bytes | memoryview) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(file, view) :]
+
+
+def _no_room(path: Path, error: OSError) -> OutputError:
+    return OutputError(
+        f"{path}: {(error.strerror or str(error)).lower()}; calibration needs room for its arrays: "
+        "set XDG_CACHE_HOME to a folder on a disk that has it"
+    )
+
+
+@contextmanager
+def open_desk(root: Path) -> Iterator[Desk]:
+    """A desk of its own below `root`; those of processes that have died are removed.
+
+    Raises OutputError where there can be none.
+    """
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        _tidy(root)
+        folder = Path(tempfile.mkdtemp(prefix=f"{os.getpid()}-", dir=root))
+    except OSError as error:
+        raise _no_room(root, error) from error
+    try:
+        yield Desk(folder)
+    finally:
+        rmtree(folder, ignore_errors=True)
+
+
+def _tidy(root: Path) -> None:
+    if os.name != "posix":
+        return
+    for folder in root.iterdir():
+        owner = folder.name.partition("-")[0]
+        if owner.isdigit() and not _is_alive(int(owner)):
+            rmtree(folder, ignore_errors=True)
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

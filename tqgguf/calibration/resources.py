@@ -1,0 +1,146 @@
+"""What a calibration takes: memory, room on the disk, time. From shapes alone, before it begins."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+
+from tqgguf.calibration.work import TILE
+from tqgguf.errors import PlanError
+from tqgguf.formats import is_float
+from tqgguf.kernels.dtypes import F32
+from tqgguf.machine.memory import default_memory
+from tqgguf.machine.threads import default_threads, single_threaded_blas
+from tqgguf.models import Model, Tensor
+from tqgguf.network.graph import read_graph
+from tqgguf.rotation.architectures import layer_prefix
+from tqgguf.rotation.folding import EMBEDDING, HEAD
+
+CHUNK = 512  # tokens that go through a layer at a time
+MOST_ROWS = 1024  # of matrices that are rounded at a time
+_CONDUCTOR_BYTES = 250 << 20  # the process that hands out the work
+_WORKER_BYTES = 100 << 20  # Python and NumPy
+_SCORES_BYTES = 3 * (64 << 20)  # of attention, see network.ops
+_STREAMS, _INNER = 12, 6  # arrays as wide as the stream, and as wide as the widest, in a pass
+_ROUNDING = 9  # copies of the rows in work
+_FACTORING = 3  # copies of the second moments
+_WORTH_PROCESSES = 1 << 35  # weights times tokens: starting processes takes about half a second
+_PASSES, _TIED_PASSES = 2.0, 3.0  # through the network
+_ROUNDING_FLOPS = 2e4  # a weight's rounding costs about as much time (docs/LOG.md)
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What a calibration takes.
+
+    workers: how many work at once; apart: whether they are processes. held: bytes of activations
+    that are kept while a layer is worked on. factors: how many may be factored at once. memory,
+    disk: bytes at the peak. flops: in all.
+    """
+
+    workers: int
+    apart: bool
+    held: int
+    factors: int
+    memory: int
+    disk: int
+    flops: float
+
+    @property
+    def seconds(self) -> float:
+        """About how long it takes here, by the speed of a small matrix product."""
+        return self.flops / (_speed() * self.workers)
+
+
+def resources(
+    model: Model,
+    types: Mapping[str, str],
+    shape: tuple[int, int],
+    *,
+    threads: int | None = None,
+    max_memory: int | None = None,
+) -> Resources:
+    """What calibrating on (n_seq, n_tokens) tokens takes, within max_memory bytes.
+
+    max_memory: see `default_memory`, twice of which calibration takes where it may. Raises
+    PlanError where it is too little for a single worker.
+    """
+    need = _Need.of(model, types, shape)
+    allowed = max_memory or 2 * default_memory()
+    each = _WORKER_BYTES + max(need.passing, need.rounding)
+    free = allowed - _CONDUCTOR_BYTES
+    least = max(each, need.factoring + _WORKER_BYTES)
+    if max_memory is not None and free < least:
+        raise PlanError(
+            f"--max-memory {allowed >> 20:,} MiB is too little to calibrate this model: one worker "
+            f"needs {-(-(least + _CONDUCTOR_BYTES) >> 20):,} MiB"
+        )
+    workers = int(max(1, min(threads or default_threads(), free // each)))
+    spare = max(0, free - workers * each)
+    held = need.held if need.held <= spare else 0
+    factors = max(1, (free - workers * _WORKER_BYTES) // max(1, need.factoring))
+    apart = workers > 1 and need.weights * shape[0] * shape[1] >= _WORTH_PROCESSES
+    busy = max(workers * max(need.passing, need.rounding) + held, need.factoring)
+    memory = _CONDUCTOR_BYTES + workers * _WORKER_BYTES + busy
+    return Resources(workers, apart, held, factors, memory, need.disk, need.flops)
+
+
+@dataclass(frozen=True)
+class _Need:
+    """What a model and a text want: bytes of one worker's pieces, of all held, on disk; flops."""
+
+    weights: int
+    passing: int
+    held: int
+    rounding: int
+    factoring: int
+    disk: int
+    flops: float
+
+    @staticmethod
+    def of(model: Model, types: Mapping[str, str], shape: tuple[int, int]) -> "_Need":
+        n_tokens, n_embd = shape[0] * shape[1], read_graph(model).n_embd
+        names = [n for n in types if n in model.tensors and not is_float(types[n])]
+        rounded = [model.tensors[n] for n in names]
+        inside = [t for n, t in model.tensors.items() if layer_prefix(n) and len(t.shape) > 1]
+        widest = max((max(t.shape[-2:]) for t in inside), default=n_embd)
+        n_in = max((t.n_in for t in rounded), default=n_embd)
+        chunk = max(min(CHUNK, n_tokens), shape[1])
+        layers = max(1, len({layer_prefix(t.name) for t in inside}))
+        steps = sum(_inputs(inside)) // layers
+        table = max((model.tensors[n].size for n in (EMBEDDING, HEAD) if n in names), default=0)
+        largest = max((sum(t.size for t in inside) // layers, 1))
+        weights = sum(t.size for t in inside)
+        tied = EMBEDDING in names and HEAD not in model.tensors
+        passes = _TIED_PASSES if tied else _PASSES
+        moments = 4 * n_tokens * sum(n * n for n in _inputs(inside))
+        return _Need(
+            weights,
+            4 * chunk * (_STREAMS * n_embd + _INNER * widest) + _SCORES_BYTES,
+            8 * n_tokens * (widest + 4 * n_embd),
+            4 * _ROUNDING * MOST_ROWS * n_in,
+            4 * _FACTORING * n_in * n_in,
+            4 * (4 * largest + 2 * table + n_tokens * (4 * n_embd + 2 * steps) + 8 * n_in * n_in),
+            2 * n_tokens * weights * passes
+            + moments
+            + _ROUNDING_FLOPS * sum(t.size for t in rounded),
+        )
+
+
+def _inputs(matrices: list[Tensor]) -> list[int]:
+    """The widths of the inputs of these matrices; those that read the same one have one prefix."""
+    seen = {(layer_prefix(t.name), t.n_in, t.shape[-2] > t.n_in) for t in matrices}
+    return [n_in for _, n_in, _ in seen]
+
+
+@cache
+def _speed() -> float:
+    """Floating point operations a second of one core, in a product of the size of a tile."""
+    x: F32 = np.ones((TILE, TILE), np.float32)
+    with single_threaded_blas():
+        x @ x
+        began = time.perf_counter()
+        x @ x
+        return 2 * TILE**3 / max(time.perf_counter() - began, 1e-6)

@@ -1,0 +1,264 @@
+"""The pieces of a calibration, for whoever does them: all that they need is on the desk.
+
+Names on the desk: `w.SLOT.NAME` a matrix as it was, `q.SLOT.NAME` as it became, `b.NAME` its bytes;
+`o.SLOT.I` and `s.SLOT.I` the original's and the quantized network's stream before a layer, tokens
+of chunk I. Layers take turns in two slots. Of the step number K of a layer and input E (an
+expert's, or 0): `x.K.E.I.T` what goes into its matrices, columns of tile T, `dx.K.I.T` how far the
+original's is from that, `ds.K.I.T` how far the original's stream is from the quantized network's;
+`h.K.E`, `hx.K` and `hs.K` the means of x x^T, x dx^T and x ds^T over all tokens; `v.K.E` the factor
+of the damped `h.K.E`, `r.K` that of h with a ridge.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tqgguf.calibration.desk import Desk
+from tqgguf.calibration.kept import Kept
+from tqgguf.calibration.passes import Computed, Noted, Pass
+from tqgguf.formats import FORMATS, dequantize
+from tqgguf.kernels import feedback
+from tqgguf.kernels.dtypes import F32
+from tqgguf.network import forward
+from tqgguf.network.forward import Context, Step
+from tqgguf.network.ops import Array
+
+TILE = 512  # columns of the inputs that are multiplied with each other at a time
+CONTEXT = "context"  # on the desk
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What work on a layer needs to know.
+
+    kept: where what the original computes is kept. holds: whether passes wait, with all they have
+    computed, for the rest of their layer's matrices. layer: its number. tensors: their names
+    without "blk.N.". todo: those that are to be rounded. done: those that are on the desk rounded.
+    """
+
+    desk: Desk
+    kept: Kept | None
+    holds: bool
+    layer: int
+    tensors: tuple[str, ...]
+    todo: frozenset[str]
+    done: frozenset[str] = frozenset()
+
+
+class Weights(Mapping[str, Any]):
+    """A layer's tensors on the desk, each as it is by now."""
+
+    def __init__(self, bench: Bench, *, original: bool) -> None:
+        self.bench, self.original = bench, original
+
+    def __getitem__(self, name: str) -> Any:
+        """The tensor. Raises KeyError."""
+        if name not in self.bench.tensors:
+            raise KeyError(name)
+        kind = "q" if name in self.bench.done and not self.original else "w"
+        return self.bench.desk.get(f"{kind}.{self.bench.layer % 2}.{name}")
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.bench.tensors
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.bench.tensors)
+
+    def __len__(self) -> int:
+        return len(self.bench.tensors)
+
+
+@dataclass(frozen=True)
+class Reached:
+    """The step that a chunk of tokens has come to, and how many tokens are in its inputs."""
+
+    matrices: tuple[str, ...]
+    counts: tuple[int, ...]
+    drifts: bool
+    streams: bool
+
+
+@dataclass
+class _Pair:
+    """The passes of one chunk through the original and through the quantized layer."""
+
+    stage: int
+    original: Pass
+    quantized: Pass
+    weights: Weights  # of the quantized layer
+
+
+_held: dict[tuple[Desk, int, int], _Pair] = {}  # of this process, by desk, layer and chunk
+
+
+def advance(bench: Bench, stage: int, chunk: int) -> Reached | None:
+    """Bring a chunk to the step number `stage` of a layer, and put its inputs on the desk.
+
+    Returns None when the layer has ended and the streams after it are on the desk. A pass goes on
+    from where this process holds it, or else from the layer's begin.
+    """
+    key = bench.desk, bench.layer, chunk
+    pair = _held.pop(key, None)
+    if pair is None or pair.stage != stage:
+        pair = _begin(bench, chunk)
+        pair.original.skip(stage)
+        pair.quantized.skip(stage)
+    pair.weights.bench = bench
+    original, quantized = pair.original.advance(), pair.quantized.advance()
+    pair.stage = stage + 1
+    if original is None or quantized is None:
+        after = (bench.layer + 1) % 2
+        bench.desk.put(f"o.{after}.{chunk}", pair.original.result)
+        bench.desk.put(f"s.{after}.{chunk}", pair.quantized.result)
+        return None
+    if bench.holds:
+        _held[key] = pair
+    return _reached(bench, stage, chunk, original, quantized)
+
+
+def pass_original(bench: Bench, chunk: int) -> None:
+    """Put the original's stream after a layer on the desk."""
+    going = _original(bench, chunk)
+    while going.advance():
+        pass
+    bench.desk.put(f"o.{(bench.layer + 1) % 2}.{chunk}", going.result)
+
+
+def put_inputs(desk: Desk, name: str, x: Array) -> None:
+    """Put (n, n_in) on the desk, `NAME.T` for the columns of tile T."""
+    for t, (begin, end) in enumerate(pairwise(tile_edges(x.shape[1]))):
+        desk.put(f"{name}.{t}", x[:, begin:end])
+
+
+def tile_edges(n_in: int) -> list[int]:
+    """Where columns are cut into tiles of about the same size."""
+    count = -(-n_in // TILE)
+    return [n_in * t // count for t in range(count + 1)]
+
+
+def sum_products(
+    desk: Desk, out: str, left: str, right: str, tiles: tuple[int, int], chunks: int, tokens: int
+) -> bool:
+    """One tile of the mean of x y^T over all tokens, summed up chunk after chunk; is it finite?"""
+    total: F32 | None = None
+    for i in range(chunks):
+        x = desk.get(f"{left}.{i}.{tiles[0]}")
+        y = x if (left, tiles[0]) == (right, tiles[1]) else desk.get(f"{right}.{i}.{tiles[1]}")
+        product = x.T @ y
+        total = product if total is None else np.add(total, product, out=total)
+    if total is None:
+        raise AssertionError(out)
+    total /= np.float32(max(1, tokens))
+    whole = desk.change(out)
+    rows, columns = (
+        slice(*tile_edges(n)[t : t + 2]) for n, t in zip(whole.shape, tiles, strict=True)
+    )
+    whole[rows, columns] = total
+    if left == right and tiles[0] != tiles[1]:
+        whole[columns, rows] = total.T
+    return bool(np.isfinite(total).all())
+
+
+def factor(desk: Desk, moments: str, out: str, name: str, damping: float) -> None:
+    """Put the factor of damped second moments on the desk, and how much was added to them."""
+    added, v = feedback.factor(desk.get(moments), damping=damping)
+    desk.put(f"{out}.added.{name}", np.array([added]))
+    desk.put(f"{out}.{name}", v)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Some rows of a matrix that is to be rounded; streams: whether it adds to the stream."""
+
+    name: str
+    begin: int
+    end: int
+    streams: bool
+
+
+def round_rows(
+    desk: Desk, step: int, expert: int, pieces: Sequence[Rows], type: str, sweeps: int, share: float
+) -> None:
+    """Round rows that have their inputs in common, and put bytes and weights on the desk.
+
+    share: of the drift of inputs and stream that is made up for.
+    """
+    rows = np.concatenate([_flat(desk.get(f"w.{p.name}"))[p.begin : p.end] for p in pieces])
+    if share > 0:
+        rows += np.float32(share) * _correction(desk, step, rows, pieces)
+    h, v, added = (desk.get(f"{name}.{step}.{expert}") for name in ("h", "v", "v.added"))
+    moments = feedback.Moments(h, v, float(added[0]))
+    blocks = FORMATS[type].encode_matrix(np.ascontiguousarray(rows.T), moments, sweeps=sweeps)
+    data = np.ascontiguousarray(blocks.T).view(np.uint8).reshape(len(rows), -1)
+    values = dequantize(data, type, rows.shape[1])
+    at = 0
+    for p in pieces:
+        size = p.end - p.begin
+        desk.change(f"b.{p.name}")[p.begin : p.end] = data[at : at + size]
+        _flat(desk.change(f"q.{p.name}"))[p.begin : p.end] = values[at : at + size]
+        at += size
+
+
+def _flat(matrices: NDArray[Any]) -> NDArray[Any]:
+    """The rows of a matrix, or of stacked ones."""
+    return matrices.reshape(-1, matrices.shape[-1])
+
+
+def _correction(desk: Desk, step: int, rows: F32, pieces: Sequence[Rows]) -> F32:
+    """What the weights have to change by, or the drift of the inputs would change the output.
+
+    The least-squares solution of x^T c = dx^T w + ds: (H + ridge) c = E[x dx^T] w + E[x ds].
+    """
+    wanted = desk.get(f"hx.{step}") @ rows.T
+    if any(p.streams for p in pieces):
+        hs = desk.get(f"hs.{step}")
+        wanted += np.concatenate([hs[:, p.begin : p.end] for p in pieces], axis=1)
+    solved: F32 = feedback.solve(desk.get(f"r.{step}"), wanted).T
+    return solved
+
+
+def forget(desk: Desk) -> None:
+    """Let go of the passes that this process holds."""
+    for key in [key for key in _held if key[0] == desk]:
+        del _held[key]
+
+
+def _begin(bench: Bench, chunk: int) -> _Pair:
+    stream = bench.desk.get(f"s.{bench.layer % 2}.{chunk}")
+    weights = Weights(bench, original=False)
+    layer = forward.layer(stream, weights, _context(bench), bench.layer)
+    return _Pair(0, _original(bench, chunk), Computed(layer), weights)
+
+
+def _original(bench: Bench, chunk: int) -> Pass:
+    """A pass of a chunk through the original's layer, from its state before it."""
+
+    def compute() -> Computed:
+        stream = bench.desk.get(f"o.{bench.layer % 2}.{chunk}")
+        weights = Weights(bench, original=True)
+        return Computed(forward.layer(stream, weights, _context(bench), bench.layer))
+
+    return Noted(bench.kept, f"{bench.layer}.{chunk}", compute) if bench.kept else compute()
+
+
+def _context(bench: Bench) -> Context:
+    return cast("Context", bench.desk.get_object(CONTEXT))
+
+
+def _reached(bench: Bench, stage: int, chunk: int, original: Step, quantized: Step) -> Reached:
+    """Put on the desk what rounding a step's matrices takes."""
+    desk, inputs = bench.desk, quantized.inputs
+    drifts = len(inputs) == 1
+    streams = original.stream is not None and quantized.stream is not None
+    if any(f"{matrix}.weight" in bench.todo for matrix in quantized.matrices):
+        for e, x in enumerate(inputs):
+            put_inputs(desk, f"x.{stage}.{e}.{chunk}", x)
+        if drifts:
+            put_inputs(desk, f"dx.{stage}.{chunk}", original.inputs[0] - inputs[0])
+        if original.stream is not None and quantized.stream is not None:
+            put_inputs(desk, f"ds.{stage}.{chunk}", original.stream - quantized.stream)
+    return Reached(quantized.matrices, tuple(map(len, inputs)), drifts, streams)
