@@ -5,7 +5,8 @@ import pytest
 from gguf import quants
 
 from tqgguf.errors import WeightError
-from tqgguf.formats import iq4_nl, q4_0, q4_k, q5_k
+from tqgguf.formats import q4_0
+from tqgguf.formats._candidates import IQ4_FACTORS, RANGES_4_BITS, RANGES_5_BITS
 from tqgguf.kernels import scales
 from tqgguf.kernels.search import reciprocal
 from tqgguf.kernels.superblocks import affine_block, symmetric_block
@@ -31,7 +32,7 @@ def brute_force_error(x, w, levels, steps):
 
 
 @pytest.mark.parametrize(
-    ("levels", "factors"), [(INT4, q4_0.FACTORS), (BELL, iq4_nl.FACTORS)], ids=["int4", "bell"]
+    ("levels", "factors"), [(INT4, q4_0.FACTORS), (BELL, IQ4_FACTORS)], ids=["int4", "bell"]
 )
 @pytest.mark.parametrize(("weighted", "margin"), [(False, 1.01), (True, 1.04)])
 def test_symmetric_is_close_to_the_best_of_many_steps(levels, factors, weighted, margin):
@@ -48,7 +49,7 @@ def test_symmetric_is_close_to_the_best_of_many_steps(levels, factors, weighted,
 def test_the_sums_give_the_error_in_closed_form(weighted):
     x, w = groups(seed=3)
     w = w if weighted else None
-    sums = scales.affine(x, w, levels=15, ranges=q4_k.RANGES)
+    sums = scales.affine(x, w, levels=15, ranges=RANGES_4_BITS)
     step, depth = scales.solve(sums)
     again = scales.requantize(x, w, sums, step, depth, levels=15)
     weight = np.ones_like(x) if w is None else w
@@ -64,7 +65,7 @@ def test_the_sums_give_the_error_in_closed_form(weighted):
 
 def test_solve_is_a_minimum():
     x, w = groups(seed=4)
-    sums = scales.affine(x, w, levels=15, ranges=q4_k.RANGES)
+    sums = scales.affine(x, w, levels=15, ranges=RANGES_4_BITS)
     step, depth = scales.solve(sums)
 
     def error(s, o):
@@ -77,7 +78,7 @@ def test_solve_is_a_minimum():
 
 def test_groups_far_above_zero_have_no_depth():
     x = np.abs(groups(seed=5)[0]) + 5
-    step, depth = scales.solve(scales.affine(x, None, levels=31, ranges=q5_k.RANGES))
+    step, depth = scales.solve(scales.affine(x, None, levels=31, ranges=RANGES_5_BITS))
     assert (depth >= 0).all()
     assert (depth == 0).mean() > 0.4
     assert (np.abs(step * np.rint((x + depth) / step) - depth - x) <= step).all()
@@ -96,8 +97,8 @@ def test_more_candidates_never_hurt():
 def test_blocks_scale_with_their_weights(weighted):
     x, w = groups(256, 20, seed=7)
     w = w if weighted else None
-    small = affine_block(x, w, size=32, levels=15, top=63, ranges=q4_k.RANGES)
-    large = affine_block(x * 4, w, size=32, levels=15, top=63, ranges=q4_k.RANGES)
+    small = affine_block(x, w, size=32, levels=15, top=63, ranges=RANGES_4_BITS)
+    large = affine_block(x * 4, w, size=32, levels=15, top=63, ranges=RANGES_4_BITS)
     np.testing.assert_array_equal(small[0] * np.float16(4), large[0])
     np.testing.assert_array_equal(small[2], large[2])
     d, sc = symmetric_block(x, w, size=32, levels=BELL, low=-32, high=31, factors=(1.0, 0.9))
