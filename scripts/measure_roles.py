@@ -3,7 +3,7 @@
 Finds again the constants of tqgguf/planning/allocation.py. One role at a time is rounded in every
 layer; the mean KL divergence that this causes is divided by the sum of the matrices' relative
 errors, plain and weighted by the energies of their inputs. Then the same for all matrices of single
-layers, relative to the mean layer.
+layers, and the mean relative error of every role's outputs in every type that fits its rows.
 
     python scripts/measure_roles.py model-f16.gguf text.txt
 """
@@ -26,7 +26,9 @@ from tqgguf.models import Model, open_model
 from tqgguf.network import forward
 from tqgguf.network.forward import Tokens
 from tqgguf.network.ops import Array, log_softmax
+from tqgguf.planning.allocation import candidates
 from tqgguf.planning.matrices import is_matrix
+from tqgguf.planning.rounding import measure_errors
 from tqgguf.rotation.architectures import layer_prefix, role
 from tqgguf.rotation.folding import EMBEDDING, HEAD
 
@@ -61,6 +63,16 @@ def main() -> None:
         prefix = f"blk.{index}."
         chosen = [n for _, tensors in groups(model) for n in tensors if n.startswith(prefix)]
         print_row(f"layer {index}", len(chosen), probe.loss(chosen))
+    print_types(model, energies, args.threads)
+
+
+def print_types(model: Model, energies: Imatrix, threads: int | None) -> None:
+    """The mean relative error of each role's outputs by type."""
+    for name, tensors in groups(model):
+        types = dict.fromkeys(tensors, candidates(model.tensors[tensors[0]].n_in))
+        found = measure_errors(model, types, energies.importance, threads=threads).values()
+        means = {t: np.mean([e.by_type[t] for e in found]) for t in types[tensors[0]]}
+        print(f"{name}: " + ", ".join(f"{t} {error:.5f}" for t, error in means.items()), flush=True)
 
 
 def groups(model: Model) -> Iterator[tuple[str, list[str]]]:
