@@ -17,12 +17,12 @@ from tqgguf.measure import bench as benchmark
 from tqgguf.measure import eval as evaluate
 from tqgguf.measure.eval import Row, mark_pareto
 
-TYPES = "Q4_0,Q4_K,IQ4_XS,IQ4_NL,Q3_K,IQ3_S,Q2_K,IQ2_S"
+TYPES = "Q5_1,Q5_0,Q4_1,Q4_0,Q4_K,IQ4_XS,IQ4_NL,Q3_K,IQ3_S,Q2_K,IQ2_S"
 
 
 @dataclass(frozen=True)
 class Point:
-    """One type: its row for the trained model as it is, and the KL divergence when rotated."""
+    """One type: its row for the trained model as it is, and its divergence with `--rotate auto`."""
 
     type: str
     row: Row
@@ -51,14 +51,16 @@ def main() -> None:
 
 def measure_speed(large: Path, types: list[str], work: Workload, *, rounds: int) -> list[Speed]:
     """Interleaved rounds over one file per type."""
-    files = [benchmark.ours(large, t, rotate="none", threads=work.threads) for t in types]
+    files = [
+        benchmark.ours(large, t, rotate="none", effort="fast", threads=work.threads) for t in types
+    ]
     return llamacpp.summarize(llamacpp.rounds(files, work, count=rounds))
 
 
 def measure_quality(
     trained: Path, text: Path, types: list[str], speeds: list[Speed], settings: Settings
 ) -> list[Point]:
-    """KL divergence of every type without and with rotation."""
+    """KL divergence of every type without rotation and with `--rotate auto`."""
     original = evaluate.prepare(trained, text, settings)
     points = []
     for type, speed in zip(types, speeds, strict=True):
@@ -68,7 +70,7 @@ def measure_quality(
                 benchmark.ours(trained, type, rotate=rotate, threads=settings.threads),
                 settings,
             )
-            for rotate in ("none", "fused")
+            for rotate in ("none", "auto")
         )
         points.append(Point(type, evaluate.with_speed(plain, speed), rotated.kld_mean))
     rows = mark_pareto([point.row for point in points])
@@ -77,7 +79,7 @@ def measure_quality(
 
 def print_table(points: list[Point], speeds: list[Speed]) -> None:
     """One line per type, fewest bits first; speed with its range over rounds."""
-    print("| type | bits per weight | KLD | KLD rotated | decode tok/s | range | best |")
+    print("| type | bits per weight | KLD | KLD, rotate auto | decode tok/s | range | best |")
     print("|---|---:|---:|---:|---:|---:|:-:|")
     lines = sorted(zip(points, speeds, strict=True), key=lambda pair: pair[0].row.bytes)
     for point, speed in lines:

@@ -13,7 +13,8 @@ from tqgguf.models import Model
 from tqgguf.models.gguf import disk_bytes, shard_files
 from tqgguf.output.whole import whole_file
 from tqgguf.pipeline import convert
-from tqgguf.planning.plan import Options, make_plan
+from tqgguf.planning.choices import prepare
+from tqgguf.planning.plan import Options
 
 SHAPE = ("block_count", "embedding_length", "vocab_size")
 
@@ -60,15 +61,27 @@ def baseline(source: Path, type: str, *, threads: int | None = None) -> Path:
     return path
 
 
-def ours(source: Path, type: str, *, rotate: str = "fused", threads: int | None = None) -> Path:
-    """Our file of this recipe or type, in the user's cache; made anew, as the code may be new."""
+def ours(
+    source: Path,
+    type: str,
+    *,
+    rotate: str = "auto",
+    effort: str | None = None,
+    threads: int | None = None,
+) -> Path:
+    """Our file of this recipe or type, in the user's cache; made anew, as the code may be new.
+
+    effort: fast or good (None), which is what `tqgguf quantize` does unless told otherwise.
+    """
     model = open_gguf(source)
-    plan = make_plan(model, Options(type=type, rotate=rotate))
-    folder = user_cache() / "bench" / content_key(shard_files(source), rotate)
+    options = Options(type=type, rotate=rotate, effort=effort)
+    prepared = prepare(model, options, threads=threads)
+    folder = user_cache() / "bench" / content_key(shard_files(source), rotate, effort)
     folder.mkdir(parents=True, exist_ok=True)
-    name = plan.recipe.name if plan.recipe.name.startswith("TQ-") else f"TQ-{plan.recipe.name}"
-    path = folder / f"{_stem(source)}-{name}.gguf"
-    for _ in convert(model, plan, path, threads=threads, force=True):
+    name = prepared.plan.recipe.name
+    path = folder / f"{_stem(source)}-{name if name.startswith('TQ-') else f'TQ-{name}'}.gguf"
+    plan, importance = prepared.plan, prepared.importance
+    for _ in convert(model, plan, path, importance=importance, threads=threads, force=True):
         pass
     return path
 

@@ -9,7 +9,7 @@ import numpy as np
 from tqgguf.calibration.cached import kept_statistics
 from tqgguf.calibration.imatrix import UNROTATED, Imatrix, check_basis
 from tqgguf.calibration.kept import Arrays
-from tqgguf.calibration.sensitivity import measure
+from tqgguf.calibration.sensitivity import measure as measure_losses
 from tqgguf.calibration.statistics import input_energies
 from tqgguf.errors import PlanError
 from tqgguf.formats import is_float
@@ -72,7 +72,7 @@ def prepare(
     if budget is None and plan.mostly_ragged:
         budget = plan.n_bytes
     if budget is not None:
-        sensitivity = _sensitivity(model, plan, inputs.tokens, threads)
+        sensitivity = _sensitivity(model, plan, inputs.tokens, energies, threads)
         errors = _type_errors(model, plan, energies, threads) if measure else None
         plan = planned(budget=budget, sensitivity=sensitivity, errors=errors)
     if options.imatrix is not None and inputs.imatrix is not None and inputs.tokens is None:
@@ -137,18 +137,20 @@ def _budget(model: Model, plan: Plan, options: Options) -> int | None:
 
 
 def _sensitivity(
-    model: Model, plan: Plan, tokens: Tokens | None, threads: int | None
+    model: Model, plan: Plan, tokens: Tokens | None, energies: Energies, threads: int | None
 ) -> dict[str, float] | None:
+    """The divergence per error of the outputs of every matrix; None without tokens."""
     if tokens is None:
         return None
     names = [t.name for t in plan.tensors if is_matrix(model.tensors[t.source])]
     rotation = plan.rotation.with_vectors_of(model)
 
     def found() -> Arrays:
-        by_name = measure(fold(model, rotation), names, tokens, threads=threads)
+        folded = fold(model, rotation)
+        by_name = measure_losses(folded, names, tokens, energies=energies, threads=threads)
         return [np.array([by_name[name] for name in names])]
 
-    (values,) = kept_statistics(model, rotation, tokens).once("sensitivity", found)
+    (values,) = kept_statistics(model, rotation, tokens).once("sensitivity of outputs", found)
     return dict(zip(names, values.tolist(), strict=True))
 
 
