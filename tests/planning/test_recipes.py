@@ -84,11 +84,19 @@ def test_recipes_stay_apart_where_the_k_types_do_not_fit(ragged):
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_ragged_rows_get_small_blocks_and_others_the_recipes_types(ragged, name):
+def test_ragged_rows_get_small_blocks_and_others_may_have_k_types(ragged, name):
     found = types(ragged, type=name, rotate="none")
-    assert found["blk.0.ffn_down.weight"] == RECIPES[name].type_of("ffn_down")
+    other = RECIPES[name].ragged or RECIPES[name]
+    assert found["blk.0.ffn_down.weight"] == other.type_of("ffn_down")
     small = {t for n, t in found.items() if "norm" not in n and "ffn_down" not in n}
     assert {FORMATS[t].block_size for t in small} == {32}
+
+
+def test_one_ragged_matrix_changes_no_other(tmp_path):
+    path = write_ragged(tmp_path / "m.gguf", width=768, ffn=576, vocabulary=512)
+    found = types(path, rotate="none")
+    assert found["blk.0.ffn_down.weight"] == "IQ4_NL"
+    assert found["blk.0.ffn_up.weight"] == RECIPES["TQ-Q4"].matrix
 
 
 @pytest.fixture

@@ -120,7 +120,8 @@ class Plan:
     def mostly_ragged(self) -> bool:
         """Whether most weights of matrices are in rows that the recipe's types do not fit."""
         matrices = sum(t.size for t in self.tensors if len(t.shape) > 1)
-        return bool(self.recipe.ragged) and 2 * sum(t.size for t in self.fallbacks) > matrices
+        ragged = sum(t.size for t in self.fallbacks)
+        return self.recipe.ragged is not None and 2 * ragged > matrices
 
 
 def make_plan(
@@ -153,11 +154,17 @@ def make_plan(
     if rotation.mode == "fused" and folding.tied_head(model):
         sources[folding.HEAD] = folding.EMBEDDING
     head = folding.HEAD if folding.HEAD in sources else folding.EMBEDDING  # tied: both in one
-    tensors = tuple(
-        _plan_tensor(model.tensors[source], name, chosen, options, rotation, head)
-        for name, source in sources.items()
-    )
-    plan = Plan(chosen, rotation, tensors, sum(t.size for t in model.tensors.values()))
+
+    def planned(by: Recipe) -> tuple[PlannedTensor, ...]:
+        return tuple(
+            _plan_tensor(model.tensors[source], name, by, options, rotation, head)
+            for name, source in sources.items()
+        )
+
+    plan = Plan(chosen, rotation, planned(chosen), sum(t.size for t in model.tensors.values()))
+    if chosen.ragged and plan.mostly_ragged:
+        pairs = zip(plan.tensors, planned(chosen.ragged), strict=True)
+        plan = replace(plan, tensors=tuple(replace(t, type=other.type) for t, other in pairs))
     said: tuple[str, ...] = ()
     if budget is not None:
         plan, said = _spend(model, plan, options, head, budget, sensitivity or {}, errors or {})
@@ -258,7 +265,7 @@ def _plan_tensor(
     named = _named_type(source, name, options, head)
     if named is None and is_matrix(source):
         kind = "output" if name == head else role(name)[0]
-        type, reason = fitting(chosen.type_of(kind), source.n_in, chosen.ragged)
+        type, reason = fitting(chosen.type_of(kind), source.n_in)
     else:
         wanted = named or _kept_type(source, chosen)
         type, reason = fitting(wanted, source.n_in) if wanted in FORMATS else (wanted, "")

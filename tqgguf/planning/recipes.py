@@ -14,16 +14,16 @@ from tqgguf.formats import FORMATS
 class Recipe:
     """A type for matrices and the roles that get another one.
 
-    ragged: what these types become in rows that their blocks do not divide. Where most rows are
-    like that, the bytes that this takes are spent tensor by tensor instead (docs/decisions/0025).
-    file_type is what `general.file_type` says: the nearest of llama.cpp's own mixtures.
+    ragged: for models most of whose rows these types' blocks do not divide; the bytes that it takes
+    are spent tensor by tensor (docs/decisions/0025). file_type is what `general.file_type` says:
+    the nearest of llama.cpp's own mixtures.
     """
 
     name: str
     matrix: str
     roles: Mapping[str, str] = field(default_factory=dict)
-    ragged: Mapping[str, str] = field(default_factory=dict)
     file_type: LlamaFileType = LlamaFileType.GUESSED
+    ragged: "Recipe | None" = None
 
     def type_of(self, role: str) -> str:
         """The type of a matrix with this role (attn_q, ffn_down, output ...), experts' alike."""
@@ -41,29 +41,28 @@ RECIPES: dict[str, Recipe] = {
             "TQ-Q4",
             "Q4_K",
             {"attn_v": "Q5_K", "output": "Q6_K"},
-            {"Q4_K": "Q5_0"},
             LlamaFileType.MOSTLY_Q4_K_M,
+            Recipe("TQ-Q4", "Q5_0", {"attn_v": "Q5_1", "ffn_down": "Q5_K", "output": "Q8_0"}),
         ),
         Recipe(
             "TQ-Q4-FAST",
             "Q4_0",
             {"output": "Q6_K"},
-            {"Q6_K": "Q5_1"},
             LlamaFileType.MOSTLY_Q4_0,
         ),
         Recipe(
             "TQ-Q4-SMALL",
             "IQ4_XS",
             {"attn_v": "Q5_K", "output": "Q6_K"},
-            {"Q5_K": "Q5_0", "Q6_K": "Q5_1"},
             LlamaFileType.MOSTLY_IQ4_XS,
+            Recipe("TQ-Q4-SMALL", "IQ4_NL", {"attn_v": "Q5_0", "output": "Q5_1"}),
         ),
         Recipe(
             "TQ-Q3",
             "Q3_K",
             {"attn_v": "Q5_K", "ffn_down": "Q4_K", "output": "Q6_K", "token_embd": "Q4_K"},
-            {"Q5_K": "Q5_0", "Q6_K": "Q5_1"},
             LlamaFileType.MOSTLY_Q3_K_M,
+            Recipe("TQ-Q3", "IQ4_NL", {"attn_v": "Q5_0", "ffn_down": "Q4_K", "output": "Q5_1"}),
         ),
         Recipe(
             "TQ-Q2",
@@ -75,8 +74,8 @@ RECIPES: dict[str, Recipe] = {
                 "output": "Q6_K",
                 "token_embd": "Q3_K",
             },
-            {"Q6_K": "Q5_0"},
             LlamaFileType.MOSTLY_Q2_K,
+            Recipe("TQ-Q2", "IQ4_NL", {"ffn_down": "Q3_K", "output": "Q5_0"}),
         ),
         Recipe(
             "TQ-Q2-SMALL",
@@ -88,8 +87,8 @@ RECIPES: dict[str, Recipe] = {
                 "output": "Q5_K",
                 "token_embd": "Q3_K",
             },
-            {"Q5_K": "Q5_0"},
             LlamaFileType.MOSTLY_IQ2_S,
+            Recipe("TQ-Q2-SMALL", "IQ4_NL", {"ffn_down": "Q2_K", "output": "Q4_1"}),
         ),
     )
 }
@@ -137,18 +136,18 @@ def _hint(name: str) -> str:
     return f": that is a mixture of llama-quantize's; use {' or '.join(ours).lower()}"
 
 
-def fitting(name: str, n_in: int, ragged: Mapping[str, str] | None = None) -> tuple[str, str]:
+def fitting(name: str, n_in: int) -> tuple[str, str]:
     """The type for rows of n_in weights: the one asked for, or the nearest that fits, and why.
 
-    ragged: preferred instead of these types where they do not fit. Raises PlanError where no type
-    holds such rows.
+    Raises PlanError where no type holds such rows.
     """
     wanted = FORMATS[name]
     if n_in % wanted.block_size == 0:
         return name, ""
-    preferred = [(ragged or {}).get(name)]
-    others = (n for n in _SMALLER_BLOCKS if FORMATS[n].bits_per_weight >= wanted.bits_per_weight)
-    for fallback in filter(None, (*preferred, *others)):
-        if n_in % FORMATS[fallback].block_size == 0:
-            return fallback, f"rows of {n_in} do not fit {name}'s blocks of {wanted.block_size}"
+    for fallback in (FORMATS[n] for n in _SMALLER_BLOCKS):
+        if fallback.bits_per_weight >= wanted.bits_per_weight and n_in % fallback.block_size == 0:
+            return (
+                fallback.name,
+                f"rows of {n_in} do not fit {name}'s blocks of {wanted.block_size}",
+            )
     raise PlanError(f"no type holds rows of {n_in} weights")
