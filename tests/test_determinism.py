@@ -33,11 +33,13 @@ def expected(novels, tmp_path_factory):
     return convert(novels, tmp_path_factory.mktemp("one") / "q.gguf", threads=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{"threads": 2}, {"threads": 7}, {"max_memory": 400 << 20}])
 def test_threads_and_memory_change_nothing(novels, tmp_path, expected, options):
     assert convert(novels, tmp_path / "q.gguf", **options) == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tile", [1 << 12, 100_000, 1 << 30])
 def test_the_size_of_tiles_changes_nothing(novels, tmp_path, monkeypatch, expected, tile):
     monkeypatch.setattr(pipeline, "TILE", tile)
@@ -52,6 +54,7 @@ def test_tiles_of_one_row_change_nothing(tmp_path, monkeypatch):
     assert convert(source, tmp_path / "rows.gguf") == whole
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kernel", NEEDS)
 def test_other_processors_give_the_same_bytes(novels, tmp_path, expected, kernel):
     """OpenBLAS' kernels and NumPy's loops for CPUs without AVX-512 add in other orders."""

@@ -121,6 +121,7 @@ def test_the_generated_tables_are_fresh():
     assert (done.stdout, done.returncode) == ("", 0)
 
 
+@pytest.mark.slow
 def test_the_first_commands_work_as_they_are_pasted(tmp_path):
     (tmp_path / "tests").symlink_to(ROOT / "tests")
     lines = blocks(TEXTS["README.md"].partition("## Try it")[2])[0].splitlines()

@@ -27,6 +27,7 @@ from tqgguf.rotation.rotation import read_rotation
 ROOT = Path(__file__).parent.parent
 
 
+@pytest.mark.slow
 def test_five_hundred_damaged_models_get_one_clean_line(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "tests.fuzz", "500", "20000"],

@@ -72,6 +72,7 @@ def test_folding_random_models_is_exact_in_llama_cpp(tmp_path, name, tied):
     check(tmp_path / "folded.gguf", source)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["tq-q4", "tq-q3", "tq-q2"])
 def test_recipes_load_generate_and_verify(novels, tmp_path, recipe):
     path = tmp_path / "q.gguf"

@@ -44,6 +44,7 @@ def divergence(model, other, tokens):
     return float((np.exp(p) * (p - q)).sum(-1).mean())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RECIPES)
 def test_the_divergence_falls_below_plain_rounding(tmp_path, name):
     model = read_gguf(write_model(tmp_path / "model.gguf", RECIPES[name]))
@@ -61,6 +62,7 @@ def test_the_divergence_falls_below_plain_rounding(tmp_path, name):
     assert ours < 0.9 * theirs
 
 
+@pytest.mark.slow
 def test_the_divergence_falls_with_a_lattice_type():
     model = read_gguf(NOVELS)
     chosen = ["blk.0.attn_output.weight", "blk.1.ffn_down.weight"]
@@ -110,6 +112,7 @@ def counted(monkeypatch):
     return passes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["llama", "llama-tied-llama3-rope", "llama-moe", "qwen2moe", "gpt2", "granite"]
 )

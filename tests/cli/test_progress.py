@@ -43,6 +43,7 @@ def test_verbose_lines_stand_between_those_of_progress(novels, tmp_path):
     assert all(LINE.fullmatch(line) for line in set(lines) - set(tensors))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [["--quiet"], ["--quiet", "--verbose"]])
 def test_quiet_is_silent(novels, tmp_path, options):
     assert quantize(novels, tmp_path, *options) == ("", "")

@@ -107,6 +107,7 @@ def test_tensor_types_and_roles_can_be_chosen(novels, tmp_path):
     assert types["token_embd.weight"] == "Q2_K"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["fused", "tensor", "none"])
 def test_every_mode_verifies_and_dequantizes(novels, tmp_path, mode):
     quant, back = tmp_path / "q.gguf", tmp_path / "b.gguf"

@@ -17,6 +17,7 @@ from tqgguf.measure import kv, mse, synthetic, turboquant
 from tqgguf.models import open_model
 
 
+@pytest.mark.slow
 def test_report_mse_without_a_model_has_the_contracts_keys():
     document = json.loads(
         succeeds("report", "mse", "--types", "q4_0", "--sample-rows", 8, "--json")
@@ -29,6 +30,7 @@ def test_report_mse_without_a_model_has_the_contracts_keys():
     assert [r["mse"] for r in rows] == [r.mse for r in expected]
 
 
+@pytest.mark.slow
 def test_report_mse_prints_verdicts_and_what_was_sampled_and_draws(tmp_path):
     path = tmp_path / "synthetic.svg"
     text = succeeds("report", "mse", "--types", "tq-q4", "--sample-rows", 8, "--plot", path)
@@ -39,6 +41,7 @@ def test_report_mse_prints_verdicts_and_what_was_sampled_and_draws(tmp_path):
     assert path.stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_the_default_synthetic_report_takes_under_six_processor_seconds():
     """Three seconds on two cores; processor time, because tests share the machine."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -54,6 +57,7 @@ def novels_document(novels):
     return json.loads(succeeds("report", "mse", novels, "--types", "Q4_0", "--json"))
 
 
+@pytest.mark.slow
 def test_report_mse_of_a_model_has_the_contracts_keys_and_the_librarys_numbers(
     novels, novels_document
 ):

@@ -30,6 +30,7 @@ def theirs(x, name, importance):
     return ggml.dequantize(ggml.quantize(x, name, importance), name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BLOCKS)
 @pytest.mark.parametrize("kind", weights.KINDS)
 def test_the_error_is_at_most_ggmls_with_an_imatrix_of_ones(name, kind):

@@ -12,6 +12,7 @@ BLOCKS = [name for name, fmt in FORMATS.items() if fmt.block_size > 1]
 EXTRA = 64 << 20
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BLOCKS)
 def test_two_threads_need_less_than_64_mib(name):
     x = np.random.default_rng(0).standard_normal((768, 4096), dtype=np.float32)  # four chunks

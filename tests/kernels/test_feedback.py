@@ -25,6 +25,7 @@ def rounded(w, name, h, sweeps=4):
     return feedback.round_matrix(w, feedback.prepare(h), FORMATS[name], sweeps=sweeps)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SCALAR)
 def test_the_output_error_falls_well_below_that_of_rounding_alone(name):
     rng = np.random.default_rng(1)
@@ -37,6 +38,7 @@ def test_the_output_error_falls_well_below_that_of_rounding_alone(name):
     assert swept < 0.97 * greedy
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SCALAR)
 def test_the_blocks_decode_to_the_weights_it_reports(name):
     rng = np.random.default_rng(2)
@@ -53,6 +55,7 @@ def test_uncorrelated_inputs_leave_plain_rounding():
     np.testing.assert_allclose(q, plain(w, "Q4_K", np.eye(256)), atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "h",
     [

@@ -36,6 +36,7 @@ def plain(w, fmt, h):
     return np.concatenate(values)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LATTICES)
 def test_feedback_and_sweeps_lower_the_outputs_error(name):
     fmt, w = FORMATS[name], weights(512, 48)
@@ -49,6 +50,7 @@ def test_feedback_and_sweeps_lower_the_outputs_error(name):
     assert errors[3] < errors[2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LATTICES)
 def test_the_reader_sees_the_values_returned(name):
     fmt, w = FORMATS[name], weights(512, 16, seed=2)
@@ -58,6 +60,7 @@ def test_the_reader_sees_the_values_returned(name):
     np.testing.assert_allclose(ggml.dequantize(data, name).T, values, rtol=0, atol=2e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LATTICES)
 def test_few_inputs_and_none_are_no_obstacle(name):
     fmt, w = FORMATS[name], weights(256, 16, seed=4)

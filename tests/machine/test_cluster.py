@@ -43,6 +43,7 @@ def lose(novels, path, victim):
     return json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_the_work_of_a_killed_worker_is_done_again(novels, tmp_path, whole):
     path = tmp_path / "q.gguf"
     answer = lose(novels, path, "worker")
@@ -53,6 +54,7 @@ def test_the_work_of_a_killed_worker_is_done_again(novels, tmp_path, whole):
     assert [p.name for p in tmp_path.iterdir()] == ["q.gguf"]
 
 
+@pytest.mark.slow
 def test_a_lost_cluster_is_one_line_and_the_run_resumes_without_it(novels, tmp_path, whole):
     path = tmp_path / "q.gguf"
     answer = lose(novels, path, "all")
@@ -66,6 +68,7 @@ def test_a_lost_cluster_is_one_line_and_the_run_resumes_without_it(novels, tmp_p
     assert path.read_bytes() == whole
 
 
+@pytest.mark.slow
 def test_local_processes_on_the_command_line_say_who_did_what(novels, tmp_path, whole):
     path = tmp_path / "q.gguf"
     command = [sys.executable, "-m", "tqgguf", "quantize", novels, "-o", path, "-t", "tq-q3", "-v"]
@@ -79,6 +82,7 @@ def test_local_processes_on_the_command_line_say_who_did_what(novels, tmp_path, 
     assert path.read_bytes() == whole
 
 
+@pytest.mark.slow
 def test_workers_need_no_tokenizer(novels, tmp_path):
     folder = write_folder(tmp_path / "hf")
     (folder / "tokenizer.model").unlink()

@@ -72,6 +72,7 @@ def small(monkeypatch):
     monkeypatch.setattr(pipeline, "WORTH_PROCESSES", 0)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small")
 @pytest.mark.parametrize("threads", [2, 3])
 def test_processes_change_nothing(novels, tmp_path, whole, monkeypatch, threads):
@@ -116,6 +117,7 @@ def test_a_bad_weight_is_named_as_ever(stories, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["m.gguf"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_workers_end_with_the_run_and_resume_finishes_it(novels, tmp_path, whole, number):
     path = tmp_path / "q.gguf"
@@ -134,6 +136,7 @@ def test_workers_end_with_the_run_and_resume_finishes_it(novels, tmp_path, whole
     assert resumed(novels, path) == whole
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_is_one_line(novels, tmp_path, whole):
     path = tmp_path / "q.gguf"
     with quantizing(novels, path, slow=SLOW) as run:

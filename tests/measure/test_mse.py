@@ -59,6 +59,7 @@ def folded(of, name):
     return heads @ (w * of.tensors["blk.2.attn_norm.weight"].read() @ q)  # attn_v
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     ["token_embd.weight", "output.weight", "blk.2.ffn_down.weight", "blk.2.attn_v.weight"],

@@ -75,6 +75,7 @@ def rounded(x, bits):
     return out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bits", [4, 3, 2])
 @pytest.mark.parametrize("rotated", [False, True])
 def test_a_plain_row_is_the_scripts_formula(weights, bits, rotated):
@@ -120,6 +121,7 @@ def test_an_unknown_type_is_refused():
         synthetic.measure(np.zeros((1, 256), np.float32), types=["Q9"])
 
 
+@pytest.mark.slow
 def test_the_pages_figures_are_what_the_command_prints(weights):
     """Better encoders may move them by 5 % before the page must follow."""
     page = (Path(__file__).parents[2] / "docs" / "measure.md").read_text()

@@ -30,6 +30,7 @@ def test_a_row_is_what_the_definitions_give_one_vector_at_a_time():
     assert row.bound == 4**-3
 
 
+@pytest.mark.slow
 def test_the_report_meets_theory_and_shows_the_papers_values():
     rows = turboquant.distortions(vectors=10_000)
     for row in rows:

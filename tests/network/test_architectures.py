@@ -58,6 +58,7 @@ def difference(model: Model, expected: np.ndarray) -> float:
     return largest if np.isfinite(largest) else np.inf
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", GRAPHS)
 def test_log_probabilities_match_llama_cpp(proof, name):
     assert difference(*proof(name)) < 1e-2
@@ -240,6 +241,7 @@ PARTS: dict[str, tuple[str, Change]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", PARTS)
 def test_a_part_that_is_missing_shows(monkeypatch, proof, part):
     name, change = PARTS[part]

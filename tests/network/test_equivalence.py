@@ -80,6 +80,7 @@ def test_a_rotary_scaling_without_forward_pass_is_no_check(tmp_path):
     assert check_fold(replace(model, metadata=scaled), folding.fused(model), memory=PLENTY) is None
 
 
+@pytest.mark.slow
 def test_verify_forward_accepts_ours_and_refuses_another_function(novels, tmp_path):
     ours = tmp_path / "ours.gguf"
     succeeds("quantize", novels, "-t", "q4_0", "--quiet", "-o", ours)

@@ -51,6 +51,7 @@ def test_a_trained_model_matches_llama_cpp_on_prose(prose):
     assert np.abs(ours - logprobs(NOVELS, prose[0].tolist())).max() < 1e-2
 
 
+@pytest.mark.slow
 def test_a_trained_model_in_float32_is_near_float64(prose):
     """Rounding activations to float32 costs this much, however exact each step (docs/LOG.md)."""
     model = read_gguf(NOVELS)

@@ -25,6 +25,7 @@ def convert(source, path, split=Split(), type="tq-q4", rotate="fused", seed=0, *
     return output_files(model, plan, path, split)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("split", "count"),
     [
@@ -111,6 +112,7 @@ def test_unfinished_shards_of_an_earlier_run_are_swept_away(novels, tmp_path):
     assert not partial_path(path).exists()
 
 
+@pytest.mark.slow
 def test_a_shard_of_another_set_is_refused(novels, tmp_path):
     a = convert(novels, tmp_path / "a.gguf", Split(max_tensors=20))
     b = convert(novels, tmp_path / "b.gguf", Split(max_tensors=30))
@@ -123,6 +125,7 @@ def test_a_shard_of_another_set_is_refused(novels, tmp_path):
         open_model(a[0])
 
 
+@pytest.mark.slow
 def test_a_shard_of_another_run_with_the_same_numbers_is_refused(novels, tmp_path):
     """Stale shards differ in a type, in the options, or only in the weights they are made of."""
     split = Split(max_tensors=20)

@@ -67,16 +67,19 @@ def prove(source: Path, target: Path) -> None:
         assert np.allclose(back[name].read(), expected, atol=1e-5 * np.abs(expected).max()), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TINY)
 def test_a_folded_model_computes_the_same(tmp_path, name):
     prove(write_tiny(tmp_path / "a.gguf", name), tmp_path / "b.gguf")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TINY)
 def test_a_width_with_an_odd_factor(tmp_path, name):
     prove(write_tiny(tmp_path / "a.gguf", name, sizes=ODD), tmp_path / "b.gguf")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [n for n in TIED if TINY[n].arch not in HEAD_REQUIRED])
 def test_a_tied_head_is_untied(tmp_path, name):
     prove(write_tiny(tmp_path / "a.gguf", name, tied=True), tmp_path / "b.gguf")
@@ -117,6 +120,7 @@ def roles(name: str) -> list[str]:
     return sorted(present & working)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TINY)
 def test_every_role_of_a_row_matters(tmp_path, monkeypatch, name):
     source = write_tiny(tmp_path / "a.gguf", name)

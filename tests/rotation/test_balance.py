@@ -155,6 +155,7 @@ def difference(source, target):
 LEFT_ALONE = [name for name, tiny in TINY.items() if STREAMS[tiny.arch].values]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LEFT_ALONE)
 def test_norms_and_their_readers_change_together(tmp_path, name):
     source = write_uneven(tmp_path / "a.gguf", name)
@@ -178,6 +179,7 @@ SHARED = {  # norms that several matrices read, of rows that no rotation of the 
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SHARED)
 def test_a_forgotten_reader_breaks_the_network(tmp_path, monkeypatch, name):
     source = write_uneven(tmp_path / "a.gguf", name)

@@ -18,6 +18,7 @@ def squared_error(quantizer, x):
     return np.sum((x - quantizer.decompress(quantizer.compress(x))) ** 2, axis=1, dtype=np.float64)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bits", [1, 2, 3, 4])
 @pytest.mark.parametrize("kind", KINDS)
 def test_d_mse_on_unit_vectors_is_the_codebooks(bits, kind):
@@ -45,6 +46,7 @@ def test_the_norm_is_stored():
     np.testing.assert_allclose(scaled, quantizer.decompress(quantizer.compress(x)), atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sketch", SKETCHES)
 @pytest.mark.parametrize("bits", [1, 2, 3, 4])
 def test_prod_is_unbiased_over_100_000_pairs(bits, sketch):
@@ -95,6 +97,7 @@ def test_prod_is_unbiased_for_one_pair_over_many_seeds(sketch):
     assert abs(np.mean(errors)) < 3 * np.std(errors) / math.sqrt(len(errors))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("bits", "expected"), [(1, math.pi / 2), (2, 0.571), (3, 0.1845), (4, 0.0543)]
 )
@@ -148,6 +151,7 @@ def test_zero_vectors_stay_zero_and_one_vector_is_a_batch_of_one(make):
     assert quantizer.decompress(quantizer.compress(np.ones((0, 16), np.float32))).shape == (0, 16)
 
 
+@pytest.mark.slow
 def test_65_536_vectors_compress_without_delay():
     x = unit_vectors(65_536, 128, 13)
     quantizer = TurboQuantMSE(128, 3)

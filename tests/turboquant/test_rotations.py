@@ -28,6 +28,7 @@ def test_the_seed_decides(kind):
     assert np.abs(one - other).max() > 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_one_entry_becomes_gaussian_like(kind):
     """Kurtosis 3 as for Gaussian entries; a single Hadamard round would give 1."""

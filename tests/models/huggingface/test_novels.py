@@ -89,6 +89,7 @@ def test_tokens_equal_sentencepiece_on_2000_lines(converted):
     assert tokenize_each(converted, lines) == theirs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rotate", ["none", "fused"])
 def test_every_command_takes_a_folder(rotate, tmp_path):
     path = tmp_path / "q.gguf"
