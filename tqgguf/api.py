@@ -1,6 +1,6 @@
 """The library in three verbs: open a model, plan what becomes of it, convert it."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -8,7 +8,7 @@ from pathlib import Path
 from tqgguf import pipeline
 from tqgguf.calibration.cached import Calibrated, calibrate_model
 from tqgguf.calibration.calibrate import Settings
-from tqgguf.models import Model, model_files
+from tqgguf.models import Model, input_files
 from tqgguf.models import open_model as _open_model
 from tqgguf.output.files import check_output
 from tqgguf.output.layout import Split
@@ -199,18 +199,23 @@ def decide(
     split: Split = Split(),
     again: bool = False,
     threads: int | None = None,
+    inputs: Sequence[Path] = (),
+    others: Mapping[str, Path] | None = None,
 ) -> Job:
-    """Decide all of a conversion; an output that is in the way is found before the work.
+    """Decide all of a conversion; a file that must not be written is found before the work.
 
-    again: an output may be there, finished or not.
+    again: an output may be there, finished or not. inputs: what is read besides the model and the
+    options' files; others: what is written besides the output, by the options that name it.
     """
-    inputs = model_files(model.path)
-    if output is not None and not (split or again):
-        check_output(output, inputs=inputs, force=False)
+    given = (model.path, options.calibrate, options.imatrix, *inputs)
+    read = [file for path in given if path for file in input_files(path)]
+    if output is not None and not split:
+        check_output(output, inputs=read, force=again, others=others)
     prepared = prepare(model, options, threads=threads)
     path = output or default_output(model.path, prepared.plan.recipe.name)
     files = tuple(pipeline.output_files(model, prepared.plan, path, split))
-    check_output(path, inputs=inputs, force=again, count=len(files) if split else None)
+    count = len(files) if split else None
+    check_output(path, inputs=read, force=again, count=count, others=others)
     return Job(model, prepared, path, files, split)
 
 

@@ -25,6 +25,7 @@ from tqgguf.machine.memory import default_memory
 from tqgguf.machine.processes import processes as start_processes
 from tqgguf.machine.threads import default_threads, in_order, single_threaded_blas
 from tqgguf.models import Model, Tensor, model_files, open_tensors
+from tqgguf.models.damage import damage, naming_damage
 from tqgguf.network.equivalence import check_fold
 from tqgguf.output.files import (
     Output,
@@ -137,6 +138,7 @@ def convert(
     memory = (max_memory or default_memory()) - FIXED_BYTES
     kept = {"split": bool(split), "resume": resume, "force": force}
     with (
+        naming_damage(model),
         open_output(path, layouts, run=run.identity(layouts), inputs=inputs, **kept) as output,
         single_threaded_blas(),
         ThreadPoolExecutor(count) as pool,
@@ -419,7 +421,7 @@ class _Encoder:
         p = self.planned
         source = self.source.read_tile(tile.rows, tile.columns)
         if not np.isfinite(source).all():
-            raise WeightError(_count_bad(self.source))
+            raise WeightError(damage(self.source))
         first = (tile.rows[0], tile.columns[0])
         x = self.rotation.apply(p.name, source, shape=p.shape, first=first) if p.sides else source
         data = self._rounded(x, tile) if self.rounded is None else self._cut(tile)
@@ -468,16 +470,3 @@ class _Encoder:
 def _error(x: F32, data: U8, type: str) -> tuple[float, float]:
     """The energy of the error and that of the weights."""
     return metrics.error_and_energy(x, dequantize(data, type, x.shape[1]))
-
-
-def _count_bad(tensor: Tensor) -> str:
-    """Count NaN and Inf over a whole tensor, a few rows at a time."""
-    step = max(1, TILE // tensor.n_in)
-    nan = inf = 0
-    for start in range(0, tensor.n_rows, step):
-        rows = tensor.rows(start, min(start + step, tensor.n_rows))
-        nan, inf = nan + int(np.isnan(rows).sum()), inf + int(np.isinf(rows).sum())
-    return (
-        f"{nan:,} NaN and {inf:,} infinite weights of {tensor.size:,}; "
-        "the model is damaged or was saved in a type too small for it"
-    )

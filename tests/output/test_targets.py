@@ -37,6 +37,23 @@ def test_an_input_is_never_replaced_by_whatever_name(tmp_path):
     refused(fine, inputs=[source], others={"--save-imatrix": source}, says="with --save-imatrix")
 
 
+def test_saving_an_imatrix_replaces_nothing(tmp_path, novels, calibration):
+    source, text, other = (tmp_path / name for name in ("m.gguf", "text.txt", "other.gguf"))
+    source.write_bytes(novels.read_bytes())
+    text.write_text(calibration.read_text()[:2000])
+    other.write_text("mine")
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    rest = ("quantize", source, "--calibrate", text, "-o", tmp_path / "o.gguf", "--save-imatrix")
+    for path in (source, text):
+        fails(*rest, path, "--force", says="the output is the input; choose another with --save-im")
+    fails(*rest, other, says="exists already; overwrite it with --force")
+    fails(*rest, other, "--resume", says="neither a GGUF nor a legacy imatrix")
+    fails(*rest, tmp_path / "o.gguf", says="--output and --save-imatrix name the same file")
+    fails(*rest, tmp_path / "no" / "i", says="the folder")
+    fails(*rest, tmp_path, says="is a folder; expected the name of a file")
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
 def test_two_options_may_not_name_one_file(tmp_path):
     path = tmp_path / "x.gguf"
     (tmp_path / "link").symlink_to(tmp_path)

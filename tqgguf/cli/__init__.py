@@ -4,10 +4,12 @@ A command module decorates its functions with `@app.command()`. Every module of 
 imported here, so adding a command is adding a file.
 """
 
+import sys
 from importlib import import_module
 from pkgutil import iter_modules
 
-from tqgguf.cli.application import app
+from tqgguf.cli.application import app, reason
+from tqgguf.cli.console import show_anything, silence, warn
 
 for _module in iter_modules(__path__):
     import_module(f"{__name__}.{_module.name}")
@@ -15,4 +17,10 @@ for _module in iter_modules(__path__):
 
 def main() -> None:
     """Run the command line: exit 0 done, 1 a TqggufError in one line, 2 usage."""
-    app()
+    show_anything()
+    try:
+        app()
+    except OSError as error:  # of a help page, which is printed before any command begins
+        silence(sys.stdout)
+        warn(f"error: {reason(error)}")
+        sys.exit(1)

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from tqgguf.cli import console
 from tqgguf.cli.console import say, warn
 from tqgguf.errors import TqggufError
 from tqgguf.version import __version__
@@ -14,14 +15,38 @@ _ORDER = ("quantize", "plan", "inspect", "verify", "dequantize", "compare", "eva
 
 
 class _Commands(TyperGroup):
-    """Turns a TqggufError into one line on stderr and exit status 1, Ctrl-C into 130."""
+    """Turns what a user or a machine can cause into one line on stderr and an exit status.
+
+    TqggufError and OSError are 1, Ctrl-C is 130. A result that could not be printed is 1, unless a
+    file is the result and is there.
+    """
 
     def list_commands(self, ctx: Any) -> list[str]:
         """The main job first, what looks at files afterwards."""
         names = super().list_commands(ctx)
         return sorted(names, key=lambda n: _ORDER.index(n) if n in _ORDER else len(_ORDER))
 
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Refuse an empty argument: as a path it would mean the current folder."""
+        if "" in args:
+            raise typer.BadParameter("an argument is empty; expected a name or a value")
+        return super().parse_args(ctx, args)
+
     def invoke(self, ctx: Any) -> Any:
+        console.out.lost, console.err.lost, console.out.needed = None, None, True
+        try:
+            result = self._invoke(ctx)
+        except OSError as error:
+            warn(f"error: {reason(error)}")
+            raise typer.Exit(1) from error
+        lost = console.out.lost
+        if lost is not None and not isinstance(lost, BrokenPipeError):
+            warn(f"{'error' if console.out.needed else 'warning'}: cannot print: {reason(lost)}")
+        if lost is not None and console.out.needed:
+            raise typer.Exit(1)
+        return result
+
+    def _invoke(self, ctx: Any) -> Any:
         try:
             with warnings.catch_warnings():  # what overflows is checked where it is written
                 warnings.simplefilter("ignore", RuntimeWarning)
@@ -44,10 +69,16 @@ app = typer.Typer(
 )
 
 
+def reason(error: OSError) -> str:
+    """What the system says, and of which file."""
+    where = f"{error.filename}: " if error.filename else ""
+    return f"{where}{(error.strerror or str(error)).lower()}"
+
+
 def _version(value: bool) -> None:
     if value:
         say(f"tqgguf {__version__}")
-        raise typer.Exit
+        raise typer.Exit(0 if console.out.lost is None else 1)
 
 
 @app.callback()

@@ -1,8 +1,15 @@
 """Where the command line prints: results to stdout, progress and errors to stderr."""
 
+import errno
 import json
+import os
+import re
+import shlex
 import sys
-from typing import Any
+from contextlib import suppress
+from io import TextIOWrapper
+from pathlib import Path
+from typing import IO, Any
 
 from rich.console import Console
 from rich.table import Table
@@ -12,10 +19,50 @@ _SECONDS_BETWEEN_LINES = 30  # of progress where stderr is no terminal
 _LINE = "{desc}: {percentage:.0f}% of {total_fmt}{unit}, {remaining} left, {rate_fmt}"
 _WIDTH_IN_FILES = 160  # where there is no terminal to fit into
 
-out = Console(highlight=False)
+
+class _Console(Console):
+    """A console that work outlives: what cannot be printed any more is dropped."""
+
+    lost: OSError | None = None
+    needed = True  # whether what it prints is the command's result
+
+    def print(self, *args: Any, **options: Any) -> None:
+        """Print, unless the reader has gone or the disk is full."""
+        if self.lost is not None:
+            return
+        try:
+            super().print(*args, **options)
+        except OSError as error:
+            self.lost = error
+            silence(self.file)
+
+    def on_broken_pipe(self) -> None:
+        """Leave it to `print`: rich would end the program."""
+        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+
+
+def silence(stream: IO[str]) -> None:
+    """Let what is still in the stream's buffer go nowhere, or it would fail again at exit."""
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+out = _Console(highlight=False)
 if not out.is_terminal:
-    out = Console(highlight=False, width=_WIDTH_IN_FILES)
-err = Console(stderr=True, highlight=False)
+    out = _Console(highlight=False, width=_WIDTH_IN_FILES)
+err = _Console(stderr=True, highlight=False)
+
+
+def say_written() -> None:
+    """Note that the command's result is a file, and there, whatever becomes of its summary."""
+    out.needed = False
+
+
+def show_anything() -> None:
+    """Print what a stream's encoding lacks as escapes: file names know no encoding."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def say(text: str) -> None:
@@ -30,6 +77,17 @@ def visible(text: str) -> str:
     return "".join(
         c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text
     )
+
+
+def quoted(path: Path | str) -> str:
+    """A file's name as a shell takes it, and no program takes for an option."""
+    text = str(path)
+    return shlex.quote(f"./{text}" if text.startswith("-") else text)
+
+
+def plain_name(text: str) -> str:
+    """A name that needs no quotes anywhere."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-.") or "model"
 
 
 def warn(text: str) -> None:

@@ -10,10 +10,19 @@ import typer
 
 from tqgguf.api import Job, decide
 from tqgguf.calibration.cached import Calibrated
-from tqgguf.calibration.imatrix import write_imatrix
+from tqgguf.calibration.imatrix import read_imatrix, write_imatrix
 from tqgguf.cli import options as o
 from tqgguf.cli.application import app
-from tqgguf.cli.console import progress, say, say_json, say_table, warn
+from tqgguf.cli.console import (
+    plain_name,
+    progress,
+    quoted,
+    say,
+    say_json,
+    say_table,
+    say_written,
+    warn,
+)
 from tqgguf.llamacpp.converter import Conversion, discard, open_any
 from tqgguf.models import Model, model_files, open_model
 from tqgguf.output.layout import Split
@@ -64,7 +73,17 @@ def quantize_command(
     if dry_run:
         _plan(opened, options, output, json=json)
         return
-    job = decide(opened, options, place, split=split, again=resume or force, threads=threads)
+    others = {} if save_imatrix is None else {"--save-imatrix": save_imatrix}
+    if resume and not force and save_imatrix is not None and save_imatrix.is_file():
+        read_imatrix(save_imatrix)  # a resumed run may find the one it wrote, and nothing else
+    job = decide(
+        *(opened, options, place),
+        split=split,
+        again=resume or force,
+        threads=threads,
+        others=others,
+        inputs=[model, *([vocab_from] if vocab_from else [])],
+    )
     if save_imatrix is not None:
         write_imatrix(save_imatrix, take_statistics(opened, job.prepared.inputs, threads=threads))
     write = partial(
@@ -129,6 +148,7 @@ def _run(
             if verbose:
                 bar.note(f"[{len(reports)}/{len(plan.tensors)}] {_line(report)}")
     seconds = time.perf_counter() - began
+    say_written()
     if json:
         say_json(_document(job.prepared, files, _bytes(files), reports) | {"seconds": seconds})
     elif not reports and not quiet:
@@ -224,8 +244,9 @@ def _say_summary(job: Job, reports: list[Report], seconds: float, slowest: int) 
     for note in plan.notes:
         say(note)
     if plan.rotation.mode != "tensor":
-        say(f"run it:    llama-cli -m {path}")
-        say(f"or Ollama: echo 'FROM {path}' > Modelfile && ollama create {path.stem} -f Modelfile")
+        say(f"run it:    llama-cli -m {quoted(path)}")
+        line, name = quoted(f"FROM {path}"), plain_name(path.stem)
+        say(f"or Ollama: echo {line} > Modelfile && ollama create {name} -f Modelfile")
 
 
 def _mean_error(reports: list[Report]) -> str:

@@ -7,7 +7,7 @@ import typer
 
 from tqgguf.cli import options as o
 from tqgguf.cli.application import app
-from tqgguf.cli.console import progress, say, say_json, say_table
+from tqgguf.cli.console import progress, say, say_json, say_table, say_written
 from tqgguf.errors import PlanError
 from tqgguf.formats import FLOATS
 from tqgguf.measure.verify import Check, require, verify
@@ -79,6 +79,7 @@ def dequantize_command(
     with progress(plan.n_bytes, output.name, quiet=quiet) as bar:
         for _ in convert(model, plan, output, threads=threads, force=force, advance=bar.update):
             pass
+    say_written()
 
 
 def _say_worst(checks: list[Check]) -> None:

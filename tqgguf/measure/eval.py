@@ -5,6 +5,7 @@ kept in the user's cache under the hash of everything they depend on.
 """
 
 import os
+import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -132,7 +133,7 @@ def open_gguf(path: Path) -> Model:
     if path.is_dir() or path.suffix == ".safetensors":
         raise FileFormatError(
             f"{path}: llama.cpp loads GGUF files; convert it first with: "
-            f"tqgguf quantize {path} --type f16 --rotate none"
+            f"tqgguf quantize {shlex.quote(str(path))} --type f16 --rotate none"
         )
     return open_model(path)
 

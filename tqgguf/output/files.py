@@ -54,14 +54,14 @@ def check_output(
     inputs: Sequence[Path],
     force: bool,
     count: int | None = None,
-    others: Mapping[str, Path | None] | None = None,
+    others: Mapping[str, Path] | None = None,
 ) -> None:
     """Refuse an output that must not be written; see `check_targets`. Raises OutputError.
 
     count: the number of shards; None is one plain file. others: further files by their options.
     """
     files = _files(path, count)
-    rest = {option: [file] for option, file in (others or {}).items() if file is not None}
+    rest = {option: [file] for option, file in (others or {}).items()}
     check_targets({"--output": files, **rest}, inputs=inputs, force=force)
     partial = [partial_path(file) for file in shard_paths(path, count)]
     check_sidecars([*partial, journal_path(partial_path(path))], inputs=inputs)

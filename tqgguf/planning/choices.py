@@ -15,6 +15,7 @@ from tqgguf.errors import PlanError
 from tqgguf.formats import is_float
 from tqgguf.kernels.dtypes import F32
 from tqgguf.models import Model
+from tqgguf.models.damage import naming_damage
 from tqgguf.network.forward import Tokens
 from tqgguf.output.layout import TensorInfo, lay_out
 from tqgguf.planning.allocation import Errors, candidates
@@ -53,9 +54,14 @@ def prepare(
     """Decide everything that has to be decided before weights are written.
 
     measure: may weights be read for it? Without it the plan is what is known from the header.
-    Raises PlanError for options that contradict each other, and whatever reading the text or the
-    importance matrix raises.
+    Raises PlanError for options that contradict each other, WeightError naming a tensor with NaN or
+    Inf where that matters, and whatever reading the text or the importance matrix raises.
     """
+    with naming_damage(model):
+        return _prepare(model, options, threads=threads, measure=measure)
+
+
+def _prepare(model: Model, options: Options, *, threads: int | None, measure: bool) -> Prepared:
     if options.target_bpw is not None and options.target_size is not None:
         raise PlanError("--target-bpw and --target-size: give one of them")
     inputs = find_inputs(model, options, threads=threads, measure=measure)

@@ -1,0 +1,119 @@
+"""What cannot be printed ends no work and shows no traceback; the exit status tells of the file."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.cli.story import fails, run
+from tqgguf.cli.console import plain_name, quoted
+
+ROOT = Path(__file__).parents[2]
+FULL = Path("/dev/full")
+needs_full = pytest.mark.skipif(not FULL.exists(), reason="no /dev/full")
+QUICK = ("-t", "q8_0", "--rotate", "none", "--effort", "fast", "--force")
+
+
+def tqgguf(*args, encoding="utf-8", **streams):
+    """Run the command line in a process of its own, with real streams."""
+    env = {**os.environ, "PYTHONIOENCODING": encoding}
+    command = [sys.executable, "-m", "tqgguf", *map(str, args)]
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **streams}
+    result = subprocess.run(command, cwd=ROOT, env=env, check=False, **streams)
+    assert b"Traceback" not in (result.stderr or b"")
+    return result
+
+
+def closed():
+    """A pipe that nobody reads."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    return writing
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+def test_a_name_that_the_terminal_cannot_show(stories, tmp_path, encoding):
+    source, output = tmp_path / "größe→é.gguf", tmp_path / "→.gguf"
+    source.write_bytes(stories.read_bytes())
+    result = tqgguf("quantize", source, "-o", output, *QUICK, encoding=encoding)
+    assert result.returncode == 0
+    assert output.exists()
+    assert rb"\u2192.gguf" in result.stdout
+    missing = tqgguf("inspect", tmp_path / "→→", encoding=encoding)
+    assert missing.returncode == 1
+    assert rb"\u2192\u2192: no such file" in missing.stderr
+
+
+@needs_full
+def test_a_full_disk_behind_stdout(stories, tmp_path):
+    output = tmp_path / "o.gguf"
+    with FULL.open("wb") as full:
+        shown = tqgguf("inspect", stories, "--json", stdout=full)
+        made = tqgguf("quantize", stories, "-o", output, *QUICK, "--json", stdout=full)
+        page = tqgguf("--help", stdout=full)
+        version = tqgguf("--version", stdout=full)
+    assert (shown.returncode, page.returncode, version.returncode) == (1, 1, 1)
+    assert shown.stderr == b"error: cannot print: no space left on device\n"
+    assert made.returncode == 0  # the file is there
+    assert b"warning: cannot print: no space left on device" in made.stderr
+    assert output.exists()
+
+
+@needs_full
+def test_a_full_disk_behind_stderr(stories, tmp_path):
+    output = tmp_path / "o.gguf"
+    with FULL.open("wb") as full:
+        made = tqgguf("quantize", stories, "-o", output, *QUICK, "-v", stderr=full)
+        failed = tqgguf("quantize", tmp_path / "absent", stderr=full)
+    assert (made.returncode, failed.returncode) == (0, 1)
+    assert output.exists()
+
+
+@pytest.mark.parametrize("streams", [("stdout",), ("stderr",), ("stdout", "stderr")])
+def test_a_reader_that_left(stories, tmp_path, streams):
+    output = tmp_path / "o.gguf"
+    pipes = dict.fromkeys(streams, closed())
+    made = tqgguf("quantize", stories, "-o", output, *QUICK, "-v", **pipes)
+    assert made.returncode == 0
+    assert output.exists()
+    if "stdout" in streams:
+        assert tqgguf("inspect", stories, **pipes).returncode == 1
+
+
+@pytest.mark.parametrize("args", [("quantize", ""), ("inspect", ""), ("quantize", "a", "-o", "")])
+def test_an_empty_argument_is_a_mistake(args):
+    result = run(*args)
+    assert result.exit_code == 2
+    assert "an argument is empty" in result.stderr
+
+
+def test_hints_can_be_pasted(stories, tmp_path):
+    output = tmp_path / "it's a $model.gguf"
+    result = run("quantize", stories, "-o", output, *QUICK)
+    hint = re.search(r"run it: +llama-cli -m (.*)", result.stdout)[1]
+    modelfile = re.search(
+        r"or Ollama: (echo .*) > Modelfile && ollama create (\S+) ", result.stdout
+    )
+    said = subprocess.run(f"echo {hint}", shell=True, capture_output=True, text=True, check=True)
+    assert said.stdout == f"{output}\n"
+    said = subprocess.run(modelfile[1], shell=True, capture_output=True, text=True, check=True)
+    assert said.stdout == f"FROM {output}\n"
+    assert modelfile[2] == "it-s-a-model"
+    assert quoted("-o.gguf") == "./-o.gguf"
+    assert plain_name("...") == "model"
+
+
+def test_llama_quantizes_mixtures_are_named(stories):
+    says = "that is a mixture of llama-quantize's; use tq-q4 or q4_k; known: TQ-Q4"
+    fails("plan", stories, "-t", "q4_k_m", says=says)
+    fails("plan", stories, "-t", "IQ3_M", says="llama-quantize's; use tq-q3; known")
+    fails("plan", stories, "-t", "q9_k_m", says="type 'q9_k_m' is unknown; known: TQ-Q4")
+
+
+def test_what_the_system_refuses_is_one_line(stories, tmp_path):
+    folder = tmp_path / "text.txt"
+    folder.mkdir()
+    fails("quantize", stories, "--imatrix", folder, "-o", tmp_path / "o", says="is a directory")
