@@ -146,6 +146,8 @@ def test_errors_of_outputs_are_those_of_weights_times_energies(novels_model, sam
         novels_model.metadata,
         {n: t for n, t in novels_model.tensors.items() if "blk.2." in n or "embd" in n},
     )
+    gains = novels_model.tensors["blk.2.attn_norm.weight"].read().astype(np.float64)
+    known /= 2 * (known[0] / gains**2).mean()  # as a norm leaves them: a mean square up to 1
     energies = {name: known}.get
     rotation, _ = mse.studied_rotation(one, energies=energies)
     found = {
@@ -156,9 +158,8 @@ def test_errors_of_outputs_are_those_of_weights_times_energies(novels_model, sam
     }
     x = one.tensors[name].read()
     turned = rotation.apply(name, x, shape=x.shape)
-    gains = one.tensors["blk.2.attn_norm.weight"].read().astype(np.float64)
     power = np.square(x, dtype=np.float64) @ known[0]
-    stored = np.full(256, (known[0] / gains**2).mean())
+    stored = np.full(256, 0.5)
     for values, weights, error in (
         (x, known[0], found[name].rel_output),
         (turned, stored, found[name].rel_output_rotated),

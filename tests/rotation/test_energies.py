@@ -168,7 +168,11 @@ def test_a_channel_behind_a_gain_of_zero_counts_as_the_others():
     sides = {"w": Sides(columns=(Step("gain", "g"), RESIDUAL))}
     gain = np.array([1, 2, 0, 1, 1, 1, 1, 1], np.float32)
     rotation = Rotation("fused", block=4, sides=sides, vectors={"g": gain})
-    energies = np.array([[1, 4, 0, 4, 8, 8, 8, 8]], np.float32)
-    assert rotated_energies(rotation, "w", energies, (3, 8)).tolist() == [[2] * 4 + [8] * 4]
+    energies = np.array([[1, 4, 0, 4, 8, 8, 8, 8]], np.float32) / 16
+    assert rotated_energies(rotation, "w", energies, (3, 8)).tolist() == [[2 / 16] * 4 + [0.5] * 4]
+    noisy = np.array([[4, 4, 4, 4, 1, 1, 1, 10**6]], np.float32) / 2
+    assert rotated_energies(rotation, "w", noisy, (3, 8)).tolist() == [
+        pytest.approx([23 / 18] * 4 + [19 / 24] * 4)  # 2, 2 and 10^6 / 2 become 5 / 3
+    ]
     none = rotated_energies(rotation, "other", energies, (3, 8))
     assert np.array_equal(none, energies)

@@ -10,7 +10,7 @@ import numpy as np
 from tqgguf.kernels.dtypes import F32, F64
 from tqgguf.rotation.rotation import Axis, Rotation
 from tqgguf.rotation.steps import Step
-from tqgguf.rotation.vectors import Energies
+from tqgguf.rotation.vectors import Energies, is_balance
 
 __all__ = ["Energies", "rotated_energies"]
 
@@ -20,8 +20,9 @@ def rotated_energies(rotation: Rotation, name: str, energies: F32, shape: tuple[
 
     energies: (n_mat, n_in) float32 in the original basis, shape the matrix's. rotation: with its
     vectors. Exact for what scales channels; within a Hadamard block every channel gets the block's
-    mean, as if what enters it were uncorrelated. A channel that a gain of zero hides counts as the
-    mean of the others.
+    mean, as if what enters it were uncorrelated. A norm gives every token a mean square of 1 before
+    its gain: what small gains make of noisy energies beyond that is cut off. A channel that a gain
+    of zero hides counts as the mean of the others.
     """
     along = Axis(-1, (0, 0), (len(energies), 1, shape[-1]))
     seen = energies.astype(np.float64)
@@ -42,9 +43,21 @@ def _scaled(rotation: Rotation, step: Step, energies: F64, along: Axis) -> F64:
     factor = along.facing(energies.astype(np.float32), vector).astype(np.float64)
     if step.verb == "ungain":
         return energies * np.square(factor)
-    return np.divide(
-        energies, np.square(factor), out=np.full_like(energies, np.nan), where=factor != 0
-    )
+    unknown = np.full_like(energies, np.nan)
+    seen = np.divide(energies, np.square(factor), out=unknown, where=factor != 0)
+    return seen if is_balance(step.vector or "") else _at_most_one(seen)
+
+
+def _at_most_one(energies: F64) -> F64:
+    """The largest of each row lowered to one level, so that its mean is not above 1."""
+    cut = energies.copy()
+    for row in cut:
+        known = np.sort(row[np.isfinite(row)])
+        if known.size and known.mean() > 1:
+            kept = np.arange(known.size)
+            levels = (known.size - (np.cumsum(known) - known)) / (known.size - kept)
+            np.minimum(row, levels[np.argmax(levels <= known)], out=row)
+    return cut
 
 
 def _mixed(rotation: Rotation, step: Step, energies: F64) -> F64:
