@@ -25,7 +25,8 @@ export PATH=$tmp/venv/bin:/usr/bin:/bin LLAMA_CPP_BIN=$tmp/none XDG_CACHE_HOME=$
 python -c 'import sys, tqgguf; sys.exit(not tqgguf.__file__.startswith(sys.prefix))'
 tqgguf --version
 tqgguf --help >help.txt && grep -q quantize help.txt
-tqgguf quantize "$model" -o quantized.gguf
+tqgguf quantize "$model" -o quantized.gguf | tee said.txt
+grep -q 'no text was used, as with --effort fast: llama-tokenize: not found' said.txt
 tqgguf verify quantized.gguf "$model"
 
 say "what needs an extra says which"
