@@ -285,6 +285,7 @@ def flags(rng: Random) -> list[str]:
     drawn: list[list[str]] = [
         ["--type", rng.choice(["tq-q4", "Q8_0", "q4_0", "F32", "iq2_xs", "odd", ""])],
         ["--rotate", rng.choice(["fused", "none", "tensor", "values", "auto", "odd"])],
+        ["--effort", rng.choice(["fast", "good", "odd"])],
         ["--block", rng.choice(["auto", "16", "64", "3", "0", "-1", "9" * 30, "x"])],
         ["--seed", rng.choice(["0", "7", "-1", "9" * 30])],
         ["--tensor-type", rng.choice(["attn=Q8_0", "=", "(=Q4_0", "x", ".*=F16", "norm=Q4_0"])],

@@ -27,7 +27,7 @@ SPLITS = [Split(), Split(max_tensors=20)]
 def convert(source: Path, path: Path, split: Split, **options: bool) -> int:
     """Quantize on one thread; the number of tensors that were reported."""
     model = open_model(source)
-    plan = make_plan(model, Options(type="tq-q3"))
+    plan = make_plan(model, Options(type="tq-q3", rotate="fused"))
     return sum(1 for _ in pipeline.convert(model, plan, path, threads=1, split=split, **options))
 
 
@@ -35,7 +35,9 @@ def digest(source: Path, path: Path, split: Split) -> str:
     """One hash over all files of an output."""
     model = open_model(source)
     hasher = hashlib.sha256()
-    for file in output_files(model, make_plan(model, Options(type="tq-q3")), path, split):
+    for file in output_files(
+        model, make_plan(model, Options(type="tq-q3", rotate="fused")), path, split
+    ):
         hasher.update(file.read_bytes())
     return hasher.hexdigest()
 

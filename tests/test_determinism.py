@@ -24,7 +24,11 @@ ROOT = Path(__file__).parent.parent
 
 def convert(source, path, type="tq-q3", **options):
     model = open_model(source)
-    list(pipeline.convert(model, make_plan(model, Options(type=type)), path, force=True, **options))
+    list(
+        pipeline.convert(
+            model, make_plan(model, Options(type=type, rotate="fused")), path, force=True, **options
+        )
+    )
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
@@ -65,7 +69,8 @@ def test_other_processors_give_the_same_bytes(novels, tmp_path, expected, kernel
     if kernel != "SkylakeX" and (hidden := without_avx512()):
         env["NPY_DISABLE_CPU_FEATURES"] = hidden
     command = [sys.executable, "-W", "error", "-m", "tqgguf", "quantize", novels, "-o", path]
-    subprocess.run([*command, "-t", "tq-q3", "--quiet"], cwd=ROOT, env=env, check=True)
+    options = ["-t", "tq-q3", "--rotate", "fused", "--effort", "fast", "--quiet"]
+    subprocess.run([*command, *options], cwd=ROOT, env=env, check=True)
     assert hashlib.sha256(path.read_bytes()).hexdigest() == expected
 
 

@@ -147,9 +147,9 @@ def test_heads_that_make_no_sense_do_not_reach_the_arithmetic(tmp_path, heads):
     path.write_bytes(fuzz.serialise((metadata, infos, data)))
     if isinstance(heads, int):
         with pytest.raises(UnsupportedModelError, match="make no sense"):
-            make_plan(open_model(path), Options(type="q8_0"))
+            make_plan(open_model(path), Options(type="q8_0", rotate="fused"))
     else:
-        plan = make_plan(open_model(path), Options(type="q8_0"))
+        plan = make_plan(open_model(path), Options(type="q8_0", rotate="fused"))
         assert plan.rotation.value_block == 0
 
 
@@ -169,7 +169,7 @@ def test_a_gain_for_two_matrices_does_not_fit_four(tmp_path):
     model = damaged(tmp_path, {}, {"token_embd.weight": (2, 2, 32, 32)})
     says = r"output\.weight has shape \(2, 2, 32, 32\), which the fold's step 'gain:output_norm"
     with pytest.raises(UnsupportedModelError, match=says):
-        make_plan(model, Options(type="q8_0"))
+        make_plan(model, Options(type="q8_0", rotate="fused"))
 
 
 def test_heads_that_are_lists_of_lists_are_no_number_of_heads(tmp_path):
@@ -177,7 +177,7 @@ def test_heads_that_are_lists_of_lists_are_no_number_of_heads(tmp_path):
     nested = struct.pack("<IQ", four.type, 2) + 2 * four.raw
     model = damaged(tmp_path, {"llama.attention.head_count": Value(four.type, nested)}, {})
     assert model.get("llama.attention.head_count") == [[4], [4]]
-    assert make_plan(model, Options(type="q8_0")).rotation.value_block == 0
+    assert make_plan(model, Options(type="q8_0", rotate="fused")).rotation.value_block == 0
 
 
 def test_layers_are_counted_by_their_tensors_when_rotations_are_compared(tmp_path):

@@ -33,7 +33,11 @@ def convert(source, path, *, threads=2, force=False, **options):
     model = open_model(source)
     return list(
         pipeline.convert(
-            model, make_plan(model, Options(**options)), path, threads=threads, force=force
+            model,
+            make_plan(model, Options(**{"rotate": "fused"} | options)),
+            path,
+            threads=threads,
+            force=force,
         )
     )
 

@@ -22,7 +22,7 @@ def test_every_matrix_fits_every_type(tmp_path):
     path = tmp_path / "model.gguf"
     assert "M parameters" in make(path)
     model = open_model(path)
-    plan = make_plan(model, Options(type="Q4_K"))
+    plan = make_plan(model, Options(type="Q4_K", rotate="fused"))
     assert {t.type for t in plan.tensors if len(t.shape) == 2} == {"Q4_K"}
     weights = model.tensors["blk.1.ffn_down.weight"].read()
     assert weights.shape == (256, 512)

@@ -60,7 +60,7 @@ def test_an_imatrix_of_another_basis_is_refused(novels, imatrix, tmp_path):
     output, rotated = tmp_path / "out.gguf", tmp_path / "rotated.imatrix"
     write_imatrix(rotated, replace(read_imatrix(imatrix), basis="fused sylvester 256 64 7 plain"))
     fails(
-        *("quantize", novels, "--imatrix", rotated, "-o", output),
+        *("quantize", novels, "--rotate", "fused", "--imatrix", rotated, "-o", output),
         says="taken in the basis 'fused sylvester 256 64 7 plain', but the matrices are quantized "
         "in 'fused",
     )

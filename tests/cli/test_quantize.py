@@ -33,7 +33,7 @@ def fails(*args, says, code=1):
 def test_quantize_beside_the_input_under_the_conventional_name(novels, tmp_path):
     source = tmp_path / "novels-5m-f16.gguf"
     source.write_bytes(novels.read_bytes())
-    result = run("quantize", source, "--type", "tq-q4")
+    result = run("quantize", source, "--type", "tq-q4", "--rotate", "fused")
     assert result.exit_code == 0, result.output
     written = tmp_path / "novels-5m-TQ-Q4.gguf"
     assert written.is_file()
@@ -43,7 +43,8 @@ def test_quantize_beside_the_input_under_the_conventional_name(novels, tmp_path)
 
 
 def test_json_is_one_document_with_the_contract_s_keys(novels, tmp_path):
-    result = run("quantize", novels, "-o", tmp_path / "q.gguf", "-t", "TQ-q3", "--json")
+    fused = ("--rotate", "fused")
+    result = run("quantize", novels, "-o", tmp_path / "q.gguf", "-t", "TQ-q3", "--json", *fused)
     document = json.loads(result.stdout)
     assert {"output", "bytes", "bpw", "rotation", "tensors"} <= set(document)
     assert document["bytes"] == (tmp_path / "q.gguf").stat().st_size
@@ -82,7 +83,7 @@ def test_a_plan_refuses_the_imatrix_that_quantize_would_refuse(novels, tmp_path)
 
 
 def test_plan_shows_the_fallbacks_and_the_cost_of_untying(stories):
-    result = run("plan", stories, "--type", "q4_k")
+    result = run("plan", stories, "--type", "q4_k", "--rotate", "fused")
     assert "rows of 172 do not fit Q4_K's blocks of 256" in result.stdout
     assert "untied: the fold needs an output head of its own" in result.stdout
 
@@ -96,6 +97,7 @@ def test_quiet_says_nothing(novels, tmp_path):
 def test_tensor_types_and_roles_can_be_chosen(novels, tmp_path):
     result = run(
         *("quantize", novels, "-o", tmp_path / "q.gguf", "--json", "--type", "q4_0"),
+        *("--rotate", "fused"),
         *("--tensor-type", "ffn_down=q6_k", "--tensor-type", r"blk\.[01]\.=q8_0"),
         *("--output-type", "q5_k", "--token-embedding-type", "q2_k"),
     )
@@ -120,7 +122,7 @@ def test_every_mode_verifies_and_dequantizes(novels, tmp_path, mode):
 
 
 def test_inspect_shows_the_rotation(novels, tmp_path):
-    run("quantize", novels, "-o", tmp_path / "q.gguf", "--seed", 7, "-q")
+    run("quantize", novels, "-o", tmp_path / "q.gguf", "--rotate", "fused", "--seed", 7, "-q")
     result = run("inspect", tmp_path / "q.gguf")
     assert "tqgguf.rotation.seed = 7" in result.stdout
     assert "tqgguf.recipe = TQ-Q4" in result.stdout
@@ -133,8 +135,11 @@ def test_mistakes_get_one_line(novels, stories, tmp_path):
     fails("quantize", tmp_path / "no[q4].gguf", says="no[q4].gguf: no such file")
     fails("quantize", novels, "-t", "q9_z", says="'q9_z' is unknown; known: TQ-Q4, TQ-Q4-FAST")
     fails("quantize", novels, "--rotate", "sideways", says="known: fused, auto, tensor, none")
-    fails("quantize", novels, "--block", "48", says="48: this model's rotation needs a power")
-    fails("quantize", novels, "--block", "512", says="does not divide the model's width of 256")
+    fused = ("--rotate", "fused")
+    fails(
+        "quantize", novels, *fused, "--block", "48", says="48: this model's rotation needs a power"
+    )
+    fails("quantize", novels, *fused, "--block", 512, says="does not divide the model's width of 2")
     fails("quantize", novels, "-o", tmp_path, says="is a folder; expected the name of a file")
     fails("quantize", novels, "-o", tmp_path / "x" / "q.gguf", says="does not exist")
     fails("quantize", stories, "-o", out, "--strict", says="which --strict forbids")
@@ -154,9 +159,10 @@ def test_quantized_input_needs_consent(novels, tmp_path):
 
 
 def test_a_rotated_input_is_not_rotated_twice(novels, tmp_path):
-    run("quantize", novels, "-t", "f32", "-o", tmp_path / "f.gguf", "-q")
+    fused = ("--rotate", "fused")
+    run("quantize", novels, "-t", "f32", "-o", tmp_path / "f.gguf", "-q", *fused)
     again = ("quantize", tmp_path / "f.gguf", "-o", tmp_path / "q.gguf", "-q")
-    fails(*again, says="already rotated by tqgguf; use --rotate none")
+    fails(*again, *fused, says="already rotated by tqgguf; use --rotate none")
     assert run(*again, "--rotate", "none").exit_code == 0
     assert run("verify", tmp_path / "q.gguf", novels).exit_code == 0
 
@@ -165,8 +171,9 @@ def test_an_unknown_architecture_is_explained(novels, tmp_path):
     data = novels.read_bytes().replace(b"llama", b"lhama")
     source = tmp_path / "m.gguf"
     source.write_bytes(data)
-    fails("quantize", source, says="no fold is known for architecture 'lhama'")
-    fails("quantize", source, says="use --rotate none")
+    fused = ("--rotate", "fused")
+    fails("quantize", source, *fused, says="no fold is known for architecture 'lhama'")
+    fails("quantize", source, *fused, says="use --rotate none")
     assert run("quantize", source, "--rotate", "none", "-q").exit_code == 0
 
 

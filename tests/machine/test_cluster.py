@@ -25,7 +25,7 @@ ROOT = Path(__file__).parent.parent
 
 def job(source, path, **options):
     model = open_model(source)
-    return convert(model, make_plan(model, Options(type="tq-q3")), path, **options)
+    return convert(model, make_plan(model, Options(type="tq-q3", rotate="fused")), path, **options)
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +71,8 @@ def test_a_lost_cluster_is_one_line_and_the_run_resumes_without_it(novels, tmp_p
 @pytest.mark.slow
 def test_local_processes_on_the_command_line_say_who_did_what(novels, tmp_path, whole):
     path = tmp_path / "q.gguf"
-    command = [sys.executable, "-m", "tqgguf", "quantize", novels, "-o", path, "-t", "tq-q3", "-v"]
+    command = [sys.executable, "-m", "tqgguf", "quantize", novels, "-o", path, "-v"]
+    command += ["-t", "tq-q3", "--rotate", "fused", "--effort", "fast"]
     done = subprocess.run(
         [*command, "--cluster", "local:2"], cwd=ROOT, capture_output=True, text=True, check=True
     )

@@ -30,14 +30,17 @@ from tqgguf.cli import main
 
 def job(source, path, **options):
     model = open_model(source)
-    return convert(model, make_plan(model, Options(type="tq-q3")), path, **options)
+    return convert(model, make_plan(model, Options(type="tq-q3", rotate="fused")), path, **options)
+
+
+AS_JOB = ("-t", "tq-q3", "--rotate", "fused", "--effort", "fast")
 
 
 def quantizing(novels, path, *options, slow=""):
     """`tqgguf quantize` with processes for a small model too, in a session of its own."""
     command = [sys.executable, "-c", f"{SMALL}{slow}main()", "quantize", novels, "-o", path]
     return started(
-        [*command, "-t", "tq-q3", "--quiet", "--threads", "2", *options],
+        [*command, *AS_JOB, "--quiet", "--threads", "2", *options],
         cwd=ROOT,
         stderr=subprocess.PIPE,
         start_new_session=True,

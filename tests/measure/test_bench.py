@@ -13,7 +13,7 @@ from tqgguf.planning.plan import Options, make_plan
 
 def make(source, target, **options):
     model = open_model(source)
-    for _ in convert(model, make_plan(model, Options(**options)), target):
+    for _ in convert(model, make_plan(model, Options(**{"rotate": "fused"} | options)), target):
         pass
     return target
 

@@ -18,7 +18,9 @@ def original(novels):
 
 
 def quantized(original, path, **options):
-    assert list(convert(original, make_plan(original, Options(**options)), path))
+    assert list(
+        convert(original, make_plan(original, Options(**{"rotate": "fused"} | options)), path)
+    )
     return open_model(path)
 
 

@@ -22,7 +22,7 @@ SHORT = Settings(context=64, chunks=4, threads=1)
 
 def make(source, target, **options):
     model = open_model(source)
-    for _ in convert(model, make_plan(model, Options(**options)), target):
+    for _ in convert(model, make_plan(model, Options(**{"rotate": "fused"} | options)), target):
         pass
     return target
 

@@ -28,7 +28,9 @@ KILLS = int(os.environ.get("TQGGUF_KILLS", "10"))  # make fuzz: 50
 
 def job(source, path, *, type="tq-q3", seed=0, **options):
     model = open_model(source)
-    return convert(model, make_plan(model, Options(type=type, seed=seed)), path, **options)
+    return convert(
+        model, make_plan(model, Options(type=type, seed=seed, rotate="fused")), path, **options
+    )
 
 
 def importance(of_first):
@@ -55,7 +57,6 @@ def whole(novels, tmp_path_factory):
     return path.read_bytes()
 
 
-@pytest.mark.slow
 def test_a_run_killed_at_any_moment_resumes_to_the_same_bytes(novels, tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "tests.kill", novels, tmp_path, str(KILLS), "8"],
@@ -129,7 +130,6 @@ def _change(tmp_path, what):
     return source
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("what", "options", "says"),
     [
@@ -179,7 +179,9 @@ def test_another_tokenizer_under_the_same_name_is_another_run(novels, tmp_path):
 
     def run(**options):
         model = open_model(folder, vocab_from=vocabulary)
-        return convert(model, make_plan(model, Options(type="q8_0")), tmp_path / "q", **options)
+        return convert(
+            model, make_plan(model, Options(type="q8_0", rotate="fused")), tmp_path / "q", **options
+        )
 
     reports = run(threads=1)
     for _ in range(12):
@@ -209,7 +211,6 @@ def test_tensors_that_power_loss_took_from_the_disk_are_made_again(novels, tmp_p
     assert path.read_bytes() == whole
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("cut", [1, 7, 100, 1000])
 def test_a_journal_that_ends_in_the_middle_of_a_line_is_read_up_to_there(
     novels, tmp_path, whole, cut
@@ -225,7 +226,6 @@ def test_a_journal_that_ends_in_the_middle_of_a_line_is_read_up_to_there(
     assert path.read_bytes() == whole
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("junk", [b"", b"{", b"null\n", b'{"journal": 1, "run": 3}\n', bytes(99)])
 def test_a_damaged_journal_is_a_fresh_start(novels, tmp_path, whole, junk):
     path = tmp_path / "q.gguf"
@@ -318,7 +318,8 @@ def test_a_disk_that_fills_up_in_the_middle_keeps_what_is_done(
 @pytest.mark.slow
 def test_kill_minus_nine_and_resume_on_the_command_line(novels, tmp_path):
     path = tmp_path / "q.gguf"
-    arguments = ["quantize", novels, "-o", path, "-t", "tq-q3", "--effort", "fast"]
+    arguments = ["quantize", novels, "-o", path, "-t", "tq-q3"]
+    arguments += ["--rotate", "fused", "--effort", "fast"]
     slow = [sys.executable, "-c", f"{SLOW}from tqgguf.cli import main; main()", *arguments]
     journal = journal_path(partial_path(path))
     with started(slow, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL) as child:

@@ -103,7 +103,9 @@ def test_shards_of_an_earlier_run_are_neither_overwritten_unasked_nor_mixed_in(n
 def test_unfinished_shards_of_an_earlier_run_are_swept_away(novels, tmp_path):
     path = tmp_path / "m.gguf"
     model = open_model(novels)
-    reports = pipeline.convert(model, make_plan(model, Options()), path, split=Split(max_tensors=9))
+    reports = pipeline.convert(
+        model, make_plan(model, Options(rotate="fused")), path, split=Split(max_tensors=9)
+    )
     next(reports)
     reports.close()
     assert len(list(tmp_path.glob("*.partial"))) == 7

@@ -57,7 +57,9 @@ def test_a_model_of_400_billion_weights_is_planned_from_its_header(tmp_path):
     write_header(path)
     assert path.stat().st_blocks * 512 < 50e6  # the rest is holes
     plans = []
-    spent = effort(lambda: plans.append(make_plan(open_model(path), Options(type="tq-q4"))))
+    spent = effort(
+        lambda: plans.append(make_plan(open_model(path), Options(type="tq-q4", rotate="fused")))
+    )
     assert spent < 30  # it is 1; a tenth of the weights would be 1000
     (plan,) = plans
     assert 405e9 < plan.source_weights < 406e9
@@ -70,6 +72,13 @@ def test_the_command_plans_it_too(tmp_path):
     path = tmp_path / "m.gguf"
     write_header(path)
     command = [sys.executable, "-m", "tqgguf", "plan", path, "--json"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert json.loads(done.stdout)["rotation"]["block"] == WIDTH
+    shown = []
+    for options in (["--rotate", "fused"], []):
+        done = subprocess.run(
+            [*command, *options], cwd=ROOT, capture_output=True, text=True, check=True
+        )
+        shown.append(json.loads(done.stdout))
+    assert shown[0]["rotation"]["block"] == WIDTH
+    assert shown[1]["rotation"]["mode"] == "values"
+    assert any("before it quantizes, weights decide" in note for note in shown[1]["notes"])
     path.unlink()

@@ -13,7 +13,7 @@ from tqgguf.planning.recipes import RECIPES, file_type, fitting, recipe
 
 
 def types(path, **options):
-    plan = make_plan(open_model(path), Options(**options))
+    plan = make_plan(open_model(path), Options(**{"rotate": "fused"} | options))
     return {t.name: t.type for t in plan.tensors}
 
 

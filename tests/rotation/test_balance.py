@@ -80,7 +80,7 @@ def test_half_a_balance_breaks_the_network(tmp_path, monkeypatch, name):
 
 def test_the_record_survives_the_file(tmp_path):
     model = open_model(write_tiny(tmp_path / "a.gguf", "qwen2moe"))
-    plan = make_plan(model, Options(type="F32"))
+    plan = make_plan(model, Options(type="F32", rotate="fused"))
     list(convert(model, plan, tmp_path / "b.gguf"))
     vectors = read_rotation(open_model(tmp_path / "b.gguf")).vectors
     expected = plan.rotation.with_vectors_of(model).vectors
@@ -108,7 +108,7 @@ def test_outlier_channels_cost_nothing(tmp_path, rng):
     model, reference = open_model(source), logprobs(NOVELS, TOKENS)
     divergence = {}
     for balanced in (False, True):
-        plan = make_plan(model, Options(type="Q4_0", balance=balanced))
+        plan = make_plan(model, Options(type="Q4_0", balance=balanced, rotate="fused"))
         list(convert(model, plan, tmp_path / "q.gguf", force=True))
         divergence[balanced] = kl_divergence(
             reference, logprobs(tmp_path / "q.gguf", TOKENS)

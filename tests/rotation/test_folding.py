@@ -34,7 +34,7 @@ def tiny(tmp_path, name, **kwargs):
 def test_an_odd_width_gets_the_largest_order_and_says_so(tmp_path, arch, width, order):
     sizes = {"D": width, "V": 32, "F": 32, "C": 8}
     model = tiny(tmp_path, arch, sizes=sizes, layers=1)
-    plan = make_plan(model, Options(type="F32"))
+    plan = make_plan(model, Options(type="F32", rotate="fused"))
     assert plan.rotation.block == order
     blocks = f"blocks of {order}, {width // order} of them"
     assert any(f"stream of {width}" in note and blocks in note for note in plan.notes)
@@ -119,7 +119,7 @@ def with_gain_of_zero(tmp_path, name, norm="blk.1.ffn_norm"):
 
 def test_a_dead_channel_folds_and_comes_back(tmp_path):
     model = with_gain_of_zero(tmp_path, "llama")
-    list(convert(model, make_plan(model, Options(type="F32")), tmp_path / "f.gguf"))
+    list(convert(model, make_plan(model, Options(type="F32", rotate="fused")), tmp_path / "f.gguf"))
     folded = open_model(tmp_path / "f.gguf")
     assert np.array_equal(folded.tensors["blk.1.ffn_norm.weight"].read(), np.ones(64))
     back = restored(folded).tensors
@@ -149,7 +149,7 @@ def test_rotation_helps_an_embedding_behind_which_a_norm_stands(tmp_path):
 
 def test_a_gain_of_zero_under_a_bias_is_refused(tmp_path):
     model = with_gain_of_zero(tmp_path, "falcon", "blk.1.attn_norm")
-    plan = make_plan(model, Options(type="F32"))
+    plan = make_plan(model, Options(type="F32", rotate="fused"))
     says = r"blk\.1\.attn_norm\.weight holds a gain of zero, .* under blk\.1\.attn_norm\.bias"
     with pytest.raises(UnsupportedModelError, match=says):
         list(convert(model, plan, tmp_path / "f.gguf"))
@@ -158,7 +158,7 @@ def test_a_gain_of_zero_under_a_bias_is_refused(tmp_path):
 
 def test_readers_with_a_bias_take_the_norms_bias(tmp_path):
     model = with_gain_of_zero(tmp_path, "gpt2")
-    list(convert(model, make_plan(model, Options(type="F32")), tmp_path / "f.gguf"))
+    list(convert(model, make_plan(model, Options(type="F32", rotate="fused")), tmp_path / "f.gguf"))
     folded = open_model(tmp_path / "f.gguf").tensors
     assert not folded["blk.1.ffn_norm.bias"].read().any()
     assert folded["output_norm.bias"].read().any()  # the head has no bias that could take it
@@ -223,7 +223,9 @@ def test_outliers_in_every_block_pass_the_verification(tmp_path, type, rotate):
 
 def test_strips_of_columns_are_restored_too(tmp_path):
     model = tiny(tmp_path, "llama")
-    list(convert(model, make_plan(model, Options(type="Q8_0")), tmp_path / "q.gguf"))
+    list(
+        convert(model, make_plan(model, Options(type="Q8_0", rotate="fused")), tmp_path / "q.gguf")
+    )
     name = "blk.0.ffn_gate.weight"
     tensor = restored(open_model(tmp_path / "q.gguf")).tensors[name]
     strip = tensor.read_tile((8, 16), (32, 64))

@@ -11,7 +11,7 @@ import numpy as np
 from tqgguf.calibration.imatrix import Imatrix
 from tqgguf.calibration.statistics import input_energies
 from tqgguf.calibration.tokens import Text, short_sequences
-from tqgguf.errors import WeightError
+from tqgguf.errors import UnsupportedModelError, WeightError
 from tqgguf.kernels.dtypes import F32
 from tqgguf.machine.threads import single_threaded_blas
 from tqgguf.models import Model
@@ -23,11 +23,17 @@ def measure_inputs(model: Model, text: Text, *, threads: int | None = None) -> I
     """The energies of the model's inputs on some of the text, in the model's own basis.
 
     The numbers do not depend on `threads`. Raises UnsupportedModelError where the architecture has
-    no forward pass, WeightError where the model computes NaN.
+    no forward pass or the header contradicts itself, WeightError where the model computes NaN.
     """
-    tokens = short_sequences(model, text)
-    with single_threaded_blas():
-        found = input_energies(model, tokens, dataset=text.name, threads=threads)
+    try:
+        tokens = short_sequences(model, text)
+        with single_threaded_blas():
+            found = input_energies(model, tokens, dataset=text.name, threads=threads)
+    except (ArithmeticError, LookupError, MemoryError, TypeError, ValueError) as error:
+        raise UnsupportedModelError(
+            f"{model.path}: cannot be run on a text, so its header must contradict itself or its "
+            f"layers be too large for this memory ({type(error).__name__}: {error})"
+        ) from error
     for name, sums in found.sums.items():
         if not np.isfinite(sums).all():
             raise WeightError(

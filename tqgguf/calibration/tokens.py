@@ -61,7 +61,8 @@ def read_text(model: Model, path: Path | None, *, name: str | None = None) -> Te
     n_first = _beginning(model, ids)
     if len(ids) == n_first:
         raise PlanError(f"{called}: nothing in it becomes a token; calibration needs prose")
-    n_vocab = model.tensors["token_embd.weight"].n_rows
+    table = model.tensors.get("token_embd.weight")
+    n_vocab = table.n_rows if table else 0
     if int(ids.max()) >= n_vocab:
         raise PlanError(
             f"{called}: token {int(ids.max())} is beyond the model's table of {n_vocab}; the "

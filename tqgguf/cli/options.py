@@ -134,7 +134,9 @@ _PLANNING: dict[str, Any] = {
         help="A recipe (tq-q4, tq-q3, tq-q2, tq-q4-fast ...) or any GGUF type.",
     ),
     "rotate": _rotation(
-        parser=str.lower, metavar="MODE", help="fused, auto, tensor, none, values or scales."
+        parser=str.lower,
+        metavar="MODE",
+        help="auto: whichever loses least; fused, values, scales, none, or tensor for study.",
     ),
     "block": _block,
     "seed": _seed_option,

@@ -11,7 +11,7 @@ from tqgguf.calibration.imatrix import UNROTATED, Imatrix, check_basis
 from tqgguf.calibration.kept import Arrays
 from tqgguf.calibration.sensitivity import measure as measure_losses
 from tqgguf.calibration.statistics import input_energies
-from tqgguf.errors import PlanError
+from tqgguf.errors import PlanError, UnsupportedModelError
 from tqgguf.formats import is_float
 from tqgguf.kernels.dtypes import F32
 from tqgguf.models import Model
@@ -67,8 +67,9 @@ def _prepare(model: Model, options: Options, *, threads: int | None, measure: bo
     inputs = find_inputs(model, options, threads=threads, measure=measure)
     notes = inputs.notes
     if options.rotate == "auto":
-        options, why = choose_rotation(model, options, inputs.energies, threads=threads)
-        notes = (*notes, why)
+        choose = choose_rotation if measure else _likely_rotation
+        options, why = choose(model, options, inputs.energies, threads=threads)
+        notes = (why, *notes)
     planned = partial(make_plan, model, options, energies=inputs.energies)
     plan = planned()
     if options.imatrix is not None and inputs.imatrix is not None and inputs.tokens is None:
@@ -85,6 +86,19 @@ def _prepare(model: Model, options: Options, *, threads: int | None, measure: bo
         plan = _with_coverage(model, plan, inputs.imatrix, options.imatrix)
     importance = energies if inputs.tokens is None else _unknown
     return Prepared(replace(plan, notes=(*plan.notes, *notes)), inputs, importance)
+
+
+def _likely_rotation(
+    model: Model, options: Options, energies: Energies | None, *, threads: int | None
+) -> tuple[Options, str]:
+    """What costs nothing, if the architecture has it, in the place of `auto`; see `rotations`."""
+    del energies, threads  # only weights could tell more
+    values = replace(options, rotate="values")
+    try:
+        make_plan(model, values)
+    except UnsupportedModelError as error:
+        return replace(options, rotate="none"), f"--rotate auto: none is shown, because {error}"
+    return values, "--rotate auto: values is shown; before it quantizes, weights decide"
 
 
 def is_quick(model: Model) -> bool:

@@ -35,7 +35,7 @@ class Options:
     """
 
     type: str = "tq-q4"
-    rotate: str = "fused"
+    rotate: str = "auto"
     block: int | None = None
     seed: int = 0
     balance: bool = True

@@ -117,7 +117,7 @@ def test_a_reranker_ranks(tied, tmp_path):
     assert model.get("qwen3.pooling_type") == 4
     assert model.get("qwen3.classifier.output_labels") == ["yes", "no"]
     assert "<Query>: {query}" in model.get("tokenizer.chat_template.rerank")
-    types = {t.name: t.type for t in make_plan(model, Options(type="q8_0")).tensors}
+    types = {t.name: t.type for t in make_plan(model, Options(type="q8_0", rotate="fused")).tensors}
     assert types["cls.output.weight"] == "F32"
 
 
