@@ -164,6 +164,8 @@ def test_a_second_type_reuses_what_the_first_computed(tmp_path, cache, monkeypat
         return layer(*args)
 
     monkeypatch.setattr(forward, "layer", counting)
+    succeeds("plan", model, "--calibrate", text)  # its short pass is kept for all types
+    passes.clear()
     alone = calibrated(model, "iq4_nl", text, tmp_path / "alone.gguf")
     first = len(passes)  # of the original for its head, and of the quantized network
     shutil.rmtree(cache / "calibration")

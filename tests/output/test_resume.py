@@ -57,6 +57,7 @@ def whole(novels, tmp_path_factory):
     return path.read_bytes()
 
 
+@pytest.mark.slow
 def test_a_run_killed_at_any_moment_resumes_to_the_same_bytes(novels, tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "tests.kill", novels, tmp_path, str(KILLS), "8"],
@@ -130,6 +131,7 @@ def _change(tmp_path, what):
     return source
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("what", "options", "says"),
     [
@@ -211,6 +213,7 @@ def test_tensors_that_power_loss_took_from_the_disk_are_made_again(novels, tmp_p
     assert path.read_bytes() == whole
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cut", [1, 7, 100, 1000])
 def test_a_journal_that_ends_in_the_middle_of_a_line_is_read_up_to_there(
     novels, tmp_path, whole, cut
@@ -226,6 +229,7 @@ def test_a_journal_that_ends_in_the_middle_of_a_line_is_read_up_to_there(
     assert path.read_bytes() == whole
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("junk", [b"", b"{", b"null\n", b'{"journal": 1, "run": 3}\n', bytes(99)])
 def test_a_damaged_journal_is_a_fresh_start(novels, tmp_path, whole, junk):
     path = tmp_path / "q.gguf"

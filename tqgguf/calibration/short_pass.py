@@ -4,18 +4,26 @@ A few hundred tokens tell the energies of channels about as well as a hundred th
 (docs/decisions/0023), so the pass takes no longer than the quantization that follows.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
 
-from tqgguf.calibration.imatrix import Imatrix
+from tqgguf.calibration.imatrix import UNROTATED, Imatrix
+from tqgguf.calibration.kept import Arrays, keep
 from tqgguf.calibration.statistics import input_energies
 from tqgguf.calibration.tokens import Text, short_sequences
 from tqgguf.errors import UnsupportedModelError, WeightError
 from tqgguf.kernels.dtypes import F32
+from tqgguf.machine.cache import user_cache
+from tqgguf.machine.content import content_key, digest
 from tqgguf.machine.threads import single_threaded_blas
-from tqgguf.models import Model
+from tqgguf.models import Model, model_files
+from tqgguf.network import forward
+from tqgguf.network.forward import Tokens
 
+_VERSION = 1  # of what is kept; raised when the same inputs give other numbers
 _PRIOR = 64  # tokens' worth of what is known without: what a few tokens say is noisy
 
 
@@ -25,15 +33,8 @@ def measure_inputs(model: Model, text: Text, *, threads: int | None = None) -> I
     The numbers do not depend on `threads`. Raises UnsupportedModelError where the architecture has
     no forward pass or the header contradicts itself, WeightError where the model computes NaN.
     """
-    try:
-        tokens = short_sequences(model, text)
-        with single_threaded_blas():
-            found = input_energies(model, tokens, dataset=text.name, threads=threads)
-    except (ArithmeticError, LookupError, MemoryError, TypeError, ValueError) as error:
-        raise UnsupportedModelError(
-            f"{model.path}: cannot be run on a text, so its header must contradict itself or its "
-            f"layers be too large for this memory ({type(error).__name__}: {error})"
-        ) from error
+    with _running(model):
+        found = _kept_energies(model, short_sequences(model, text), text.name, threads)
     for name, sums in found.sums.items():
         if not np.isfinite(sums).all():
             raise WeightError(
@@ -41,6 +42,43 @@ def measure_inputs(model: Model, text: Text, *, threads: int | None = None) -> I
                 "damaged, or overflows float32"
             )
     return shrunk(found)
+
+
+def check_graph(model: Model) -> None:
+    """Refuse a model that has no forward pass, or a header of which no graph can be made.
+
+    Raises UnsupportedModelError.
+    """
+    with _running(model):
+        forward.context(model, 1)
+
+
+@contextmanager
+def _running(model: Model) -> Iterator[None]:
+    """One line for what goes wrong in a network whose header nobody vouches for."""
+    try:
+        yield
+    except (ArithmeticError, LookupError, MemoryError, TypeError, ValueError) as error:
+        raise UnsupportedModelError(
+            f"{model.path}: cannot be run on a text, so its header must contradict itself or its "
+            f"layers be too large for this memory ({type(error).__name__}: {error})"
+        ) from error
+
+
+def _kept_energies(model: Model, tokens: Tokens, name: str, threads: int | None) -> Imatrix:
+    """The energies, as they were kept if this model ran on these tokens before."""
+
+    def found() -> Arrays:
+        with single_threaded_blas():
+            taken = input_energies(model, tokens, dataset=name, threads=threads)
+        arrays = (a for n in taken.sums for a in (taken.sums[n], taken.counts[n]))
+        return [np.array(list(taken.sums)), *arrays]
+
+    key = content_key(model_files(model.path), _VERSION, np.__version__, digest([tokens]))
+    kept, *arrays = keep(user_cache() / "inputs", key, "energies", found)
+    pairs = dict(zip(kept.tolist(), zip(arrays[::2], arrays[1::2], strict=True), strict=True))
+    sums, counts = ({n: np.array(pair[i]) for n, pair in pairs.items()} for i in (0, 1))
+    return Imatrix(sums, counts, UNROTATED, (name,), tokens.shape[1])
 
 
 def shrunk(imatrix: Imatrix) -> Imatrix:

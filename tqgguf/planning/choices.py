@@ -22,7 +22,7 @@ from tqgguf.planning.allocation import Errors, candidates
 from tqgguf.planning.header import output_metadata
 from tqgguf.planning.inputs import Inputs, find_inputs
 from tqgguf.planning.matrices import is_matrix
-from tqgguf.planning.plan import Options, Plan, make_plan
+from tqgguf.planning.plan import Options, Plan, check_tensors, make_plan
 from tqgguf.planning.rotations import choose_rotation
 from tqgguf.planning.rounding import measure_errors
 from tqgguf.rotation.energies import Energies, rotated_energies
@@ -64,6 +64,7 @@ def prepare(
 def _prepare(model: Model, options: Options, *, threads: int | None, measure: bool) -> Prepared:
     if options.target_bpw is not None and options.target_size is not None:
         raise PlanError("--target-bpw and --target-size: give one of them")
+    check_tensors(model)
     inputs = find_inputs(model, options, threads=threads, measure=measure)
     notes = inputs.notes
     if options.rotate == "auto":

@@ -9,11 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tqgguf.calibration.imatrix import UNROTATED, Imatrix, matched, read_imatrix
-from tqgguf.calibration.short_pass import measure_inputs
+from tqgguf.calibration.short_pass import check_graph, measure_inputs
 from tqgguf.calibration.tokens import BUILTIN, Text, read_text, sequences, short_sequences
 from tqgguf.errors import PlanError, TqggufError, UnsupportedModelError
 from tqgguf.models import Model
-from tqgguf.network import forward
 from tqgguf.network.forward import Tokens
 from tqgguf.planning.plan import Options
 from tqgguf.rotation.energies import Energies
@@ -80,7 +79,7 @@ def find_inputs(
     if effort == "fast":
         return Inputs(effort)
     try:
-        forward.context(model, 1)
+        check_graph(model)
         text = read_text(model, None)
         imatrix = measure_inputs(model, text, threads=threads)
     except TqggufError as error:
@@ -93,7 +92,7 @@ def find_inputs(
 def _for_feedback(model: Model, options: Options, threads: int | None) -> Inputs:
     given = options.calibrate
     try:
-        forward.context(model, 1)
+        check_graph(model)
     except UnsupportedModelError as error:
         if options.imatrix is None:
             asked = "--calibrate" if given else "--effort best"

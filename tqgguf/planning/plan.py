@@ -124,6 +124,14 @@ class Plan:
         return self.recipe.ragged is not None and 2 * ragged > matrices
 
 
+def check_tensors(model: Model) -> None:
+    """Refuse a file that is none of a model. Raises PlanError."""
+    if not model.tensors:
+        raise PlanError(
+            f"{model.path}: holds no tensors; expected a model, not its vocabulary alone"
+        )
+
+
 def make_plan(
     model: Model,
     options: Options,
@@ -143,10 +151,7 @@ def make_plan(
     UnsupportedModelError where the asked rotation cannot be folded.
     """
     chosen = recipe(options.type)
-    if not model.tensors:
-        raise PlanError(
-            f"{model.path}: holds no tensors; expected a model, not its vocabulary alone"
-        )
+    check_tensors(model)
     if read_rotation(model).mode != "none" and options.rotate != "none":
         raise PlanError(f"{model.path}: already rotated by tqgguf; use --rotate none")
     rotation = _rotation(model, options, energies)
