@@ -196,7 +196,8 @@ def _spend(
         if is_matrix(sources[t.source])
         and _named_type(sources[t.source], t.name, options, head) is None
     ]
-    items = [_item(model, t, head, sensitivity, errors) for t in free]
+    n_layer = len({layer_prefix(name) for name in model.tensors} - {""})
+    items = [_item(n_layer, t, head, sensitivity, errors) for t in free]
     fixed = plan.n_bytes - sum(t.n_bytes for t in free)
     types = allocate(items, budget - fixed)
     own = budget == plan.n_bytes  # the recipe's own bytes, where its types do not fit
@@ -226,7 +227,7 @@ def _most_common(tensors: Sequence[PlannedTensor]) -> str:
 
 
 def _item(
-    model: Model,
+    n_layer: int,
     t: PlannedTensor,
     head: str,
     sensitivity: Mapping[str, float],
@@ -235,7 +236,6 @@ def _item(
     kind = "output" if t.name == head else role(t.name)[0]
     prefix = layer_prefix(t.name)
     layer = int(prefix.split(".")[1]) if prefix else None
-    n_layer = int(model.get("{arch}.block_count", 1))
     found = errors.get(t.name, Errors())
     known = default_sensitivity(kind, layer, n_layer, of_outputs=found.of_outputs)
     return Item(t.name, t.size, t.shape[-1], sensitivity.get(t.name, known), found.by_type)
