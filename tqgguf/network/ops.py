@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.floating[Any]]  # float32 or float64, one of them throughout a pass
 
-_SCORE_BYTES = 64 << 20  # attention works on as many sequences at once as fit into this
-_QUERIES = 128  # of a sequence that look at the keys before them at once
+_SCORE_BYTES = 4 << 20  # attention works on as many sequences at once as fit into this
+_QUERIES = 64  # of a sequence that look at the keys before them at once
 
 
 def rms_norm(x: Array, gain: Array | None, bias: Array | None, eps: float) -> Array:
@@ -188,14 +188,14 @@ def _attend(q: Array, k: Array, v: Array, bias: Array, cap: float, sinks: Array 
     """q: (n_seq, n_queries, n_head, dim), k, v: (n_seq, n_keys, n_kv, dim) -> like q."""
     n_seq, n_queries, n_head, dim = q.shape
     n_kv = k.shape[2]
-    groups = (n_kv, n_head // n_kv)
-    grouped = q.reshape(n_seq, n_queries, *groups, dim).transpose(0, 2, 3, 1, 4)
-    keys = k.transpose(0, 2, 3, 1)[:, :, None]  # (n_seq, n_kv, 1, dim, n_keys)
-    values = v.transpose(0, 2, 1, 3)[:, :, None]
-    scores = capped(np.matmul(grouped, keys), cap)
-    scores += bias.reshape(*groups, *bias.shape[1:]) if len(bias) == n_head else bias
-    total = _exponentials(scores, None if sinks is None else sinks.reshape(*groups, 1, 1))
-    mixed = np.matmul(scores, values)  # (n_seq, n_kv, group, n_queries, dim)
+    groups = (n_kv, n_head // n_kv, n_queries)
+    rows = q.reshape(n_seq, n_queries, *groups[:2], dim).transpose(0, 2, 3, 1, 4)
+    rows = rows.reshape(n_seq, n_kv, -1, dim)  # of all heads that share keys, one after the other
+    scores = capped(rows @ k.transpose(0, 2, 3, 1), cap).reshape(n_seq, *groups, -1)
+    scores += bias.reshape(*groups, -1) if len(bias) == n_head else bias
+    total = _exponentials(scores, None if sinks is None else sinks.reshape(*groups[:2], 1, 1))
+    mixed = scores.reshape(n_seq, n_kv, -1, scores.shape[-1]) @ v.transpose(0, 2, 1, 3)
+    mixed = mixed.reshape(n_seq, *groups, -1)
     mixed /= total
     joined: Array = mixed.transpose(0, 3, 1, 2, 4).reshape(n_seq, n_queries, n_head, -1)
     return joined
