@@ -62,6 +62,7 @@ class Case:
     dtype: str = "float32"
     shard: str = "1GB"
     byte_level: bool = False
+    added: tuple[str, ...] = ()  # special tokens that the official converter looks for
     rotate: str = "fused"  # how far the architecture can be folded
 
 
@@ -157,6 +158,43 @@ CASES = {
             },
         },
     ),
+    "glm4-moe": Case(
+        "Glm4MoeConfig",
+        {
+            "n_routed_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 48,
+            "n_shared_experts": 1,
+            "first_k_dense_replace": 1,
+            "norm_topk_prob": True,
+            "n_group": 1,
+            "topk_group": 1,
+            "routed_scaling_factor": 1.5,
+            "head_dim": 32,
+            "attention_bias": True,
+            "use_qk_norm": True,
+        },
+        byte_level=True,
+        added=("[gMASK]", "<|user|>", "<|observation|>"),
+    ),
+    "qwen3_5": Case(
+        "Qwen3_5TextConfig",
+        {
+            "head_dim": 32,
+            "linear_key_head_dim": 16,
+            "linear_value_head_dim": 16,
+            "linear_num_key_heads": 2,
+            "linear_num_value_heads": 4,
+            "num_hidden_layers": 4,
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 10000.0,
+                "mrope_section": [2, 1, 1],
+                "partial_rotary_factor": 0.25,
+            },
+        },
+        byte_level=True,
+    ),
     "gemma": Case("GemmaConfig", {"head_dim": 32, "tie_word_embeddings": True}, rotate="values"),
     "gemma2": Case(
         "Gemma2Config",
@@ -209,7 +247,7 @@ def write_folder(folder: Path, case: Case) -> np.ndarray:
     for name, parameter in model.named_parameters():
         scramble(name, parameter, centre=0 if "Gemma" in case.config else 1)
     model.to(getattr(torch, case.dtype)).save_pretrained(folder, max_shard_size=case.shard)
-    write_tokenizer(folder, byte_level=case.byte_level)
+    write_tokenizer(folder, byte_level=case.byte_level, added=case.added)
     model = transformers.AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float32, attn_implementation="eager"
     ).eval()
@@ -236,9 +274,12 @@ def scramble(name: str, parameter: Any, *, centre: float) -> None:
         parameter.copy_(noise)
 
 
-def write_tokenizer(folder: Path, *, byte_level: bool) -> None:
+def write_tokenizer(folder: Path, *, byte_level: bool, added: tuple[str, ...]) -> None:
     if byte_level:
-        train_byte_level("qwen2", SIZES["vocab_size"]).save(str(folder / "tokenizer.json"))
+        tokenizer = train_byte_level("qwen2", SIZES["vocab_size"] - len(added))
+        tokenizer = tokenizer.from_str(tokenizer.to_str())
+        tokenizer.add_special_tokens(list(added))
+        tokenizer.save(str(folder / "tokenizer.json"))
         return
     for file in ("tokenizer.model", "tokenizer_config.json"):
         shutil.copy(DATA / "novels-5m" / file, folder)

@@ -2,8 +2,9 @@
 
     python convert_all.py CONVERTER JOBS
 
-JOBS: a JSON list of {"folder", "output", "pre"}. A byte-level tokenizer that was trained for a test
-is not in the converter's table of hashes; it gets the name "pre". Prints {output: error or null}.
+JOBS: a JSON list of {"folder", "output", "pre", "drops_mtp"}. drops_mtp: leave MTP layers out, as
+we do. A byte-level tokenizer that was trained for a test is not in the converter's table of hashes;
+it gets the name "pre". Prints {output: error or null}.
 """
 
 import json
@@ -30,6 +31,7 @@ def main() -> None:
     errors = {}
     for job in jobs:
         sys.argv = ["convert", job["folder"], "--outtype", "f32", "--outfile", job["output"]]
+        sys.argv += ["--no-nextn"] * job["drops_mtp"]
         try:
             convert_hf_to_gguf.main()
             errors[job["output"]] = None

@@ -38,6 +38,20 @@ EXTRA = {
     "Gemma3ForCausalLM": GEMMA,
     "Gemma3ForConditionalGeneration": GEMMA,
 }
+EXTRA["Glm4MoeForCausalLM"] = {
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 16,
+    "norm_topk_prob": True,
+    "first_k_dense_replace": 1,
+}
+EXTRA["Qwen3_5ForCausalLM"] = EXTRA["Qwen3_5ForConditionalGeneration"] = {
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_conv_kernel_dim": 4,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+}
 CONFIGS = {name: {**LLAMA, **EXTRA.get(name, {})} for name in ARCHITECTURES}
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from tqgguf.errors import FileFormatError, UnsupportedModelError
 from tqgguf.models.huggingface.folder import Config
+from tqgguf.models.model import Tensor
 
 Size = Callable[[Config], int]
 
@@ -21,9 +22,23 @@ SIZES: Mapping[str, Size] = {
     "A": lambda c: (c.n_head + 2 * c.n_head_kv) * c.head_dim,
     "F": lambda c: c.n_ff,
     "G": lambda c: 2 * c.n_ff,
-    "X": lambda c: c.count("num_local_experts", "num_experts"),
+    "X": lambda c: c.count("num_local_experts", "num_experts", "n_routed_experts"),
     "M": lambda c: c.count("moe_intermediate_size", "intermediate_size"),
+    "N": lambda c: c.count("moe_intermediate_size") * c.count("n_shared_experts"),
+    "R": lambda c: 2 * c.n_head * c.head_dim,
+    "H": lambda c: c.count("linear_num_value_heads"),
+    "S": lambda c: c.count("linear_value_head_dim"),
+    "Z": lambda c: c.count("linear_num_value_heads") * c.count("linear_value_head_dim"),
+    "W": lambda c: (
+        c.count("linear_num_value_heads") * c.count("linear_value_head_dim")
+        + 2 * c.count("linear_num_key_heads") * c.count("linear_key_head_dim")
+    ),
+    "C": lambda c: c.count("linear_conv_kernel_dim"),
 }
+
+
+Plain = int | float | list[bool] | list[int]
+Change = Callable[[Tensor, Config], Tensor]
 
 
 @dataclass(frozen=True)
@@ -31,14 +46,18 @@ class Key:
     """One GGUF key: where config.json has it, or how it follows from the rest."""
 
     name: str  # without the architecture's prefix
-    value: Callable[[Config], int | float | list[bool] | None]  # None: leave the key out
+    value: Callable[
+        [Config], int | float | list[bool] | list[int] | None
+    ]  # None: leave the key out
 
 
 @dataclass(frozen=True)
 class Architecture:
     """One row: how a Hugging Face class becomes a GGUF graph.
 
-    assumes: config key -> the values that llama.cpp's graph computes; where the key is absent it
+    tensors: GGUF name -> letters of its shape, then "?" where the graph does without it, and
+    "@kind" where only layers of that kind have it. assumes: config key -> the values that
+    llama.cpp's graph computes; where the key is absent it
     has transformers' default, None unless defaults says otherwise. check: what else it cannot
     compute, in words, or None.
     """
@@ -49,11 +68,12 @@ class Architecture:
     assumes: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     defaults: Mapping[str, Any] = field(default_factory=dict)
     check: Callable[[Config], str | None] | None = None
-    rotary_pairs: bool = False  # ggml rotates neighbouring rows of q and k
-    norm_shift: float = 0.0
+    changes: tuple[tuple[re.Pattern[str], Change], ...] = ()  # of tensors with matching names
+    layer_kind: Callable[[Config, int], str] = lambda config, layer: ""  # noqa: ARG005
     transposed: re.Pattern[str] | None = None
     always_tied: bool = False  # the graph never loads output.weight
     space_prefix: bool | None = None  # what its SentencePiece tokenizers do; None: ask them
+    special: Mapping[str, str] = field(default_factory=dict)  # roles of tokens that settings omit
     ranks: bool = False  # a reranker among its models has a head of its own
     rope: bool = True
     partial_rotary: bool = False  # the graph may rotate less than a whole head
@@ -65,7 +85,8 @@ class Architecture:
 def rope_width(config: Config) -> int:
     """Rotated weights of a head; FileFormatError if there would be more than it has."""
     name = "partial_rotary_factor"
-    for source in (config, config.section("rope_parameters", "rope_scaling")):
+    parameters = config.section("rope_parameters", "rope_scaling")
+    for source in (parameters.section("full_attention"), parameters, config):
         if source.get(name) is not None:
             if source.positive(name) > 1:
                 raise FileFormatError(f"{config.path}: {name} is above 1")

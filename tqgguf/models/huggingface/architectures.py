@@ -11,8 +11,19 @@ from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
-from tqgguf.errors import UnknownClassError, UnsupportedModelError
+import numpy as np
+from gguf import ExpertGatingFuncType
+
+from tqgguf.errors import FileFormatError, UnknownClassError, UnsupportedModelError
+from tqgguf.kernels.dtypes import I64
 from tqgguf.models.huggingface.architecture import SIZES, Architecture, Key, rope_width
+from tqgguf.models.huggingface.changes import (
+    interleaved,
+    mapped,
+    reordered,
+    shifted,
+    with_columns,
+)
 from tqgguf.models.huggingface.folder import Config
 
 # GGUF name -> letters of its shape; "?" where the graph does without it.
@@ -55,6 +66,13 @@ _BIASED_NORMS = {
 }
 _POST_NORMS = {"blk.{}.post_attention_norm.weight": "E", "blk.{}.post_ffw_norm.weight": "E"}
 
+# ggml rotates neighbouring rows of q and k.
+_PAIRS = (
+    (re.compile(r"\.q_proj\."), lambda t, c: interleaved(t, c.n_head)),
+    (re.compile(r"\.k_proj\."), lambda t, c: interleaved(t, c.n_head_kv)),
+)
+_PLUS_ONE = ((re.compile(r"norm\.weight$"), lambda t, _: shifted(t, 1.0)),)
+
 _SILU = ("silu", "swish", None)
 _GELU = ("gelu_new", "gelu_pytorch_tanh", "gelu_fast", None)
 _NO = (False, None)
@@ -66,6 +84,10 @@ def _count(name: str, *keys: str) -> Key:
 
 def _number(name: str, *keys: str) -> Key:
     return Key(name, lambda c: c.number(*keys))
+
+
+def _optional_count(name: str, key: str) -> Key:
+    return Key(name, lambda c: None if c.get(key) is None else c.count(key))
 
 
 def _optional(name: str, key: str) -> Key:
@@ -103,7 +125,7 @@ _LLAMA = Architecture(
     {**_ENDS, **_ATTENTION, **_QKV_BIAS, **_GATED, **_GATED_BIAS},
     (*_BASE, *_RMS, *_HEADS, *_ROPE_WIDTH),
     assumes={"hidden_act": _SILU},
-    rotary_pairs=True,
+    changes=_PAIRS,
     rope_factors=("llama3", "longrope"),
 )
 _QWEN2 = Architecture(
@@ -124,7 +146,7 @@ _GEMMA = Architecture(
     {**_ENDS, **_ATTENTION, **_GATED},
     (*_BASE, *_RMS, *_HEADS),
     assumes={"hidden_activation": _GELU, "attention_bias": _NO},
-    norm_shift=1.0,
+    changes=_PLUS_ONE,
     always_tied=True,
     space_prefix=False,
 )
@@ -174,7 +196,7 @@ _GEMMA2 = Architecture(
     ),
     assumes={**_GEMMA.assumes, "use_bidirectional_attention": _NO},
     check=_gemma_scale(46),
-    norm_shift=1.0,
+    changes=_PLUS_ONE,
     always_tied=True,
     space_prefix=False,
 )
@@ -213,7 +235,7 @@ _GEMMA3 = Architecture(
         "rope_theta": 1_000_000.0,
         "rope_local_base_freq": 10_000.0,
     },
-    norm_shift=1.0,
+    changes=_PLUS_ONE,
     space_prefix=False,
 )
 
@@ -240,7 +262,7 @@ _SMOLLM3 = Architecture(
     },
     defaults={"rope_theta": 2_000_000.0},
     check=_every_fourth_without_rope,
-    rotary_pairs=True,
+    changes=_PAIRS,
 )
 _GRANITE = Architecture(
     "granite",
@@ -259,7 +281,7 @@ _GRANITE = Architecture(
         "residual_multiplier": 1.0,
         "logits_scaling": 1.0,
     },
-    rotary_pairs=True,
+    changes=_PAIRS,
 )
 _OLMO2 = Architecture(
     "olmo2",
@@ -328,6 +350,170 @@ _MISTRAL3 = replace(
     yarn_ramps=True,
 )
 
+
+def _glm4_kind(config: Config, layer: int) -> str:
+    return "dense" if layer < _dense_layers(config) else "experts"
+
+
+def _dense_layers(config: Config) -> int:
+    """Layers with one FFN, which come first."""
+    name = "first_k_dense_replace"
+    return config.count(name) if config.get(name) else 0
+
+
+_GLM4_MOE = Architecture(
+    "glm4moe",
+    {
+        **_ENDS,
+        "blk.{}.attn_norm.weight": "E",
+        "blk.{}.attn_q.weight": "Q E",
+        "blk.{}.attn_k.weight": "K E",
+        "blk.{}.attn_v.weight": "K E",
+        **_QKV_BIAS,
+        **{name: f"{size} ?" for name, size in _QK_NORM.items()},
+        "blk.{}.attn_output.weight": "E Q",
+        "blk.{}.post_attention_norm.weight": "E",
+        **{name: f"{size} @dense" for name, size in _GATED.items()},
+        **{name: f"{size} @experts" for name, size in _EXPERTS.items()},
+        "blk.{}.exp_probs_b.bias": "X @experts",
+        "blk.{}.ffn_gate_shexp.weight": "N E @experts",
+        "blk.{}.ffn_up_shexp.weight": "N E @experts",
+        "blk.{}.ffn_down_shexp.weight": "E N @experts",
+    },
+    (
+        *_BASE,
+        *_RMS,
+        *_HEADS,
+        Key("rope.dimension_count", rope_width),
+        *_MOE,
+        _count("expert_feed_forward_length", "moe_intermediate_size"),
+        _count("expert_shared_count", "n_shared_experts"),
+        Key("leading_dense_block_count", _dense_layers),
+        Key("expert_gating_func", lambda _: int(ExpertGatingFuncType.SIGMOID)),
+        _optional_count("expert_group_count", "n_group"),
+        _optional_count("expert_group_used_count", "topk_group"),
+        _number("expert_weights_scale", "routed_scaling_factor"),
+        Key("expert_weights_norm", lambda c: bool(c.get("norm_topk_prob"))),
+    ),
+    assumes={"hidden_act": _SILU, "n_group": (1, None), "topk_group": (1, None)},
+    defaults={"partial_rotary_factor": 0.5, "n_shared_experts": 1, "routed_scaling_factor": 1.0},
+    layer_kind=_glm4_kind,
+    special={"bos": "[gMASK]", "eot": "<|user|>", "eom": "<|observation|>", "unk": "<|endoftext|>"},
+    partial_rotary=True,
+)
+
+
+def _qwen35_kind(config: Config, layer: int) -> str:
+    kinds = config.get("layer_types")
+    if isinstance(kinds, list) and layer < len(kinds):
+        return "full" if kinds[layer] == "full_attention" else "linear"
+    return "linear" if (layer + 1) % _full_every(config) else "full"
+
+
+def _full_every(config: Config) -> int:
+    name = "full_attention_interval"
+    return config.count(name) if config.get(name) else 4
+
+
+def _value_heads(config: Config, width: int) -> I64:
+    """Rows of a delta net's values in ggml's order: heads of one key far apart, not together."""
+    keys, values = config.count("linear_num_key_heads"), config.count("linear_num_value_heads")
+    if values % keys:
+        raise FileFormatError(f"{config.path}: {values} value heads are no multiple of {keys} keys")
+    order = np.arange(values * width).reshape(keys, values // keys, width)
+    return order.swapaxes(0, 1).reshape(-1)
+
+
+def _values_last(config: Config) -> I64:
+    """Rows of queries, keys and values of a delta net, the values in ggml's order."""
+    width = config.count("linear_value_head_dim")
+    before = 2 * config.count("linear_num_key_heads") * config.count("linear_key_head_dim")
+    return np.concatenate([np.arange(before), before + _value_heads(config, width)])
+
+
+def _qwen35_check(config: Config) -> str | None:
+    if config.get("linear_key_head_dim") == config.get("linear_value_head_dim"):
+        return None
+    return "key and value heads of different widths; llama.cpp's graph has one width for both"
+
+
+def _sections(config: Config) -> list[int]:
+    """How many rotated pairs follow each axis of an image; a text's positions are all alike."""
+    sections = config.section("rope_parameters", "rope_scaling").get("mrope_section")
+    if sections is None:
+        return [11, 11, 10, 0]
+    if not isinstance(sections, list) or not all(isinstance(n, int) for n in sections):
+        raise FileFormatError(f"{config.path}: mrope_section is no list of numbers")
+    return [*sections, 0, 0, 0, 0][:4]
+
+
+_QWEN35 = Architecture(
+    "qwen35",
+    {
+        **_ENDS,
+        "blk.{}.attn_norm.weight": "E",
+        "blk.{}.attn_q.weight": "R E @full",
+        "blk.{}.attn_k.weight": "K E @full",
+        "blk.{}.attn_v.weight": "K E @full",
+        **{name: f"{size} @full" for name, size in _QK_NORM.items()},
+        "blk.{}.attn_output.weight": "E Q @full",
+        "blk.{}.attn_qkv.weight": "W E @linear",
+        "blk.{}.attn_gate.weight": "Z E @linear",
+        "blk.{}.ssm_conv1d.weight": "W C @linear",
+        "blk.{}.ssm_dt.bias": "H @linear",
+        "blk.{}.ssm_a": "H @linear",
+        "blk.{}.ssm_beta.weight": "H E @linear",
+        "blk.{}.ssm_alpha.weight": "H E @linear",
+        "blk.{}.ssm_norm.weight": "S @linear",
+        "blk.{}.ssm_out.weight": "E Z @linear",
+        "blk.{}.post_attention_norm.weight": "E",
+        **_GATED,
+    },
+    (
+        *_BASE,
+        *_RMS,
+        *_HEADS,
+        Key("rope.dimension_count", rope_width),
+        Key("rope.dimension_sections", _sections),
+        _count("ssm.conv_kernel", "linear_conv_kernel_dim"),
+        _count("ssm.state_size", "linear_key_head_dim"),
+        _count("ssm.group_count", "linear_num_key_heads"),
+        _count("ssm.time_step_rank", "linear_num_value_heads"),
+        Key("ssm.inner_size", SIZES["Z"]),
+        Key(
+            "attention.recurrent_layers",
+            lambda c: [_qwen35_kind(c, i) == "linear" for i in range(c.n_layer)],
+        ),
+        Key("full_attention_interval", _full_every),
+    ),
+    assumes={"hidden_act": _SILU, "attention_bias": _NO, "attn_output_gate": (True, None)},
+    defaults={"partial_rotary_factor": 0.25},
+    check=_qwen35_check,
+    changes=(
+        (re.compile(r"(?<!linear_attn\.)norm\.weight$"), lambda t, _: shifted(t, 1.0)),
+        (re.compile(r"\.A_log$"), lambda t, _: mapped(t, lambda x: -np.exp(x))),
+        (
+            re.compile(r"\.(A_log|dt_proj\.bias|in_proj_a\.weight|in_proj_b\.weight)$"),
+            lambda t, c: reordered(t, _value_heads(c, 1)),
+        ),
+        (
+            re.compile(r"\.in_proj_z\.weight$"),
+            lambda t, c: reordered(t, _value_heads(c, c.count("linear_value_head_dim"))),
+        ),
+        (
+            re.compile(r"\.(in_proj_qkv|conv1d)\.weight$"),
+            lambda t, c: reordered(t, _values_last(c)),
+        ),
+        (
+            re.compile(r"linear_attn\.out_proj\.weight$"),
+            lambda t, c: with_columns(t, _value_heads(c, c.count("linear_value_head_dim"))),
+        ),
+    ),
+    layer_kind=_qwen35_kind,
+    partial_rotary=True,
+    rope_reads=("mrope_section", "mrope_interleaved"),
+)
+
 # Hugging Face's class (config.json: architectures) -> its row.
 ARCHITECTURES: Mapping[str, Architecture] = {
     "LlamaForCausalLM": _LLAMA,
@@ -338,13 +524,16 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         (*_LLAMA.keys, *_MOE),
         assumes={"hidden_act": _SILU},
         defaults={"rope_theta": 1_000_000.0},
-        rotary_pairs=True,
+        changes=_PAIRS,
         rope_factors=("llama3", "longrope"),
     ),
     "LlamaModel": _LLAMA,
     "Mistral3ForConditionalGeneration": _MISTRAL3,
     "Ministral3ForCausalLM": _MISTRAL3,
     "SmolLM3ForCausalLM": _SMOLLM3,
+    "Glm4MoeForCausalLM": _GLM4_MOE,
+    "Qwen3_5ForCausalLM": _QWEN35,
+    "Qwen3_5ForConditionalGeneration": _QWEN35,
     "GraniteForCausalLM": _GRANITE,
     "Olmo2ForCausalLM": _OLMO2,
     "Olmo3ForCausalLM": _OLMO3,

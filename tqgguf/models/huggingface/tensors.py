@@ -2,16 +2,14 @@
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from functools import partial
 
-import numpy as np
 from gguf import MODEL_ARCH, MODEL_ARCH_NAMES, TensorNameMap, get_tensor_name_map
 
 from tqgguf.errors import FileFormatError, UnsupportedModelError
-from tqgguf.kernels.dtypes import F32, I64
 from tqgguf.models.huggingface.architecture import SIZES, Architecture
+from tqgguf.models.huggingface.changes import stacked
 from tqgguf.models.huggingface.folder import Config
 from tqgguf.models.huggingface.stored import Stored
 from tqgguf.models.model import Tensor
@@ -39,7 +37,13 @@ _BARE = re.compile(r"^(embed_tokens|layers\.\d+|norm)\.")  # saved without its h
 _LAYER = re.compile(r"^model\.layers\.(\d+)\.")
 _EXPERT = re.compile(r"^(?P<head>.*\.experts)\.(?P<number>\d+)\.(?P<tail>.+)$")
 _FUSED_EXPERTS = re.compile(r"^(?P<head>.*\.experts)\.(?P<part>gate_up_proj|down_proj)(\.weight)?$")
-_ALWAYS_F32 = ("ffn_gate_inp.weight", "position_embd.weight")  # llama.cpp loads these as F32 only
+# llama.cpp loads these as F32 only.
+_ALWAYS_F32 = ("ffn_gate_inp.weight", "position_embd.weight", "ssm_conv1d.weight")
+# Names that gguf-py's table knows otherwise.
+_RENAMED = (
+    (re.compile(r"e_score_correction_bias$"), "e_score_correction.bias"),
+    (re.compile(r"\.dt_bias$"), ".dt_proj.bias"),
+)
 
 
 def convert_tensors(
@@ -89,9 +93,20 @@ def _used(
         if part is not None:
             left_out[part] += 1
         elif not _UNUSED.search(name):
-            yield from _unfused(replace(stored, name=bare))
+            yield from _unfused(_plain(replace(stored, name=bare)))
     for part, count in left_out.items():
         note(f"{config.path.parent}: left out {count} tensors: {part}")
+
+
+def _plain(stored: Stored) -> Stored:
+    """The tensor under the name that gguf-py knows; a kernel over time as the matrix it is."""
+    name = stored.name
+    for pattern, known in _RENAMED:
+        name = pattern.sub(known, name)
+    array = stored.array
+    if ".conv1d." in name and array.ndim == 3 and array.shape[1] == 1:
+        array = array[:, 0]
+    return replace(stored, name=name, array=array)
 
 
 def _left_out(name: str, bare: str, config: Config) -> str | None:
@@ -154,12 +169,9 @@ def _transformed(
         if architecture.transposed and architecture.transposed.search(name):
             source = _turned(source)
         tensor = source.tensor()
-        if architecture.rotary_pairs and ".q_proj." in name:
-            tensor = interleaved(tensor, config.n_head)
-        elif architecture.rotary_pairs and ".k_proj." in name:
-            tensor = interleaved(tensor, config.n_head_kv)
-        elif architecture.norm_shift and name.endswith("norm.weight"):
-            tensor = shifted(tensor, architecture.norm_shift)
+        for pattern, change in architecture.changes:
+            if pattern.search(name):
+                tensor = change(tensor, config)
         yield name, tensor
 
 
@@ -167,63 +179,6 @@ def _turned(stored: Stored) -> Stored:
     if stored.decoded is not None:
         raise UnsupportedModelError(f"{stored.name}: quantized weights that are stored transposed")
     return replace(stored, array=stored.array.T)
-
-
-def stacked(experts: Sequence[Tensor]) -> Tensor:
-    """Tensors of one shape as one with a leading axis: (n_expert, n_out, n_in)."""
-    first = experts[0]
-    different = [t for t in experts if t.shape != first.shape or t.type != first.type]
-    if different:
-        raise FileFormatError(
-            f"{different[0].name}: {different[0].type} of shape {different[0].shape}, but "
-            f"{first.name} is {first.type} of shape {first.shape}; experts must be alike"
-        )
-    shape = (len(experts), *first.shape)
-    return Tensor(first.name, shape, first.type, partial(_rows_of_stack, experts))
-
-
-def _rows_of_stack(experts: Sequence[Tensor], start: int, stop: int) -> F32:
-    per_expert = experts[0].n_rows
-    parts = [experts[0].rows(0, 0)]
-    for i in range(start // per_expert, -(-stop // per_expert)):
-        first, last = start - i * per_expert, stop - i * per_expert
-        parts.append(experts[i].rows(max(first, 0), min(last, per_expert)))
-    return np.concatenate(parts) if len(parts) > 2 else parts[-1]
-
-
-def interleaved(tensor: Tensor, n_head: int) -> Tensor:
-    """Rows of q or k put from Hugging Face's rotary order into ggml's.
-
-    Hugging Face rotates row i of a head with row i + head_dim / 2, ggml's llama graph rows 2i and
-    2i + 1. tensor: (n_head * head_dim, n_in), or a bias (n_head * head_dim,).
-    """
-    n = tensor.shape[0]
-    if n % (2 * n_head):
-        raise FileFormatError(f"{tensor.name}: {n} rows are not {n_head} heads of even width")
-    order = np.arange(n).reshape(n_head, 2, n // n_head // 2).swapaxes(1, 2).reshape(-1)
-    read = _bias_in_order if len(tensor.shape) == 1 else _rows_in_order
-    return tensor.derived(partial(read, tensor, order))
-
-
-def _rows_in_order(tensor: Tensor, order: I64, start: int, stop: int) -> F32:
-    wanted = order[start:stop]
-    if not wanted.size:
-        return tensor.rows(0, 0)
-    first = int(wanted.min())
-    return tensor.rows(first, int(wanted.max()) + 1)[wanted - first]
-
-
-def _bias_in_order(tensor: Tensor, order: I64, start: int, stop: int) -> F32:
-    return tensor.rows(start, stop)[:, order]
-
-
-def shifted(tensor: Tensor, by: float) -> Tensor:
-    """All weights plus a constant: Gemma's norms multiply by 1 + weight."""
-
-    def rows(start: int, stop: int) -> F32:
-        return tensor.rows(start, stop) + np.float32(by)
-
-    return tensor.derived(rows, type="F32")
 
 
 def _gguf_name(names: TensorNameMap, name: str, architecture: Architecture) -> str:
@@ -292,11 +247,14 @@ def _check_shapes(
 def _expected_shapes(
     config: Config, architecture: Architecture
 ) -> Iterator[tuple[str, tuple[tuple[int, ...], bool]]]:
-    for pattern, letters in architecture.tensors.items():
-        shape = tuple(SIZES[letter](config) for letter in letters.strip("?").split())
-        required = not letters.endswith("?")
+    kinds = [architecture.layer_kind(config, layer) for layer in range(config.n_layer)]
+    for pattern, spec in architecture.tensors.items():
+        letters = [word for word in spec.split() if word.isalnum()]
+        only = [word[1:] for word in spec.split() if word.startswith("@")]
+        shape = tuple(SIZES[letter](config) for letter in letters)
         for layer in range(config.n_layer) if "{}" in pattern else [0]:
-            yield pattern.format(layer), (shape, required)
+            if not only or kinds[layer] in only:
+                yield pattern.format(layer), (shape, "?" not in spec)
 
 
 def _graph_order(config: Config, architecture: Architecture) -> list[str]:

@@ -28,7 +28,7 @@ def tokenizer_keys(
     vocabulary = _read(folder, config, architecture, note)
     return {
         **vocabulary.keys(),
-        **special_tokens(folder, config, vocabulary),
+        **special_tokens(folder, config, vocabulary, architecture.special),
         **chat_templates(folder),
     }
 

@@ -19,21 +19,26 @@ _ROLES = {
     "pad": Keys.Tokenizer.PAD_ID,
     "mask": Keys.Tokenizer.MASK_ID,
     "eot": Keys.Tokenizer.EOT_ID,
+    "eom": Keys.Tokenizer.EOM_ID,
 }
 # Texts that end a turn of a chat where the end of the text is another token.
 _END_OF_TURN = ("<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|endofturn|>")
 
 
-def special_tokens(folder: Path, config: Config, vocabulary: Vocabulary) -> dict[str, Value]:
+def special_tokens(
+    folder: Path, config: Config, vocabulary: Vocabulary, known: Mapping[str, str]
+) -> dict[str, Value]:
     """The keys that name special tokens and say which are added to a text.
 
-    The tokenizer's own files come first, then config.json and generation_config.json.
+    The tokenizer's own files come first, then config.json and generation_config.json, then what is
+    known of the architecture: role -> text.
     """
     settings = _optional_json(folder / "tokenizer_config.json")
     fallbacks = (config.values, _optional_json(folder / "generation_config.json"))
     ids = {role: _find(role, settings, fallbacks, vocabulary) for role in _ROLES}
     ids["eot"] = _end_of_turn(fallbacks, vocabulary, ids["eos"])
     ids |= _put_around(ids, vocabulary)
+    ids |= {role: vocabulary.find(text) for role, text in known.items() if ids[role] is None}
     keys = {_ROLES[role]: encode(number) for role, number in ids.items() if number is not None}
     keys[Keys.Tokenizer.ADD_BOS] = encode(_flag(settings, "add_bos_token", vocabulary.add_bos))
     if "add_eos_token" in settings or vocabulary.add_eos:

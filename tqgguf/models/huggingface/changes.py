@@ -1,0 +1,82 @@
+"""What conversion does to single tensors: rows in another order, stacks, shifts; all of it lazy."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import numpy as np
+
+from tqgguf.errors import FileFormatError
+from tqgguf.kernels.dtypes import F32, I64
+from tqgguf.models.model import Tensor
+
+
+def stacked(experts: Sequence[Tensor]) -> Tensor:
+    """Tensors of one shape as one with a leading axis: (n_expert, n_out, n_in)."""
+    first = experts[0]
+    different = [t for t in experts if t.shape != first.shape or t.type != first.type]
+    if different:
+        raise FileFormatError(
+            f"{different[0].name}: {different[0].type} of shape {different[0].shape}, but "
+            f"{first.name} is {first.type} of shape {first.shape}; experts must be alike"
+        )
+    shape = (len(experts), *first.shape)
+    return Tensor(first.name, shape, first.type, partial(_rows_of_stack, experts))
+
+
+def _rows_of_stack(experts: Sequence[Tensor], start: int, stop: int) -> F32:
+    per_expert = experts[0].n_rows
+    parts = [experts[0].rows(0, 0)]
+    for i in range(start // per_expert, -(-stop // per_expert)):
+        first, last = start - i * per_expert, stop - i * per_expert
+        parts.append(experts[i].rows(max(first, 0), min(last, per_expert)))
+    return np.concatenate(parts) if len(parts) > 2 else parts[-1]
+
+
+def interleaved(tensor: Tensor, n_head: int) -> Tensor:
+    """Rows of q or k put from Hugging Face's rotary order into ggml's.
+
+    Hugging Face rotates row i of a head with row i + head_dim / 2, ggml's llama graph rows 2i and
+    2i + 1. tensor: (n_head * head_dim, n_in), or a bias (n_head * head_dim,).
+    """
+    n = tensor.shape[0]
+    if n % (2 * n_head):
+        raise FileFormatError(f"{tensor.name}: {n} rows are not {n_head} heads of even width")
+    order = np.arange(n).reshape(n_head, 2, n // n_head // 2).swapaxes(1, 2).reshape(-1)
+    return reordered(tensor, order)
+
+
+def reordered(tensor: Tensor, order: I64) -> Tensor:
+    """The rows of a matrix, or the weights of a vector, in another order."""
+    read = _columns_in_order if len(tensor.shape) == 1 else _rows_in_order
+    return tensor.derived(partial(read, tensor, order))
+
+
+def with_columns(tensor: Tensor, order: I64) -> Tensor:
+    """The columns of a matrix in another order."""
+    return tensor.derived(partial(_columns_in_order, tensor, order))
+
+
+def _rows_in_order(tensor: Tensor, order: I64, start: int, stop: int) -> F32:
+    """Rows order[start:stop]: in one piece where they lie close together, else run by run."""
+    wanted = order[start:stop]
+    if not wanted.size:
+        return tensor.rows(0, 0)
+    first, span = int(wanted.min()), int(np.ptp(wanted)) + 1
+    if span <= 4 * wanted.size:
+        return tensor.rows(first, first + span)[wanted - first]
+    runs = np.split(wanted, np.flatnonzero(np.diff(wanted) != 1) + 1)
+    return np.concatenate([tensor.rows(int(run[0]), int(run[-1]) + 1) for run in runs])
+
+
+def _columns_in_order(tensor: Tensor, order: I64, start: int, stop: int) -> F32:
+    return tensor.rows(start, stop)[:, order]
+
+
+def shifted(tensor: Tensor, by: float) -> Tensor:
+    """All weights plus a constant: Gemma's norms multiply by 1 + weight."""
+    return mapped(tensor, lambda weights: weights + np.float32(by))
+
+
+def mapped(tensor: Tensor, function: Callable[[F32], F32]) -> Tensor:
+    """Every weight through a function, as float32."""
+    return tensor.derived(lambda start, stop: function(tensor.rows(start, stop)), type="F32")
