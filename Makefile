@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help bench front real calibration llama.cpp programs bench-kernels bench-quantize build demo tables test test-fast test-elsewhere test-oracle fuzz check lint types layers fmt clean
+.PHONY: help bench front real calibration llama.cpp programs bench-kernels bench-quantize build demo tables picture test test-fast test-elsewhere test-oracle fuzz check lint types layers fmt clean
 SHELL := /bin/bash
 
 VENV   ?= .venv
@@ -91,6 +91,9 @@ layers: $(VENV)/.installed ## imports only go down
 
 tables: $(VENV)/.installed ## write the generated tables of docs
 	$(BIN)/python scripts/write_tables.py
+
+picture: $(VENV)/.installed ## draw docs/front.svg from the table of make real in docs/calibrate.md
+	$(BIN)/python scripts/draw_table.py docs/calibrate.md docs/front.svg
 
 fmt: $(VENV)/.installed    ## fix what can be fixed
 	$(BIN)/ruff check --fix . ; $(BIN)/ruff format .

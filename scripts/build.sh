@@ -13,8 +13,9 @@ rm -rf dist
 wheel=$(echo dist/*.whl) archive=$(echo dist/*.tar.gz)
 say "$wheel: $(stat -c %s "$wheel") bytes; $archive: $(stat -c %s "$archive") bytes"
 [ "$(stat -c %s "$archive")" -lt 2000000 ] || { echo "$archive: over 2 MB; is test data in it?"; exit 1; }
-for part in tqgguf/py.typed tqgguf/models/huggingface/tokenizer/pretokenizers.json; do
-    "${PYTHON:-python3}" -m zipfile -l "$wheel" | grep -q "$part" || { echo "$wheel lacks $part"; exit 1; }
+listing=$("${PYTHON:-python3}" -m zipfile -l "$wheel")
+for part in py.typed models/huggingface/tokenizer/pretokenizers.json calibration/builtin.txt; do
+    [[ $listing == *tqgguf/$part* ]] || { echo "$wheel lacks tqgguf/$part"; exit 1; }
 done
 
 say "a fresh environment with the core dependencies"

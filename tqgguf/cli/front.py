@@ -22,15 +22,17 @@ def draw_front(rows: Sequence[Row], path: Path) -> None:
     axes[0].set_ylabel("mean KL divergence, nats")
     if timed:
         _scatter(axes[1], rows, speeds, "decode speed, tokens per second")
-    figure.suptitle("filled: no other file here is as small, as close to the original and as fast")
+    best = "as small, as close to the original and as fast" if timed else "as small and as close"
+    figure.suptitle(f"blue: tqgguf; filled: no other file here is {best}")
     save(figure, path)
 
 
 def _scatter(axes: "Axes", rows: Sequence[Row], x: Sequence[float], label: str) -> None:
-    """Named points, those on the front filled."""
+    """Named points, ours in one colour, other quantizers' in another, those on the front filled."""
     for row, at in zip(rows, x, strict=True):
-        face = ROTATED if row.pareto else "none"
-        axes.scatter([at], [row.kld_mean], s=40, facecolors=face, edgecolors=ROTATED, zorder=2)
+        color = ROTATED if "TQ-" in Path(row.model).name else PLAIN
+        face = color if row.pareto else "none"
+        axes.scatter([at], [row.kld_mean], s=40, facecolors=face, edgecolors=color, zorder=2)
         name, place = Path(row.model).stem, (at, row.kld_mean)
         axes.annotate(name, place, (5, 4), textcoords="offset points", fontsize=8)
     if all(row.kld_mean > 0 for row in rows):
