@@ -25,6 +25,7 @@ import numpy as np
 from gguf import GGUFValueType
 from typer.testing import CliRunner
 
+from tests import situations
 from tests.models.huggingface.folders import write_folder
 from tqgguf.cli import app
 from tqgguf.models.metadata import SCALARS, Value, encode
@@ -283,7 +284,8 @@ GGUF = [damage_keys, damage_tensors, damage_weights, damage_bytes, damage_bytes]
 def flags(rng: Random) -> list[str]:
     """Options of quantize, in any combination, most of them sensible."""
     drawn: list[list[str]] = [
-        ["--type", rng.choice(["tq-q4", "Q8_0", "q4_0", "F32", "iq2_xs", "odd", ""])],
+        ["--type", rng.choice(["tq-q4", "Q8_0", "q4_0", "F32", "iq2_xs", "odd", "", "q4_k_m"])],
+        ["--effort", rng.choice(["fast", "fast", "good", "best", "odd"])],
         ["--rotate", rng.choice(["fused", "none", "tensor", "values", "auto", "odd"])],
         ["--effort", rng.choice(["fast", "good", "odd"])],
         ["--block", rng.choice(["auto", "16", "64", "3", "0", "-1", "9" * 30, "x"])],
@@ -329,6 +331,11 @@ def commands(model: Path, good: Path, out: Path, rng: Random) -> Iterator[list[s
 
 def complaint(arguments: list[str]) -> str:
     """Run a command; what is wrong with its answer, or nothing."""
+    return answer(arguments)[1]
+
+
+def answer(arguments: list[str]) -> tuple[int, str]:
+    """Run a command; its exit status, and what is wrong with its answer or nothing."""
     signal.setitimer(signal.ITIMER_PROF, SECONDS)
     signal.alarm(30 * SECONDS)
     try:
@@ -338,13 +345,13 @@ def complaint(arguments: list[str]) -> str:
         signal.alarm(0)
     error = result.exception
     if error is not None and not isinstance(error, SystemExit):
-        return "".join(traceback.format_exception(error)[-7:])
+        return result.exit_code, "".join(traceback.format_exception(error)[-7:])
     if result.exit_code not in (0, 1, 2):
-        return f"exit status {result.exit_code}"
+        return result.exit_code, f"exit status {result.exit_code}"
     lines = result.stderr.splitlines()
     if result.exit_code == 1 and not (lines and lines[-1].startswith("error: ")):
-        return f"status 1 without an error line: {result.output[-500:]}"
-    return ""
+        return 1, f"status 1 without an error line: {result.output[-500:]}"
+    return result.exit_code, ""
 
 
 def _too_long(*_: object) -> None:
@@ -368,7 +375,12 @@ class Fuzz:
         place = self.folder / "case"
         shutil.rmtree(place, ignore_errors=True)
         place.mkdir()
-        if number % 4 == 0:
+        if number % 4 == 1:
+            yield from self._situation(number, rng, place)
+            return
+        if number % 8 == 0:
+            model = situations.rearrange(rng, shutil.copytree(self.huggingface, place / "hf"))
+        elif number % 8 == 4:
             model = damage_folder(self.huggingface, place / "hf", rng)
         else:
             model = place / rng.choice(["m.gguf", "m.gguf", "m-00001-of-00001.gguf"])
@@ -378,6 +390,45 @@ class Fuzz:
             wrong = complaint(arguments)
             if wrong:
                 yield f"case {number}: tqgguf {' '.join(arguments)}\n{wrong}"
+
+    def _situation(self, number: int, rng: Random, place: Path) -> Iterator[str]:
+        """A healthy model among odd rules, importance files and outputs: what goes wrong."""
+        model, text = place / "m.gguf", place / "text.txt"
+        metadata, infos, data = llama(rng)
+        healthy = {k: v for k, v in metadata.items() if not k.startswith("tqgguf.")}
+        model.write_bytes(serialise((healthy, infos, data)))
+        text.write_text("To be or not to be. " * 20)
+        shapes = {info.name: info.shape for info in infos}
+        inputs = [model, text, situations.importance(rng, place / "imatrix", shapes)]
+        outputs = [situations.target(rng, place, "out.gguf", inputs)]
+        words = ["quantize", str(model), "-o", outputs[0], *situations.rules(rng), *flags(rng)]
+        if rng.random() < 0.5:
+            words += ["--imatrix", str(inputs[2])]
+        if rng.random() < 0.3:
+            other = situations.target(rng, place, rng.choice(["i.gguf", "out.gguf"]), inputs)
+            outputs.append(other)
+            words += ["--calibrate", str(text), "--save-imatrix", other]
+        others = [
+            ["dequantize", str(model), "-o", outputs[0], *rng.choice([[], ["--force"]])],
+            ["report", "mse", str(model), "--types", "Q4_0", "--plot", f"{outputs[0]}.svg"],
+        ]
+        for arguments in [words, *rng.sample(others, 1)]:
+            before = situations.snapshot(place)
+            status, wrong = answer(arguments)
+            named = [*outputs, f"{outputs[0]}.svg"]
+            after = situations.snapshot(place)
+            wrong = wrong or situations.lost(before, after, named=named, inputs=inputs)
+            if not wrong and not status and Path(outputs[0]).is_file() and "--split" not in words:
+                wrong = self._unsound(model, Path(outputs[0]), arguments)
+            if wrong:
+                yield f"case {number}: tqgguf {' '.join(arguments)}\n{wrong}"
+
+    def _unsound(self, model: Path, made: Path, arguments: list[str]) -> str:
+        """Why what was made is not the model, or nothing."""
+        if arguments[0] != "quantize" or "--dry-run" in arguments:
+            return ""
+        result = RUNNER.invoke(app, ["verify", str(made), str(model)])
+        return "" if result.exit_code == 0 else f"verify: {result.output[-300:]}"
 
 
 def main() -> None:
