@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tqgguf.cli.front import draw_front
-from tqgguf.measure.eval import Row, mark_pareto
+from tqgguf.measure.eval import QualityRow, mark_pareto
 
 LINE = re.compile(
     r"^\| (?P<file>(?:llama-quantize|tqgguf) [^|]+) \| (?P<bytes>[\d,]+) \| (?P<bpw>[\d.]+) "
@@ -32,12 +32,14 @@ def main() -> None:
     draw_front(mark_pareto(rows), args.picture)
 
 
-def read(text: str) -> Iterator[Row]:
+def read(text: str) -> Iterator[QualityRow]:
     """The rows of a table; what it does not tell is 0."""
     for line in LINE.finditer(text):
         size, kld = int(line["bytes"].replace(",", "")), float(line["kld"])
         same = float(line["same"])
-        yield Row(short_name(line["file"], size), size, float(line["bpw"]), 0, kld, 0, 0, same)
+        yield QualityRow(
+            short_name(line["file"], size), size, float(line["bpw"]), 0, kld, 0, 0, same
+        )
 
 
 def short_name(file: str, size: int) -> str:

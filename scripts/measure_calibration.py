@@ -16,7 +16,7 @@ from tqgguf.calibration.cached import calibrate_model
 from tqgguf.calibration.calibrate import Settings as Feedback
 from tqgguf.llamacpp import Settings, programs
 from tqgguf.measure import eval as evaluate
-from tqgguf.measure.eval import Row
+from tqgguf.measure.eval import QualityRow
 from tqgguf.models import open_model
 from tqgguf.pipeline import convert
 from tqgguf.planning.choices import prepare
@@ -57,7 +57,7 @@ class Maker:
             context = evaluate.default_context(self.model)
             programs.imatrix(self.model, self.text, imatrix, context=context, threads=self.threads)
         path = self.folder / f"{pair.theirs}{'-pure' * pair.pure}.gguf"
-        programs.quantize(
+        programs.quantize_file(
             *(self.model, path, pair.theirs), imatrix=imatrix, pure=pair.pure, threads=self.threads
         )
         return path
@@ -126,16 +126,16 @@ def read_pairs(text: str, *, pure: bool) -> Iterator[Pair]:
 
 def compare(
     pairs: list[Pair], maker: Maker, text: Path, settings: Settings
-) -> Iterator[tuple[Pair, Row, Row]]:
+) -> Iterator[tuple[Pair, QualityRow, QualityRow]]:
     """Every pair with their and our file's row."""
-    original = evaluate.prepare(maker.model, text, settings)
+    original = evaluate.prepare_original(maker.model, text, settings)
     for pair in pairs:
-        theirs = evaluate.measure(original, maker.theirs(pair), settings)
-        ours = evaluate.measure(original, maker.ours(pair, theirs.bytes), settings)
+        theirs = evaluate.measure_quality(original, maker.theirs(pair), settings)
+        ours = evaluate.measure_quality(original, maker.ours(pair, theirs.bytes), settings)
         yield pair, theirs, ours
 
 
-def print_table(rows: Iterator[tuple[Pair, Row, Row]]) -> None:
+def print_table(rows: Iterator[tuple[Pair, QualityRow, QualityRow]]) -> None:
     """One line per pair, as soon as it is measured."""
     print("| llama-quantize + imatrix | bytes | KLD | calibrated | bytes | KLD | ratio |")
     print("|---|---:|---:|---|---:|---:|---:|")

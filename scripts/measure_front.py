@@ -15,7 +15,7 @@ from tqgguf import llamacpp
 from tqgguf.llamacpp import Settings, Speed, Workload
 from tqgguf.measure import bench as benchmark
 from tqgguf.measure import eval as evaluate
-from tqgguf.measure.eval import Row, mark_pareto
+from tqgguf.measure.eval import QualityRow, mark_pareto
 
 TYPES = "Q5_1,Q5_0,Q4_1,Q4_0,Q4_K,IQ4_XS,IQ4_NL,Q3_K,IQ3_S,Q2_K,IQ2_S"
 
@@ -25,7 +25,7 @@ class Point:
     """One type: its row for the trained model as it is, and its divergence with `--rotate auto`."""
 
     type: str
-    row: Row
+    row: QualityRow
     rotated: float
 
 
@@ -61,11 +61,11 @@ def measure_quality(
     trained: Path, text: Path, types: list[str], speeds: list[Speed], settings: Settings
 ) -> list[Point]:
     """KL divergence of every type without rotation and with `--rotate auto`."""
-    original = evaluate.prepare(trained, text, settings)
+    original = evaluate.prepare_original(trained, text, settings)
     points = []
     for type, speed in zip(types, speeds, strict=True):
         plain, rotated = (
-            evaluate.measure(
+            evaluate.measure_quality(
                 original,
                 benchmark.ours(trained, type, rotate=rotate, threads=settings.threads),
                 settings,

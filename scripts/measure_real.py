@@ -46,7 +46,7 @@ class Maker:
             )
         path = self.folder / "theirs.gguf"
         used = imatrix if weighed else None
-        programs.quantize(self.model, path, type, imatrix=used, threads=self.threads)
+        programs.quantize_file(self.model, path, type, imatrix=used, threads=self.threads)
         return path
 
     def ours(self, options: Sequence[str]) -> Path:
@@ -88,16 +88,16 @@ def measure(
     theirs: Sequence[str],
     ours: Sequence[str],
     efforts: Sequence[str],
-) -> Iterator[tuple[str, evaluate.Row, float]]:
+) -> Iterator[tuple[str, evaluate.QualityRow, float]]:
     """What made each file, its row, and the seconds that took."""
-    original = evaluate.prepare(maker.model, text, settings)
+    original = evaluate.prepare_original(maker.model, text, settings)
     sizes = {}
     for type in theirs:
         for weighed in (False, True):
             began = time.perf_counter()
             path = maker.theirs(type, weighed=weighed)
             seconds = time.perf_counter() - began
-            row = evaluate.measure(original, path, settings)
+            row = evaluate.measure_quality(original, path, settings)
             sizes[type] = row.bytes
             yield f"llama-quantize {type}{' with imatrix' * weighed}", row, seconds
     wanted = [["--type", type, "--effort", effort] for type in ours for effort in efforts]
@@ -111,10 +111,14 @@ def measure(
         began = time.perf_counter()
         path = maker.ours(options)
         seconds = time.perf_counter() - began
-        yield "tqgguf " + " ".join(options), evaluate.measure(original, path, settings), seconds
+        yield (
+            "tqgguf " + " ".join(options),
+            evaluate.measure_quality(original, path, settings),
+            seconds,
+        )
 
 
-def print_table(rows: Iterator[tuple[str, evaluate.Row, float]]) -> None:
+def print_table(rows: Iterator[tuple[str, evaluate.QualityRow, float]]) -> None:
     """One line per file, as soon as it is measured."""
     print("| file | bytes | bits per weight | KLD | same top token | made in |")
     print("|---|---:|---:|---:|---:|---:|")

@@ -417,7 +417,8 @@ class Fuzz:
             status, wrong = answer(arguments)
             named = [*outputs, f"{outputs[0]}.svg"]
             after = situations.snapshot(place)
-            wrong = wrong or situations.lost(before, after, named=named, inputs=inputs)
+            read = inputs if arguments is words else [model]
+            wrong = wrong or situations.lost(before, after, named=named, inputs=read)
             if not wrong and not status and Path(outputs[0]).is_file() and "--split" not in words:
                 wrong = self._unsound(model, Path(outputs[0]), arguments)
             if wrong:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tqgguf.calibration import sensitivity
-from tqgguf.calibration.sensitivity import measure
+from tqgguf.calibration.sensitivity import measure_sensitivity
 from tqgguf.calibration.statistics import input_energies
 from tqgguf.formats import dequantize, quantize
 from tqgguf.kernels.metrics import relative_mse
@@ -40,7 +40,7 @@ def rounded(model, name, type, energy=None):
 @pytest.mark.parametrize("weighed", [False, True])
 def test_a_sensitivity_predicts_what_another_type_loses(model, tokens, weighed):
     energies = input_energies(model, tokens).importance if weighed else None
-    found = measure(model, NAMES, tokens, energies=energies)
+    found = measure_sensitivity(model, NAMES, tokens, energies=energies)
     for name in NAMES:
         energy = sensitivity.energy_of(model, energies, name)
         other, error = rounded(model, name, "Q5_0", energy)
@@ -51,9 +51,9 @@ def test_a_sensitivity_predicts_what_another_type_loses(model, tokens, weighed):
 
 def test_roles_and_layers_together_are_near_every_matrix_alone(model, tokens, monkeypatch):
     names = [n for n, t in model.tensors.items() if is_matrix(t)]
-    alone = measure(model, names, tokens)
+    alone = measure_sensitivity(model, names, tokens)
     monkeypatch.setattr(sensitivity, "_ONE_BY_ONE", 0)
-    together = measure(model, names, tokens)
+    together = measure_sensitivity(model, names, tokens)
     assert together.keys() == alone.keys() == set(names)
     assert together["token_embd.weight"] == alone["token_embd.weight"]
     counting = [n for n in names if alone[n] > 0.1 * np.median(list(alone.values()))]

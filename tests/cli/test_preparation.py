@@ -134,7 +134,7 @@ def test_llama_quantize_reads_our_imatrix(novels, text, tmp_path, cache):
         *("--calibrate", words, "--calibrate-tokens", 2048, "--save-imatrix", saved),
     )
     assert cache.is_dir()
-    programs.quantize(novels, tmp_path / "theirs.gguf", "Q2_K", imatrix=saved)
+    programs.quantize_file(novels, tmp_path / "theirs.gguf", "Q2_K", imatrix=saved)
     programs.imatrix(novels, words, tmp_path / "reference.gguf", context=256, chunks=8)
     ours, theirs = read_imatrix(saved), read_imatrix(tmp_path / "reference.gguf")
     for name in theirs.sums:

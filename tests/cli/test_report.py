@@ -26,7 +26,9 @@ def test_report_mse_without_a_model_has_the_contracts_keys():
     assert [r["format"] for r in rows[:2]] == ["Q4", "TQ-Q4"]
     for row in rows:
         assert {"format", "bpw", "mse", "rel_mse", "max_abs_err", "verdict"} <= set(row)
-    expected = synthetic.measure(synthetic.make_weights(seed=0), types=["Q4_0"], gguf_rows=8)
+    expected = synthetic.measure_synthetic(
+        synthetic.make_weights(seed=0), types=["Q4_0"], gguf_rows=8
+    )
     assert [r["mse"] for r in rows] == [r.mse for r in expected]
 
 
@@ -63,7 +65,7 @@ def test_report_mse_of_a_model_has_the_contracts_keys_and_the_librarys_numbers(
 ):
     opened = open_model(novels)
     rotation, _ = mse.studied_rotation(opened)
-    reports = {r.name: r for r in mse.measure(opened, rotation, types=["Q4_0"])}
+    reports = {r.name: r for r in mse.measure_weights(opened, rotation, types=["Q4_0"])}
     assert len(novels_document["tensors"]) == len(reports)
     for row in novels_document["tensors"]:
         expected = reports[row["name"]]

@@ -2,15 +2,15 @@ from pathlib import Path
 
 import pytest
 
-from tqgguf.llamacpp import Output
+from tqgguf.llamacpp import ToolOutput
 
 CAPTURES = Path(__file__).parent.parent / "data" / "llamacpp"
 
 
-def captured(name: str) -> Output:
+def captured(name: str) -> ToolOutput:
     """What a real program of llama-cpp-python 0.3.36's llama.cpp printed."""
     out, err = (CAPTURES / f"{name}.{stream}" for stream in ("stdout", "stderr"))
-    return Output(out.read_text(), err.read_text())
+    return ToolOutput(out.read_text(), err.read_text())
 
 
 @pytest.fixture

@@ -4,24 +4,24 @@ from pathlib import Path
 import pytest
 
 from tqgguf.errors import ToolError
-from tqgguf.llamacpp import Output, Sample, Workload, measure, rounds, summarize
+from tqgguf.llamacpp import Sample, ToolOutput, Workload, measure_speed, rounds, summarize
 from tqgguf.llamacpp.bench import parse
 
 
 def test_real_output_gives_speed_and_size(capture):
     tests = json.loads(capture("bench").stdout)
-    f16 = parse(Output(json.dumps(tests[:2]), ""), "a.gguf")
+    f16 = parse(ToolOutput(json.dumps(tests[:2]), ""), "a.gguf")
     assert f16 == Sample("a.gguf", 10499072, 5246208, tests[0]["avg_ts"], tests[1]["avg_ts"])
     assert tests[0]["n_prompt"] == 64
     assert tests[1]["n_gen"] == 16
-    only_decode = parse(Output(json.dumps(tests[3:]), ""), "b.gguf")
+    only_decode = parse(ToolOutput(json.dumps(tests[3:]), ""), "b.gguf")
     assert only_decode.pp is None
     assert only_decode.tg == tests[3]["avg_ts"]
 
 
 @pytest.mark.parametrize("keep", [0, 1, 40, 3000])
 def test_output_cut_short_is_an_error(capture, keep):
-    output = Output(capture("bench").stdout[:keep], "")
+    output = ToolOutput(capture("bench").stdout[:keep], "")
     with pytest.raises(ToolError, match=r"llama-bench: printed no usable JSON for m\.gguf"):
         parse(output, "m.gguf")
 
@@ -29,7 +29,7 @@ def test_output_cut_short_is_an_error(capture, keep):
 @pytest.mark.parametrize("text", ["[]", "{}", "null", "[{}]", '[{"n_gen": 1, "avg_ts": "x"}]'])
 def test_json_of_another_shape_is_an_error(text):
     with pytest.raises(ToolError, match="no usable JSON"):
-        parse(Output(text, ""), "m.gguf")
+        parse(ToolOutput(text, ""), "m.gguf")
 
 
 def test_the_reason_is_quoted_from_a_real_failure(capture):
@@ -50,7 +50,7 @@ def test_rounds_interleave_and_turn_round(program, tmp_path):
 def test_the_workload_reaches_the_program(program, tmp_path, capture):
     program("llama-bench", 'echo "$@" > "$0.log"; cat "$0.json"')
     (tmp_path / "llama-bench.json").write_text(capture("bench").stdout)
-    measure(Path("m.gguf"), Workload(prompt=0, generate=5, threads=3, gpu_layers=9))
+    measure_speed(Path("m.gguf"), Workload(prompt=0, generate=5, threads=3, gpu_layers=9))
     said = (tmp_path / "llama-bench.log").read_text()
     assert said == "-m m.gguf -o json -p 0 -n 5 -r 1 -t 3 -ngl 9\n"
 

@@ -170,7 +170,7 @@ def test_an_interrupted_run_goes_on_without_converting_again(folder, program, mo
         "--effort",
         "fast",
     ]
-    monkeypatch.setattr("tqgguf.cli.quantize.prepare", lambda *_, **__: sys.exit(130))
+    monkeypatch.setattr("tqgguf.api.prepare", lambda *_, **__: sys.exit(130))
     assert CliRunner().invoke(app, arguments).exit_code == 130
     assert module.temporary(folder, out).is_file()
     monkeypatch.undo()

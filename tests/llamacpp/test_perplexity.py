@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from tqgguf.errors import ToolError
-from tqgguf.llamacpp import Divergence, Output, Settings, divergence
+from tqgguf.llamacpp import Divergence, Settings, ToolOutput, divergence
 from tqgguf.llamacpp.perplexity import parse_divergence, parse_estimate
 
 CAPTURES = Path(__file__).parent.parent / "data" / "llamacpp"
@@ -44,15 +44,15 @@ def test_a_truncated_base_is_an_error_though_the_program_exits_0(capture):
 def test_any_missing_statistic_is_an_error(capture, line):
     kept = [text for text in capture("kl").stdout.splitlines() if not text.startswith(line)]
     with pytest.raises(ToolError, match="printed no result"):
-        parse_divergence(Output("\n".join(kept), ""))
+        parse_divergence(ToolOutput("\n".join(kept), ""))
 
 
 def test_nan_is_named(capture):
     text = capture("kl").stdout.replace("Mean PPL(Q)                   :  26.", "Mean PPL(Q) : nan")
     with pytest.raises(ToolError, match="computes NaN"):
-        parse_divergence(Output(text, ""))
+        parse_divergence(ToolOutput(text, ""))
     with pytest.raises(ToolError, match="computes NaN"):
-        parse_estimate(Output("", "Final estimate: PPL = -nan +/- -nan"))
+        parse_estimate(ToolOutput("", "Final estimate: PPL = -nan +/- -nan"))
 
 
 def test_settings_become_options():

@@ -6,7 +6,7 @@ import pytest
 from processes import alive, started, wait_for
 
 from tqgguf.errors import ToolError
-from tqgguf.llamacpp.tools import VERSION, Output, built_tools, cause, find, run
+from tqgguf.llamacpp.tools import VERSION, ToolOutput, built_tools, cause, find, run
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -48,7 +48,7 @@ def test_a_missing_program_names_the_places_and_the_cure(tmp_path, monkeypatch):
 
 def test_output_and_arguments_pass_through(program, tmp_path):
     program("llama-bench", 'echo "out $1 $2"; echo "err ±" >&2')
-    assert run("llama-bench", tmp_path, 3) == Output(f"out {tmp_path} 3\n", "err ±\n")
+    assert run("llama-bench", tmp_path, 3) == ToolOutput(f"out {tmp_path} 3\n", "err ±\n")
 
 
 @pytest.mark.parametrize(

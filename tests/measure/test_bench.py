@@ -5,7 +5,7 @@ import pytest
 from tqgguf import llamacpp
 from tqgguf.llamacpp import Sample, Workload
 from tqgguf.measure import bench as benchmark
-from tqgguf.measure.bench import summarize
+from tqgguf.measure.bench import tabulate
 from tqgguf.models import open_model
 from tqgguf.pipeline import convert
 from tqgguf.planning.plan import Options, make_plan
@@ -23,7 +23,7 @@ def test_an_untied_head_counts_as_a_cost(novels, stories, tmp_path):
     untied = make(novels, tmp_path / "untied.gguf", type="q4_k")
     sizes = {novels: (1000, 500), untied: (300, 600), stories: (40, 10)}
     samples = [Sample(str(path), *size, 1.0, 2.0) for path, size in sizes.items()]
-    tied_row, untied_row, other_row = summarize(samples)
+    tied_row, untied_row, other_row = tabulate(samples)
     assert (tied_row.bpw, untied_row.bpw, other_row.bpw) == (16.0, 4.8, 32.0)
     assert tied_row.bytes == novels.stat().st_size
     assert untied_row.tg_ratio == 1.0
@@ -39,7 +39,7 @@ def test_files_are_made_and_measured(novels, cache):
     assert (theirs.name, own.name) == ("novels-5m-Q4_0.gguf", "novels-5m-TQ-Q2.gguf")
     assert not list(cache.rglob("*.partial"))
     work = Workload(prompt=8, generate=4, threads=1)
-    rows = summarize(llamacpp.rounds([theirs, own], work, count=2))
+    rows = tabulate(llamacpp.rounds([theirs, own], work, count=2))
     assert [row.model for row in rows] == [str(theirs), str(own)]
     assert rows[0].tg_ratio == 1.0
     assert rows[1].tg_ratio == pytest.approx(rows[1].tg / rows[0].tg)

@@ -12,7 +12,7 @@ from tqgguf.llamacpp.logits import perplexity
 from tqgguf.machine.cache import prune
 from tqgguf.machine.content import content_key
 from tqgguf.measure import eval as evaluate
-from tqgguf.measure.eval import Row, mark_pareto
+from tqgguf.measure.eval import QualityRow, mark_pareto
 from tqgguf.models import open_model
 from tqgguf.pipeline import convert
 from tqgguf.planning.plan import Options, make_plan
@@ -28,7 +28,7 @@ def make(source, target, **options):
 
 
 def row(bytes, kld, tg=None):
-    return Row("m", bytes, 4.5, 9.0, kld, kld, kld, 90.0, tg=tg)
+    return QualityRow("m", bytes, 4.5, 9.0, kld, kld, kld, 90.0, tg=tg)
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_a_fold_changes_no_prediction(novels, text, tmp_path):
 @pytest.mark.usefixtures("cache")
 def test_our_own_arithmetic_repeats_llama_perplexity(novels, text, tmp_path):
     quant = make(novels, tmp_path / "q2.gguf", type="q2_k")
-    base = evaluate.prepare(novels, text, SHORT)
+    base = evaluate.prepare_original(novels, text, SHORT)
     theirs = printed_divergence(quant, base)
     own = evaluate._own_divergence(base, quant, SHORT)
     assert theirs.kld_max > evaluate.NOISE
@@ -130,11 +130,11 @@ def test_lost_statistics_are_computed_from_the_files(novels, text, cache, tmp_pa
 
 @pytest.mark.tools
 def test_predictions_are_computed_once(novels, text, cache):
-    first = evaluate.prepare(novels, text, SHORT)
+    first = evaluate.prepare_original(novels, text, SHORT)
     (stored,) = (cache / "logits").glob("*.kld")
     assert first.base == stored
     made = stored.stat().st_ino
-    assert evaluate.prepare(novels, text, SHORT) == first
+    assert evaluate.prepare_original(novels, text, SHORT) == first
     assert stored.stat().st_ino == made
     assert not list((cache / "logits").glob("*.partial"))
 
@@ -144,7 +144,7 @@ def test_a_short_text_is_an_error_and_leaves_nothing(novels, cache, tmp_path):
     text = tmp_path / "short.txt"
     text.write_text("It was the best of times.\n")
     with pytest.raises(ToolError, match=r"(need at|is it at) least 128 tokens"):
-        evaluate.prepare(novels, text, SHORT)
+        evaluate.prepare_original(novels, text, SHORT)
     assert list((cache / "logits").iterdir()) == []
 
 
@@ -161,5 +161,5 @@ def test_predictions_cut_short_by_a_full_disk_are_not_kept(
     cutting.chmod(0o755)
     monkeypatch.setenv("LLAMA_CPP_BIN", str(tmp_path))
     with pytest.raises(ToolError, match=r"do not hold 124 predictions; is the disk full\?"):
-        evaluate.prepare(novels, text, SHORT)
+        evaluate.prepare_original(novels, text, SHORT)
     assert not list((cache / "logits").glob("*.kld"))

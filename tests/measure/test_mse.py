@@ -22,7 +22,7 @@ HEADS = {"llama.attention.head_count": encode(8)}
 
 def report(of, **options):
     rotation, _ = mse.studied_rotation(of)
-    return {r.name: r for r in mse.measure(of, rotation, **options)}
+    return {r.name: r for r in mse.measure_weights(of, rotation, **options)}
 
 
 @pytest.fixture(scope="module")
@@ -152,7 +152,7 @@ def test_errors_of_outputs_are_those_of_weights_times_energies(novels_model, sam
     rotation, _ = mse.studied_rotation(one, energies=energies)
     found = {
         r.name: r.types["Q4_0"]
-        for r in mse.measure(
+        for r in mse.measure_weights(
             one, rotation, types=["Q4_0"], energies=energies, sample_rows=sample_rows
         )
     }
@@ -261,7 +261,7 @@ def test_sample_rows_is_what_is_read():
 def test_the_threads_change_nothing(novels_model):
     rotation, _ = mse.studied_rotation(novels_model)
     one, two = (
-        next(mse.measure(novels_model, rotation, types=["Q4_0"], threads=n)) for n in (1, 2)
+        next(mse.measure_weights(novels_model, rotation, types=["Q4_0"], threads=n)) for n in (1, 2)
     )
     assert one.types == two.types
     assert (one.histogram_rotated == two.histogram_rotated).all()

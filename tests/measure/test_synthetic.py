@@ -21,7 +21,10 @@ def weights():
 
 @pytest.fixture(scope="module")
 def rows(weights):
-    return {r.format: r for r in synthetic.measure(weights, types=["Q4_0", "q2_k"], gguf_rows=128)}
+    return {
+        r.format: r
+        for r in synthetic.measure_synthetic(weights, types=["Q4_0", "q2_k"], gguf_rows=128)
+    }
 
 
 @pytest.mark.parametrize(
@@ -80,7 +83,7 @@ def rounded(x, bits):
 @pytest.mark.parametrize("rotated", [False, True])
 def test_a_plain_row_is_the_scripts_formula(weights, bits, rotated):
     part = weights[:64]
-    found = synthetic.measure(part, types=[], gguf_rows=1)
+    found = synthetic.measure_synthetic(part, types=[], gguf_rows=1)
     row = next(r for r in found if r.format == f"{'TQ-' if rotated else ''}Q{bits}")
     x, q = part.astype(np.float64), dense_rotation(part.shape[1])
     error = rounded(x @ q, bits) @ q - x if rotated else rounded(x, bits) - x
@@ -104,9 +107,9 @@ def test_a_gguf_row_is_the_readers_error_in_the_original_frame(weights, rows, ro
 def test_the_seed_decides_and_the_threads_do_not(weights):
     assert (weights[:640] == synthetic.make_weights(seed=0, threads=1)[:640]).all()
     assert np.any(weights[:64] != synthetic.make_weights(seed=1)[:64])
-    assert synthetic.measure(weights[:128], types=["Q4_0"], threads=1) == synthetic.measure(
-        weights[:128], types=["Q4_0"], threads=2
-    )
+    assert synthetic.measure_synthetic(
+        weights[:128], types=["Q4_0"], threads=1
+    ) == synthetic.measure_synthetic(weights[:128], types=["Q4_0"], threads=2)
 
 
 def test_the_histograms_show_the_tails_before_and_not_after(weights):
@@ -118,7 +121,7 @@ def test_the_histograms_show_the_tails_before_and_not_after(weights):
 
 def test_an_unknown_type_is_refused():
     with pytest.raises(PlanError, match="Q9"):
-        synthetic.measure(np.zeros((1, 256), np.float32), types=["Q9"])
+        synthetic.measure_synthetic(np.zeros((1, 256), np.float32), types=["Q9"])
 
 
 @pytest.mark.slow
@@ -128,7 +131,10 @@ def test_the_pages_figures_are_what_the_command_prints(weights):
     table = re.findall(
         r"^\| (\w+) \| ([\d.]+) \| ([\d.e-]+) \| ([\d.e-]+) \| ([\d.]+)x \|$", page, re.M
     )
-    rows = {r.format: r for r in synthetic.measure(weights, types=[name for name, *_ in table])}
+    rows = {
+        r.format: r
+        for r in synthetic.measure_synthetic(weights, types=[name for name, *_ in table])
+    }
     assert len(table) == 4
     for name, bpw, mse, rotated, gain in table:
         assert rows[name].bpw == float(bpw)

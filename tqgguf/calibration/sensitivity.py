@@ -30,7 +30,7 @@ _BANDS = 3  # of layers between the outer two at either end
 _AT_ONCE = 64  # tokens whose predictions are compared
 
 
-def measure(
+def measure_sensitivity(
     model: Model,
     names: Sequence[str],
     tokens: Tokens,

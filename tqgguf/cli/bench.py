@@ -16,10 +16,10 @@ from tqgguf.cli.application import app
 from tqgguf.cli.console import say, say_json
 from tqgguf.cli.front import draw_speeds
 from tqgguf.cli.plots import check_plot
-from tqgguf.cli.tables import Output, factor
+from tqgguf.cli.tables import Printer, factor
 from tqgguf.llamacpp import Workload
 from tqgguf.measure import bench as benchmark
-from tqgguf.measure.bench import Row
+from tqgguf.measure.bench import SpeedRow
 from tqgguf.measure.eval import open_gguf
 
 
@@ -53,7 +53,7 @@ def bench_command(
     made = m.make_files(models[0], baselines, types, threads=threads, quiet=quiet)
     files = list(dict.fromkeys([*models, *made]))
     workload = Workload(prompt, generate, threads, gpu_layers)
-    rows = benchmark.summarize(m.run_rounds(files, workload, rounds=rounds, quiet=quiet))
+    rows = benchmark.tabulate(m.run_rounds(files, workload, rounds=rounds, quiet=quiet))
     if plot:
         draw_speeds(rows, plot)
     if json:
@@ -61,10 +61,10 @@ def bench_command(
     elif as_csv:
         say(_csv(rows))
     else:
-        _say_rows(rows, Output(markdown))
+        _say_rows(rows, Printer(markdown))
 
 
-def _csv(rows: Sequence[Row]) -> str:
+def _csv(rows: Sequence[SpeedRow]) -> str:
     text = io.StringIO()
     names = ["model", "bytes", "bpw", "pp", "tg", "pp_ratio", "tg_ratio"]
     table = csv.DictWriter(text, names, extrasaction="ignore", lineterminator="\n")
@@ -73,7 +73,7 @@ def _csv(rows: Sequence[Row]) -> str:
     return text.getvalue().rstrip("\n")
 
 
-def _say_rows(rows: Sequence[Row], out: Output) -> None:
+def _say_rows(rows: Sequence[SpeedRow], out: Printer) -> None:
     columns = ["model", "bytes", "bpw", "pp tok/s", "ratio", "tg tok/s", "ratio", "tg range"]
     cells = [
         [

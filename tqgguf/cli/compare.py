@@ -10,7 +10,7 @@ import typer
 from tqgguf.cli import options as o
 from tqgguf.cli.application import app
 from tqgguf.cli.console import progress, say_json
-from tqgguf.cli.tables import Output, document, number, short
+from tqgguf.cli.tables import Printer, document, number, short
 from tqgguf.measure.compare import FileReport, TensorError, compare
 from tqgguf.models import open_model
 
@@ -40,7 +40,7 @@ def compare_command(
     if json:
         say_json(document({"original": original, "models": [_document(r) for r in found]}))
         return
-    out = Output(markdown)
+    out = Printer(markdown)
     for report in found:
         _say_tensors(report, top, out)
     _say_totals(found, out)
@@ -68,7 +68,7 @@ def _tensor(t: TensorError) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _say_tensors(report: FileReport, top: int, out: Output) -> None:
+def _say_tensors(report: FileReport, top: int, out: Printer) -> None:
     inexact = [t for t in report.tensors if t.rel_mse_seen > 1e-12]
     worst = sorted(inexact, key=lambda t: t.rel_mse_seen * t.size, reverse=True)
     shown = worst[:top] if top else worst
@@ -96,7 +96,7 @@ def _say_tensors(report: FileReport, top: int, out: Output) -> None:
         out.line(f"{report.path.name}: {exact} tensors are exact (to float32 rounding)")
 
 
-def _say_totals(found: Sequence[FileReport], out: Output) -> None:
+def _say_totals(found: Sequence[FileReport], out: Printer) -> None:
     columns = ["file", "rotation", "bytes", "bpw", "rel. MSE", "seen", "SQNR dB", "max |err|"]
     rows = [
         [

@@ -14,10 +14,10 @@ from tqgguf.cli.application import app
 from tqgguf.cli.console import progress, say_json
 from tqgguf.cli.front import draw_front
 from tqgguf.cli.plots import check_plot
-from tqgguf.cli.tables import Output
+from tqgguf.cli.tables import Printer
 from tqgguf.llamacpp import Settings, Speed, Workload
 from tqgguf.measure import eval as evaluate
-from tqgguf.measure.eval import Original, Row
+from tqgguf.measure.eval import Original, QualityRow
 
 
 @app.command("eval")
@@ -67,25 +67,25 @@ def eval_command(
     if json:
         say_json(_document(base, rows))
     else:
-        _say_rows(base, rows, Output(markdown))
+        _say_rows(base, rows, Printer(markdown))
 
 
 def _measure(
     original: Path, models: Sequence[Path], text: Path, settings: Settings, *, quiet: bool
-) -> tuple[Original, list[Row]]:
+) -> tuple[Original, list[QualityRow]]:
     rows = []
     with progress(1 + len(models), "quality", unit="file", quiet=quiet) as bar:
-        base = evaluate.prepare(original, text, settings)
+        base = evaluate.prepare_original(original, text, settings)
         bar.update()
         for model in models:
-            rows.append(evaluate.measure(base, model, settings))
+            rows.append(evaluate.measure_quality(base, model, settings))
             bar.update()
     return base, rows
 
 
 def _with_speed(
-    base: Original, rows: Sequence[Row], workload: Workload, *, rounds: int, quiet: bool
-) -> tuple[Original, list[Row]]:
+    base: Original, rows: Sequence[QualityRow], workload: Workload, *, rounds: int, quiet: bool
+) -> tuple[Original, list[QualityRow]]:
     paths = [Path(base.model), *(Path(row.model) for row in rows)]
     samples = m.run_rounds(paths, workload, rounds=rounds, quiet=quiet)
     speeds = {speed.model: speed for speed in llamacpp.summarize(samples)}
@@ -94,13 +94,13 @@ def _with_speed(
     return replace(base, pp=own.pp, tg=own.tg), measured
 
 
-def _document(base: Original, rows: Sequence[Row]) -> dict[str, Any]:
+def _document(base: Original, rows: Sequence[QualityRow]) -> dict[str, Any]:
     """The JSON of eval; its keys are a contract."""
     original = {k: v for k, v in asdict(base).items() if not isinstance(v, Path)}
     return {"original": original, "text": str(base.text), "rows": [asdict(row) for row in rows]}
 
 
-def _say_rows(base: Original, rows: Sequence[Row], out: Output) -> None:
+def _say_rows(base: Original, rows: Sequence[QualityRow], out: Printer) -> None:
     columns = ["model", "bytes", "bpw", "PPL", "KLD mean", "KLD 99.9%", "KLD max", "same top %"]
     if base.tg is not None:
         columns += ["pp tok/s", "tg tok/s"]
@@ -122,7 +122,7 @@ def _original_cells(base: Original) -> list[str]:
     ]
 
 
-def _cells(row: Row) -> list[str]:
+def _cells(row: QualityRow) -> list[str]:
     return [
         Path(row.model).name,
         f"{row.bytes:,}",
@@ -135,5 +135,5 @@ def _cells(row: Row) -> list[str]:
     ]
 
 
-def _speed_cells(row: Row | Original) -> Iterator[str]:
+def _speed_cells(row: QualityRow | Original) -> Iterator[str]:
     return (f"{speed:,.1f}" for speed in (row.pp, row.tg) if speed is not None)

@@ -5,14 +5,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tqgguf.cli.plots import PLAIN, ROTATED, new_figure, save
-from tqgguf.measure.bench import Row as SpeedRow
-from tqgguf.measure.eval import Row
+from tqgguf.measure.bench import SpeedRow
+from tqgguf.measure.eval import QualityRow
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-def draw_front(rows: Sequence[Row], path: Path) -> None:
+def draw_front(rows: Sequence[QualityRow], path: Path) -> None:
     """Draw KL divergence against bits per weight and, where measured, against decode speed."""
     speeds = [row.tg for row in rows if row.tg is not None]
     timed = len(speeds) == len(rows)
@@ -27,7 +27,7 @@ def draw_front(rows: Sequence[Row], path: Path) -> None:
     save(figure, path)
 
 
-def _scatter(axes: "Axes", rows: Sequence[Row], x: Sequence[float], label: str) -> None:
+def _scatter(axes: "Axes", rows: Sequence[QualityRow], x: Sequence[float], label: str) -> None:
     """Named points, ours in one colour, other quantizers' in another, those on the front filled."""
     for row, at in zip(rows, x, strict=True):
         color = ROTATED if "TQ-" in Path(row.model).name else PLAIN

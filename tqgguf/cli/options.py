@@ -77,7 +77,7 @@ _block = _rotation(
 _seed_option = _rotation(parser=_seed, metavar="N", help="Seed of the rotation's signs.")
 Block = Annotated[Any, _block]
 Seed = Annotated[Any, _seed_option]
-Output = Annotated[
+OutputFile = Annotated[
     Path | None,
     _file("--output", "-o", metavar="FILE", help="The file to write; beside MODEL if unset."),
 ]

@@ -44,7 +44,7 @@ def quantize_command(
     model: o.Model,
     options: Options,
     save_imatrix: o.SaveImatrix = None,
-    output: o.Output = None,
+    output: o.OutputFile = None,
     vocab_from: o.VocabFrom = None,
     converter: o.Converter = None,
     converter_python: o.ConverterPython = None,

@@ -13,7 +13,7 @@ from tqgguf.cli import options as o
 from tqgguf.cli.application import app
 from tqgguf.cli.console import progress, say_json
 from tqgguf.cli.plots import check_plot, draw_synthetic, draw_weights
-from tqgguf.cli.tables import Output, document, factor, number
+from tqgguf.cli.tables import Printer, document, factor, number
 from tqgguf.errors import PlanError
 from tqgguf.measure import kv, mse, synthetic, turboquant
 from tqgguf.measure.mse import BINS, LIMIT
@@ -68,7 +68,7 @@ def mse_command(
     Example: tqgguf report mse model-f16.gguf --types q4_k,q2_k --plot errors.png
     """
     check_plot(plot, inputs=[model], force=force)
-    out = None if json else Output(markdown)
+    out = None if json else Printer(markdown)
     if model is None:
         rows = sample_rows or synthetic.GGUF_ROWS
         _synthetic(_types(types) or synthetic.TYPES, rows, seed, threads, plot, out)
@@ -114,7 +114,7 @@ def turboquant_command(
         scaled = [asdict(r) | {"dim_d_prod": r.dim * r.d_prod} for r in rows]
         say_json(document({"seed": seed, "rotation": rotation, "sketch": sketch, "rows": scaled}))
         return
-    _say_distortions(rows, Output(markdown))
+    _say_distortions(rows, Printer(markdown))
 
 
 @reports.command("kv")
@@ -143,7 +143,7 @@ def kv_command(
     if json:
         say_json(document({"dim": dim, "length": length, "rows": [asdict(r) for r in rows]}))
         return
-    _say_caches(rows, Output(markdown), length=length, dim=dim)
+    _say_caches(rows, Printer(markdown), length=length, dim=dim)
 
 
 def _synthetic(
@@ -152,10 +152,10 @@ def _synthetic(
     seed: int,
     threads: int | None,
     plot: Path | None,
-    out: Output | None,
+    out: Printer | None,
 ) -> None:
     data = synthetic.make_weights(seed=seed, threads=threads)
-    rows = synthetic.measure(data, types=types, gguf_rows=sample_rows, threads=threads)
+    rows = synthetic.measure_synthetic(data, types=types, gguf_rows=sample_rows, threads=threads)
     if out is None:
         extra = {"seed": seed, "gguf_rows": min(sample_rows, synthetic.SIZE)}
         say_json(document(extra | {"rows": [_synthetic_row(r) for r in rows]}))
@@ -169,7 +169,7 @@ def _synthetic_row(r: synthetic.SyntheticRow) -> dict[str, Any]:
     return asdict(r) | {"speed_hint": r.speed_hint, "verdict": r.verdict}
 
 
-def _say_synthetic(rows: Sequence[synthetic.SyntheticRow], sample_rows: int, out: Output) -> None:
+def _say_synthetic(rows: Sequence[synthetic.SyntheticRow], sample_rows: int, out: Printer) -> None:
     columns = ["format", "bpw", "MSE", "max |err|", "rel. MSE", "gain", "speed hint", "verdict"]
     cells = [
         [
@@ -206,7 +206,7 @@ def _weights(
     imatrix: Path | None,
     threads: int | None,
     plot: Path | None,
-    out: Output | None,
+    out: Printer | None,
     top: int,
 ) -> None:
     model = open_model(path)
@@ -214,7 +214,7 @@ def _weights(
     rotation, sentence = mse.studied_rotation(model, block=block, seed=seed, energies=energies)
     found = []
     with progress(sum(t.size for t in model.tensors.values()), path.name, unit="w") as bar:
-        for report in mse.measure(
+        for report in mse.measure_weights(
             model,
             rotation,
             types=types,
@@ -273,7 +273,7 @@ def _say_weights(
     found: Sequence[mse.MatrixReport],
     sentence: str,
     advice: Sequence[str],
-    out: Output,
+    out: Printer,
     top: int,
 ) -> None:
     out.line(f"Rotation: {sentence}.")
@@ -290,7 +290,7 @@ def _say_weights(
     _say_footnotes(found, out)
 
 
-def _say_type(total: mse.TypeTotal, shown: Sequence[mse.MatrixReport], out: Output) -> None:
+def _say_type(total: mse.TypeTotal, shown: Sequence[mse.MatrixReport], out: Printer) -> None:
     columns = ["tensor", "kurtosis", "rotated", "MSE", "rotated", "rel. MSE", "rotated", "gain",
                "gap dB", "rotated"]  # fmt: skip
     of_outputs = total.predicted is not None
@@ -328,7 +328,7 @@ def _error(value: float | None) -> str:
     return "" if value is None else f"{value:.5f}"
 
 
-def _say_footnotes(found: Sequence[mse.MatrixReport], out: Output) -> None:
+def _say_footnotes(found: Sequence[mse.MatrixReport], out: Printer) -> None:
     sampled, size = sum(r.sampled for r in found), sum(r.size for r in found)
     worst = max((e.standard_error for r in found for e in r.types.values()), default=0.0)
     out.line(
@@ -350,7 +350,7 @@ def _say_footnotes(found: Sequence[mse.MatrixReport], out: Output) -> None:
         )
 
 
-def _say_distortions(rows: Sequence[turboquant.DistortionRow], out: Output) -> None:
+def _say_distortions(rows: Sequence[turboquant.DistortionRow], out: Printer) -> None:
     columns = ["bits", "D_mse", "theory", "paper", "4^-bits", "dim D_prod", "theory", "paper",
                "bias", "std. error", "bias of mse", "bits/value"]  # fmt: skip
     cells = [
@@ -382,7 +382,7 @@ def _say_distortions(rows: Sequence[turboquant.DistortionRow], out: Output) -> N
     )
 
 
-def _say_caches(rows: Sequence[kv.CacheRow], out: Output, *, length: int, dim: int) -> None:
+def _say_caches(rows: Sequence[kv.CacheRow], out: Printer, *, length: int, dim: int) -> None:
     columns = ["keys", "score correlation", "theory", "score bias", "output error", "bytes",
                "vs float16", "vs float32"]  # fmt: skip
     cells = [

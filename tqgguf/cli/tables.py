@@ -12,7 +12,7 @@ from tqgguf.cli.console import say, say_table
 
 
 @dataclass(frozen=True)
-class Output:
+class Printer:
     """How a report prints: text for a terminal, or Markdown to paste."""
 
     markdown: bool = False

@@ -1,6 +1,6 @@
 """llama.cpp's command-line programs: found, run, and their output read."""
 
-from tqgguf.llamacpp.bench import Sample, Speed, Workload, measure, rounds, summarize
+from tqgguf.llamacpp.bench import Sample, Speed, Workload, measure_speed, rounds, summarize
 from tqgguf.llamacpp.perplexity import (
     Divergence,
     NoResultError,
@@ -8,24 +8,24 @@ from tqgguf.llamacpp.perplexity import (
     divergence,
     write_base,
 )
-from tqgguf.llamacpp.programs import generate, imatrix, quantize, tokenize
-from tqgguf.llamacpp.tools import Output, built_tools, find, run, version
+from tqgguf.llamacpp.programs import generate, imatrix, quantize_file, tokenize
+from tqgguf.llamacpp.tools import ToolOutput, built_tools, find, run, version
 
 __all__ = [
     "Divergence",
     "NoResultError",
-    "Output",
     "Sample",
     "Settings",
     "Speed",
+    "ToolOutput",
     "Workload",
     "built_tools",
     "divergence",
     "find",
     "generate",
     "imatrix",
-    "measure",
-    "quantize",
+    "measure_speed",
+    "quantize_file",
     "rounds",
     "run",
     "summarize",

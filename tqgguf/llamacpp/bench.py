@@ -12,7 +12,7 @@ from statistics import median
 from typing import Any
 
 from tqgguf.errors import ToolError
-from tqgguf.llamacpp.tools import Output, cause, run
+from tqgguf.llamacpp.tools import ToolOutput, cause, run
 
 
 @dataclass(frozen=True)
@@ -66,16 +66,16 @@ def rounds(models: Sequence[Path], workload: Workload, *, count: int) -> Iterato
     """Run every model `count` times, interleaved; len(models) * count samples."""
     for turn in range(count):
         for model in models if turn % 2 == 0 else reversed(models):
-            yield measure(model, workload)
+            yield measure_speed(model, workload)
 
 
-def measure(model: Path, workload: Workload) -> Sample:
+def measure_speed(model: Path, workload: Workload) -> Sample:
     """Run llama-bench once (after its own warm-up)."""
     output = run("llama-bench", "-m", model, "-o", "json", *workload.arguments())
     return parse(output, str(model))
 
 
-def parse(output: Output, model: str) -> Sample:
+def parse(output: ToolOutput, model: str) -> Sample:
     """Read llama-bench's JSON for one model; ToolError if it is broken or incomplete."""
     try:
         tests = json.loads(output.stdout)

@@ -143,7 +143,7 @@ def _size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
 
-def _last_error(output: tools.Output) -> str:
+def _last_error(output: tools.ToolOutput) -> str:
     """The last line of a traceback or log, as ": text", or nothing."""
     lines = [line.strip() for line in output.stderr.splitlines() if line.strip()]
     return f": {lines[-1].removeprefix('ERROR:hf-to-gguf:')[:300]}" if lines else ""

@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from tqgguf.errors import ToolError
 from tqgguf.llamacpp.logits import open_logits, perplexity
-from tqgguf.llamacpp.tools import Output, cause, run
+from tqgguf.llamacpp.tools import ToolOutput, cause, run
 
 NUMBER = r"\s*([-+]?(?:\d+\.?\d*(?:e[-+]?\d+)?|nan|inf))"
 STATISTICS = {
@@ -37,7 +37,7 @@ class NoResultError(ToolError):
     be lost, results and errors alike. What it writes to files is complete.
     """
 
-    def __init__(self, output: Output) -> None:
+    def __init__(self, output: ToolOutput) -> None:
         super().__init__(f"llama-perplexity: printed no result{cause(output)}")
         self.explained = bool(cause(output))
 
@@ -109,17 +109,17 @@ def divergence(model: Path, base: Path, settings: Settings) -> Divergence:
     return _measured(parse_divergence, [*wanted, *settings.arguments()])
 
 
-def parse_estimate(output: Output) -> float:
+def parse_estimate(output: ToolOutput) -> float:
     """The final perplexity; ToolError if there is none (llama-perplexity then still exits 0)."""
     return _number(r"Final estimate: PPL =" + NUMBER, output)
 
 
-def parse_divergence(output: Output) -> Divergence:
+def parse_divergence(output: ToolOutput) -> Divergence:
     """The closing statistics of a --kl-divergence run; ToolError if any is missing."""
     return Divergence(**{name: _number(pattern, output) for name, pattern in STATISTICS.items()})
 
 
-def _measured(parse: Callable[[Output], Result], arguments: list[str]) -> Result:
+def _measured(parse: Callable[[ToolOutput], Result], arguments: list[str]) -> Result:
     """Run until the result is printed: an exiting llama.cpp now and then loses its last lines."""
     for _ in range(ATTEMPTS - 1):
         output = run("llama-perplexity", *arguments)
@@ -131,7 +131,7 @@ def _measured(parse: Callable[[Output], Result], arguments: list[str]) -> Result
     return parse(run("llama-perplexity", *arguments))
 
 
-def _number(pattern: str, output: Output) -> float:
+def _number(pattern: str, output: ToolOutput) -> float:
     found = re.search(pattern, output.stdout) or re.search(pattern, output.stderr)
     if not found:
         raise NoResultError(output)

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tqgguf.errors import ToolError
-from tqgguf.llamacpp.tools import Output, cause, run
+from tqgguf.llamacpp.tools import ToolOutput, cause, run
 
 
-def quantize(
+def quantize_file(
     source: Path,
     target: Path,
     type: str,
@@ -57,7 +57,7 @@ def tokenize(model: Path, text: Path, *, bos: bool = True, special: bool = False
     return parse_ids(run("llama-tokenize", *arguments))
 
 
-def parse_ids(output: Output) -> list[int]:
+def parse_ids(output: ToolOutput) -> list[int]:
     """Read the list that llama-tokenize --ids prints."""
     try:
         ids = ast.literal_eval(output.stdout.strip())

@@ -38,7 +38,7 @@ HINTS = {
 
 
 @dataclass(frozen=True)
-class Output:
+class ToolOutput:
     """What a program printed."""
 
     stdout: str
@@ -64,7 +64,7 @@ def find(name: str) -> Path:
     raise ToolError(f"{name}: not found in {where}; build it with: make llama.cpp")
 
 
-def run(name: str, *arguments: str | Path | int) -> Output:
+def run(name: str, *arguments: str | Path | int) -> ToolOutput:
     """Run one of llama.cpp's programs to its end.
 
     Raises ToolError if it is missing, cannot start, is killed by a signal, or exits with an error;
@@ -73,12 +73,12 @@ def run(name: str, *arguments: str | Path | int) -> Output:
     return _run(name, [str(find(name)), *map(str, arguments)])
 
 
-def run_module(module: str, *arguments: str | Path | int) -> Output:
+def run_module(module: str, *arguments: str | Path | int) -> ToolOutput:
     """Run a Python module as a program, as `run` does."""
     return _run(module, [sys.executable, "-m", module, *map(str, arguments)])
 
 
-def _run(name: str, argv: Sequence[str]) -> Output:
+def _run(name: str, argv: Sequence[str]) -> ToolOutput:
     with _Child() as child:
         status, output = child.run(argv)
     if status:
@@ -88,7 +88,7 @@ def _run(name: str, argv: Sequence[str]) -> Output:
 
 def run_watched(
     name: str, argv: Sequence[str | Path], grows: Callable[[], int], *, patience: float
-) -> tuple[int, Output]:
+) -> tuple[int, ToolOutput]:
     """Run a program of another kind; its exit status and what it printed.
 
     Raises ToolError if it cannot start, or if for `patience` seconds neither what it printed nor
@@ -104,7 +104,7 @@ def version(name: str = "llama-perplexity") -> tuple[str, str]:
     return output.stdout, output.stderr
 
 
-def cause(output: Output) -> str:
+def cause(output: ToolOutput) -> str:
     """The first error a program printed, as ": text", or nothing.
 
     llama.cpp logs from a thread of its own and may exit before it has written everything.
@@ -156,19 +156,19 @@ class _Child:
         grows: Callable[[], int] | None = None,
         patience: float = 0,
         name: str = "",
-    ) -> tuple[int, Output]:
+    ) -> tuple[int, ToolOutput]:
         # Into files, not pipes: llama.cpp logs from a thread that dies with the program, and before
         # a pipe it was seen to lose the last lines in half of all runs on a busy machine.
         with TemporaryFile() as out, TemporaryFile() as err:
             process = self._start(argv, out, err)
             if grows is None:
-                return process.wait(), Output(_text(out), _text(err))
+                return process.wait(), ToolOutput(_text(out), _text(err))
 
             def progress() -> tuple[int, ...]:
                 return (grows(), *(os.fstat(file.fileno()).st_size for file in (out, err)))
 
             status = _wait_while(process, progress, patience, name)
-            return status, Output(_text(out), _text(err))
+            return status, ToolOutput(_text(out), _text(err))
 
     def _start(
         self, argv: Sequence[str], out: IO[bytes], err: IO[bytes]

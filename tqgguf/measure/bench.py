@@ -20,7 +20,7 @@ SHAPE = ("block_count", "embedding_length", "vocab_size")
 
 
 @dataclass(frozen=True)
-class Row:
+class SpeedRow:
     """One file: bytes on disk, bits per weight, tokens per second.
 
     pp, tg: reading a prompt and decoding, medians over rounds; *_ratio: to the first file's;
@@ -38,7 +38,7 @@ class Row:
     tg_range: tuple[float, float] | None
 
 
-def summarize(samples: Iterable[Sample]) -> list[Row]:
+def tabulate(samples: Iterable[Sample]) -> list[SpeedRow]:
     """One row per model of interleaved runs, the first model being the baseline."""
     gathered = list(samples)
     weights = _weights(gathered)
@@ -57,7 +57,7 @@ def baseline(source: Path, type: str, *, threads: int | None = None) -> Path:
     if not path.is_file():
         folder.mkdir(parents=True, exist_ok=True)
         with whole_file(path) as scratch:
-            llamacpp.quantize(source, scratch, type.upper(), threads=threads)
+            llamacpp.quantize_file(source, scratch, type.upper(), threads=threads)
     return path
 
 
@@ -95,10 +95,10 @@ def _stem(source: Path) -> str:
     return source.stem.removesuffix("-f16").removesuffix("-F16")
 
 
-def _row(speed: Speed, weights: int) -> Row:
+def _row(speed: Speed, weights: int) -> SpeedRow:
     measured = {k: v for k, v in vars(speed).items() if k not in ("tensor_bytes", "weights")}
     bits = 8 * speed.tensor_bytes / weights
-    return Row(bytes=disk_bytes(Path(speed.model)), bpw=bits, **measured)
+    return SpeedRow(bytes=disk_bytes(Path(speed.model)), bpw=bits, **measured)
 
 
 def _weights(samples: Sequence[Sample]) -> dict[str, int]:

@@ -28,7 +28,7 @@ QUALITY = ("ppl", "kld_mean", "kld_p999", "kld_max", "same_top")
 
 
 @dataclass(frozen=True)
-class Row:
+class QualityRow:
     """One file against the original.
 
     bytes: on disk. bpw: bits per weight of the original, so that an untied head counts. ppl:
@@ -64,10 +64,12 @@ class Original:
     tg: float | None = None
 
 
-def evaluate(original: Path, models: Sequence[Path], text: Path, settings: Settings) -> list[Row]:
+def evaluate(
+    original: Path, models: Sequence[Path], text: Path, settings: Settings
+) -> list[QualityRow]:
     """Measure every model against the original on the text."""
-    prepared = prepare(original, text, settings)
-    return mark_pareto([measure(prepared, model, settings) for model in models])
+    prepared = prepare_original(original, text, settings)
+    return mark_pareto([measure_quality(prepared, model, settings) for model in models])
 
 
 def default_context(path: Path) -> int:
@@ -88,7 +90,7 @@ def _check_text(text: Path) -> None:
         raise FileFormatError(f"{text}: no such text file")
 
 
-def prepare(path: Path, text: Path, settings: Settings) -> Original:
+def prepare_original(path: Path, text: Path, settings: Settings) -> Original:
     """Compute the original's predictions on the text, unless they are in the cache."""
     model = open_gguf(path)
     _check_text(text)
@@ -98,20 +100,20 @@ def prepare(path: Path, text: Path, settings: Settings) -> Original:
     return Original(str(path), disk_bytes(path), bpw, ppl, weights, text, base)
 
 
-def measure(original: Original, path: Path, settings: Settings) -> Row:
+def measure_quality(original: Original, path: Path, settings: Settings) -> QualityRow:
     """Measure one file on the text that the original was prepared with."""
     bits = 8 * open_gguf(path).n_bytes
     found = _divergence(original, path, settings)
     quality = {field: getattr(found, field) for field in QUALITY}
-    return Row(str(path), disk_bytes(path), bits / original.weights, **quality)
+    return QualityRow(str(path), disk_bytes(path), bits / original.weights, **quality)
 
 
-def with_speed(row: Row, speed: Speed) -> Row:
+def with_speed(row: QualityRow, speed: Speed) -> QualityRow:
     """The row with a model's measured speed."""
     return replace(row, pp=speed.pp, tg=speed.tg)
 
 
-def mark_pareto(rows: Sequence[Row]) -> list[Row]:
+def mark_pareto(rows: Sequence[QualityRow]) -> list[QualityRow]:
     """Mark the rows that no other row beats.
 
     A row is beaten by one that is at least as good in bytes, mean KL divergence and (where

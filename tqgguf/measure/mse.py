@@ -183,7 +183,7 @@ def studied_rotation(
     )
 
 
-def measure(
+def measure_weights(
     model: Model,
     rotation: Rotation,
     *,

@@ -66,7 +66,7 @@ class _Measured:
         self.size += x.size
 
 
-def measure(
+def measure_synthetic(
     weights: F32,
     *,
     types: Sequence[str] = TYPES,

@@ -9,7 +9,7 @@ import numpy as np
 from tqgguf.calibration.cached import kept_statistics
 from tqgguf.calibration.imatrix import UNROTATED, Imatrix, check_basis
 from tqgguf.calibration.kept import Arrays
-from tqgguf.calibration.sensitivity import measure as measure_losses
+from tqgguf.calibration.sensitivity import measure_sensitivity
 from tqgguf.calibration.statistics import input_energies
 from tqgguf.errors import PlanError, UnsupportedModelError
 from tqgguf.formats import is_float
@@ -168,7 +168,7 @@ def _sensitivity(
 
     def found() -> Arrays:
         folded = fold(model, rotation)
-        by_name = measure_losses(folded, names, tokens, energies=energies, threads=threads)
+        by_name = measure_sensitivity(folded, names, tokens, energies=energies, threads=threads)
         return [np.array([by_name[name] for name in names])]
 
     (values,) = kept_statistics(model, rotation, tokens).once("sensitivity of outputs", found)
