@@ -56,7 +56,9 @@ def test_the_default_synthetic_report_takes_under_six_processor_seconds():
 
 @pytest.fixture(scope="module")
 def novels_document(novels):
-    return json.loads(succeeds("report", "mse", novels, "--types", "Q4_0", "--json"))
+    return json.loads(
+        succeeds("report", "mse", novels, "--types", "Q4_0", "--effort", "fast", "--json")
+    )
 
 
 @pytest.mark.slow
@@ -93,6 +95,14 @@ def test_report_mse_judges_by_the_outputs_where_an_imatrix_tells_the_inputs(nove
     text = succeeds(*command, "--sample-rows", 512, "--top", 1)
     assert total["verdict"] in text
     assert advice in text
+
+
+def test_report_mse_says_what_it_measured_the_inputs_on(stories):
+    text = succeeds("report", "mse", stories, "--types", "q8_0", "--top", 1)
+    assert "tokens of the built-in text" in text or "no text was used" in text
+    other = succeeds("report", "mse", stories, "--types", "q8_0", "--top", 1, "--effort", "fast")
+    assert "at the outputs" not in other
+    fails("report", "mse", stories, "--effort", "best", says="known: fast, good")
 
 
 def test_report_mse_of_a_model_says_rotation_order_and_verdict(stories):

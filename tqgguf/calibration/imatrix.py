@@ -18,7 +18,6 @@ from tqgguf.models.gguf import MAGIC, read_gguf
 from tqgguf.models.metadata import encode
 from tqgguf.output.layout import TensorInfo, lay_out
 from tqgguf.output.whole import whole_file
-from tqgguf.rotation.energies import Energies
 from tqgguf.rotation.rotation import NO_ROTATION, Rotation
 from tqgguf.rotation.vectors import is_balance
 
@@ -115,16 +114,6 @@ def read_imatrix(path: Path) -> Imatrix:
         if not (np.isfinite(sums).all() and (sums >= 0).all()):
             raise FileFormatError(f"{path}: {name} has sums of squares below 0 or not finite")
     return imatrix
-
-
-def read_energies(path: Path) -> Energies:
-    """What an imatrix says of the inputs in the original basis.
-
-    Raises PlanError for one that was taken in another, and what `read_imatrix` raises.
-    """
-    imatrix = read_imatrix(path)
-    check_basis(imatrix, NO_ROTATION, path)
-    return imatrix.importance
 
 
 def write_imatrix(path: Path, imatrix: Imatrix) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
-from tqgguf.calibration.imatrix import read_energies
+from tqgguf.calibration.imatrix import check_basis
 from tqgguf.cli import options as o
 from tqgguf.cli.application import app
 from tqgguf.cli.console import progress, say_json
@@ -18,9 +18,11 @@ from tqgguf.errors import PlanError
 from tqgguf.measure import kv, mse, synthetic, turboquant
 from tqgguf.measure.mse import BINS, LIMIT
 from tqgguf.models import open_model
+from tqgguf.planning.inputs import find_inputs
 from tqgguf.planning.plan import Options
 from tqgguf.planning.recipes import recipe
 from tqgguf.planning.rotations import choose_rotation
+from tqgguf.rotation.rotation import NO_ROTATION
 
 Name = TypeVar("Name", bound=str)
 
@@ -52,9 +54,16 @@ def mse_command(
     ] = None,
     block: o.Block = None,
     seed: o.Seed = 0,
+    effort: Annotated[
+        str,
+        typer.Option(
+            parser=str.lower,
+            help="good: the outputs' errors too, by a short pass over a text; fast: weights alone.",
+            metavar="LEVEL",
+        ),
+    ] = "good",
     imatrix: Annotated[
-        Path | None,
-        typer.Option(help="Energies of the inputs: what errors do to the outputs.", metavar="FILE"),
+        Path | None, typer.Option(help="It tells the inputs instead of a text.", metavar="FILE")
     ] = None,
     top: Annotated[int, typer.Option(min=0, help="Matrices shown per type; 0 for all.")] = _TOP,
     threads: o.Threads = None,
@@ -79,7 +88,7 @@ def mse_command(
         sample_rows=sample_rows,
         block=block,
         seed=seed,
-        imatrix=imatrix,
+        inputs=Options(effort=_choice(effort, ("fast", "good"), "--effort"), imatrix=imatrix),
         threads=threads,
         plot=plot,
         out=out,
@@ -203,14 +212,17 @@ def _weights(
     sample_rows: int | None,
     block: int | None,
     seed: int,
-    imatrix: Path | None,
+    inputs: Options,
     threads: int | None,
     plot: Path | None,
     out: Printer | None,
     top: int,
 ) -> None:
     model = open_model(path)
-    energies = read_energies(imatrix) if imatrix else None
+    known = find_inputs(model, inputs, threads=threads)
+    if known.imatrix and inputs.imatrix:
+        check_basis(known.imatrix, NO_ROTATION, inputs.imatrix)
+    energies = known.energies
     rotation, sentence = mse.studied_rotation(model, block=block, seed=seed, energies=energies)
     found = []
     with progress(sum(t.size for t in model.tensors.values()), path.name, unit="w") as bar:
@@ -234,9 +246,9 @@ def _weights(
         ]
     if out is None:
         content = _weights_document(path, rotation.mode, sentence, found)
-        say_json(document(content | {"advice": advice}))
+        say_json(document(content | {"inputs": known.notes, "advice": advice}))
     else:
-        _say_weights(found, sentence, advice, out, top)
+        _say_weights(found, (sentence, *known.notes), advice, out, top)
     if plot is not None:
         draw_weights(found, plot, title=path.name)
 
@@ -271,12 +283,15 @@ def _matrix(r: mse.MatrixReport) -> dict[str, Any]:
 
 def _say_weights(
     found: Sequence[mse.MatrixReport],
-    sentence: str,
+    notes: Sequence[str],
     advice: Sequence[str],
     out: Printer,
     top: int,
 ) -> None:
-    out.line(f"Rotation: {sentence}.")
+    rotation, *inputs = notes
+    out.line(f"Rotation: {rotation}.")
+    for note in inputs:
+        out.line(note)
     for total in mse.totals(found):
         fitting = [r for r in found if total.type in r.types]
         shown = fitting[:top] if top else fitting
