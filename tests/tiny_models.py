@@ -103,6 +103,16 @@ def _rows() -> dict[str, Tiny]:
     latent = ("attn_kv_a_mqa 40 D", "attn_kv_a_norm 32", "attn_k_b 4 32 16", "attn_v_b 4 16 32")
     latent += ("attn_output D 64",)
     lite = (*latent, "attn_q 96 D")
+    gated = _change(misnamed, "attn_q Q+Q D", *_QK_NORMS)
+    linear = _change(
+        misnamed,
+        *("attn_qkv 96 D", "attn_gate 64 D", "ssm_conv1d 96 4", "ssm_dt 4 b", "ssm_a 4"),
+        *("ssm_beta 4 D", "ssm_alpha 4 D", "ssm_norm 16", "ssm_out D 64"),
+        without=(*_SPLIT, "attn_output"),
+    )
+    delta = {"rope.dimension_sections": [4, 4, 0, 0], "full_attention_interval": 2}
+    delta |= {"ssm.conv_kernel": 4, "ssm.inner_size": 64, "ssm.state_size": 16}
+    delta |= {"ssm.time_step_rank": 4, "ssm.group_count": 1}
     latent += ("attn_q_a 48 D", "attn_q_a_norm 48", "attn_q_b 96 48")
     return {
         "llama": Tiny("llama", _LLAMA),
@@ -131,6 +141,13 @@ def _rows() -> dict[str, Tiny]:
         "exaone": Tiny("exaone", _LLAMA),
         "internlm2": Tiny("internlm2", _LLAMA),
         "ernie4_5": Tiny("ernie4_5", _change(_LLAMA, "attn_output D Q")),
+        "ernie4_5-moe": Tiny(
+            "ernie4_5-moe",
+            _change(mixture, *_SHARED, "exp_probs_b E b"),
+            first=_LLAMA,
+            keys={**shared, "interleave_moe_layer_step": 1}
+            | {"expert_shared_feed_forward_length": 96},
+        ),
         "arcee": Tiny("arcee", _change(_LLAMA, without=("ffn_gate",))),
         "apertus": Tiny(
             "apertus",
@@ -158,6 +175,11 @@ def _rows() -> dict[str, Tiny]:
             keys={**_MOE, "expert_shared_feed_forward_length": 96},
         ),
         "qwen3": Tiny("qwen3", _change(_LLAMA, *_QK_NORMS)),
+        "qwen3vlmoe": Tiny(
+            "qwen3vlmoe",
+            _change(mixture, *_QK_NORMS),
+            keys={**_MOE, "rope.dimension_sections": [4, 4, 0, 0]},
+        ),
         "qwen3moe": Tiny("qwen3moe", _change(mixture, *_QK_NORMS), keys=_MOE),
         "olmoe": Tiny(
             "olmoe",
@@ -204,24 +226,12 @@ def _rows() -> dict[str, Tiny]:
             ),
             keys={**_MOE, "attention.sliding_window": 32},
         ),
-        "qwen35": Tiny(
-            "qwen35",
-            _change(misnamed, "attn_q Q+Q D", *_QK_NORMS),
-            first=_change(
-                misnamed,
-                *("attn_qkv 96 D", "attn_gate 64 D", "ssm_conv1d 96 4", "ssm_dt 4 b", "ssm_a 4"),
-                *("ssm_beta 4 D", "ssm_alpha 4 D", "ssm_norm 16", "ssm_out D 64"),
-                without=(*_SPLIT, "attn_output"),
-            ),
-            keys={
-                "rope.dimension_sections": [4, 4, 0, 0],
-                "ssm.conv_kernel": 4,
-                "ssm.inner_size": 64,
-                "ssm.state_size": 16,
-                "ssm.time_step_rank": 4,
-                "ssm.group_count": 1,
-                "full_attention_interval": 2,
-            },
+        "qwen35": Tiny("qwen35", gated, first=linear, keys=delta),
+        "qwen35moe": Tiny(
+            "qwen35moe",
+            _change(gated, *_EXPERTS, *_SHARED, "ffn_gate_inp_shexp D", without=_DENSE),
+            first=_change(linear, *_EXPERTS, *_SHARED, "ffn_gate_inp_shexp D", without=_DENSE),
+            keys={**delta, **_MOE, "expert_shared_feed_forward_length": 96},
         ),
         "phimoe": Tiny(
             "phimoe",

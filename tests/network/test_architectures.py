@@ -90,6 +90,16 @@ def row(**changed: Any) -> Change:
     return graph(lambda found: replace(found, row=replace(found.row, **changed)))
 
 
+def table(name: str, **changed: Any) -> Change:
+    """Another row where the metadata is read."""
+
+    def apply(monkeypatch: Any, model: Model) -> Model:
+        monkeypatch.setitem(ARCHITECTURES, name, replace(ARCHITECTURES[name], **changed))
+        return model
+
+    return apply
+
+
 def windows(**changed: Any) -> Change:
     def other(found: Graph) -> Graph:
         return replace(found, row=replace(found.row, windows=replace(found.row.windows, **changed)))
@@ -158,6 +168,7 @@ PARTS: dict[str, tuple[str, Change]] = {
     "long rotary factors": ("phi3-long", without("rope_factors_long")),
     "short rotary factors": ("phi3", without("rope_factors_short")),
     "YaRN's multiplier": ("mistral3-yarn", row(yarn_multiplier=0.0)),
+    "YaRN's bounds": ("mistral3-yarn", table("mistral3", reads=())),
     "YaRN in scores": ("deepseek2-v3", row(yarn_scores=False)),
     "YaRN's other multiplier": ("deepseek2-yarn", row(yarn_multiplier=1.0)),
     "temperatures": ("mistral3", row(temperature_length="")),
@@ -220,6 +231,7 @@ PARTS: dict[str, tuple[str, Change]] = {
     "sigmoid gates": ("glm4moe-by-default", routing(gating="softmax")),
     "softmax of the chosen": ("gpt-oss", routing(gating="softmax")),
     "the shares' scale": ("deepseek", routing(scale=1.0)),
+    "a scale of shares that is not read": ("ernie4_5-moe", routing(scale=1.5)),
     "the bias that only chooses": ("dots1", without("exp_probs_b")),
     "groups of experts": ("bailingmoe2-groups", routing(n_groups=1)),
     "the number of groups": ("deepseek2-v3", routing(n_groups_used=3)),

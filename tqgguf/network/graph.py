@@ -155,13 +155,13 @@ def _read(model: Model, row: Row) -> Graph:
         eps=number(model, f"attention.layer_norm{'_rms' * (row.norm == 'rms')}_epsilon", 1e-5),
         routing=_routing(model, row),
         embedding_scale=_embedding_scale(model, row, n_embd),
-        residual_scale=number(model, "residual_scale") or 1.0,
+        residual_scale=optional(model, "residual_scale") or 1.0,
         attention_scale=_attention_scale(model, row, n_layer, head_dim),
         logit_scale=_logit_scale(model, row),
-        score_cap=number(model, "attn_logit_softcapping") if row.capped_scores else 0.0,
-        logit_cap=number(model, "final_logit_softcapping"),
-        projection_clamp=number(model, "attention.clamp_kqv"),
-        max_alibi_bias=number(model, "attention.max_alibi_bias"),
+        score_cap=optional(model, "attn_logit_softcapping"),
+        logit_cap=optional(model, "final_logit_softcapping"),
+        projection_clamp=optional(model, "attention.clamp_kqv"),
+        max_alibi_bias=optional(model, "attention.max_alibi_bias"),
         parallel=row.parallel == "as told" and bool(model.get("{arch}.use_parallel_residual")),
         rotary=_is_rotary(model, row),
         window_size=window_size,
@@ -179,6 +179,12 @@ def number(model: Model, key: str, default: float = 0.0) -> float:
             f"{model.path.name}: {model.architecture}.{key} is {value!r}, expected a number"
         )
     return float(value)
+
+
+def optional(model: Model, key: str, default: float = 0.0) -> float:
+    """The same of a key that only some graphs read; the default where this one does not."""
+    row = ARCHITECTURES[model.architecture]
+    return number(model, key, default) if key in (*row.reads, *row.defaults) else default
 
 
 def _count(model: Model, key: str, default: int | None = None) -> int:
@@ -210,24 +216,26 @@ def _routing(model: Model, row: Row) -> Routing:
         n_used=_count(model, "expert_used_count", 0),
         gating=gating,
         renormalised=renormalised,
-        scale=number(model, "expert_weights_scale") or 1.0,
+        scale=optional(model, "expert_weights_scale") or 1.0,
         n_groups=max(1, _count(model, "expert_group_count", 0)),
         n_groups_used=_count(model, "expert_group_used_count", 0),
     )
 
 
 def _embedding_scale(model: Model, row: Row, n_embd: int) -> float:
-    return math.sqrt(n_embd) if row.embedding_by_width else number(model, "embedding_scale") or 1.0
+    return (
+        math.sqrt(n_embd) if row.embedding_by_width else optional(model, "embedding_scale") or 1.0
+    )
 
 
 def _logit_scale(model: Model, row: Row) -> float:
     """What logits are multiplied by."""
-    told = number(model, "logit_scale") or 1.0
+    told = optional(model, "logit_scale") or 1.0
     return told if row.multiplied_logits else 1 / told
 
 
 def _attention_scale(model: Model, row: Row, n_layer: int, head_dim: int) -> float:
-    told = number(model, "attention.scale")
+    told = optional(model, "attention.scale")
     if told:
         return told
     n_embd, n_head = (_count(model, key) for key in ("embedding_length", "attention.head_count"))

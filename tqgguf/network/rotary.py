@@ -9,7 +9,7 @@ from numpy.typing import DTypeLike
 from tqgguf.errors import UnsupportedModelError
 from tqgguf.kernels.dtypes import F64
 from tqgguf.models.model import Model
-from tqgguf.network.graph import Graph, number
+from tqgguf.network.graph import Graph, number, optional
 from tqgguf.network.ops import Array
 
 
@@ -144,8 +144,8 @@ def _yarn_corrections(model: Model, graph: Graph, n_rot: int, base: float) -> tu
     def dimension(rotations: float) -> float:
         return n_rot * math.log(context / (rotations * 2 * math.pi)) / (2 * math.log(base))
 
-    fast = number(model, "rope.scaling.yarn_beta_fast", 32.0)
-    slow = number(model, "rope.scaling.yarn_beta_slow", 1.0)
+    fast = optional(model, "rope.scaling.yarn_beta_fast", 32.0)
+    slow = optional(model, "rope.scaling.yarn_beta_slow", 1.0)
     return max(0, math.floor(dimension(fast))), min(n_rot - 1, math.ceil(dimension(slow)))
 
 

@@ -41,7 +41,8 @@ class Row:
     scores by the root of n_embd / n_head. temperature_length: the key that says after how many
     tokens queries grow. yarn_multiplier: what rope.scaling.yarn_log_multiplier is divided by, 0
     where it is not read. yarn_scores: YaRN makes scores larger instead of queries and keys.
-    defaults: what is taken where the metadata lacks a key.
+    reads: keys beyond those of all graphs; a file may hold them for a graph that ignores them.
+    defaults: what is taken where the metadata lacks such a key.
     """
 
     rope: Literal["interleaved", "halves", "none"]
@@ -58,16 +59,18 @@ class Row:
     windows: Windows | None = None
     no_rope_step: int = 0
     rope_if_finetuned: bool = False
-    capped_scores: bool = False
     embedding_by_width: bool = False
     multiplied_logits: bool = False
     wide_layers: int = 0
     temperature_length: str = ""
     yarn_multiplier: float = 0.0
     yarn_scores: bool = False
+    reads: tuple[str, ...] = ()
     defaults: Mapping[str, float] = field(default_factory=dict)
 
 
+_MULTIPLIERS = ("embedding_scale", "residual_scale", "attention.scale", "logit_scale")
+_SHARES = ("expert_weights_scale",)
 _MISNAMED = "post_attention_norm"  # the norm before the FFN has this name in some graphs
 
 ARCHITECTURES: dict[str, Row] = {
@@ -76,12 +79,14 @@ ARCHITECTURES: dict[str, Row] = {
         "interleaved",
         temperature_length="rope.scaling.original_context_length",
         yarn_multiplier=1.0,
+        reads=("rope.scaling.yarn_beta_fast", "rope.scaling.yarn_beta_slow"),
     ),
-    "granite": Row("interleaved", rope_if_finetuned=True),
-    "granitemoe": Row("interleaved"),
+    "granite": Row("interleaved", rope_if_finetuned=True, reads=_MULTIPLIERS),
+    "granitemoe": Row("interleaved", reads=_MULTIPLIERS),
     "smollm3": Row("interleaved", no_rope_step=4),
     "arcee": Row("interleaved", activation="squared relu"),
     "ernie4_5": Row("interleaved"),
+    "ernie4_5-moe": Row("interleaved"),
     "internlm2": Row("interleaved"),
     "exaone": Row("halves"),
     "exaone4": Row(
@@ -97,9 +102,11 @@ ARCHITECTURES: dict[str, Row] = {
     "qwen2moe": Row("halves", renormalised=False),
     "qwen3": Row("halves"),
     "qwen3vl": Row("halves", sections="in turn"),
+    "qwen3vlmoe": Row("halves", sections="in turn"),
     "qwen3moe": Row("halves"),
     "qwen35": Row("halves", sections="in turn", ffn_norm=_MISNAMED, gated_attention=True),
-    "olmo": Row("interleaved", norm="layer", gainless=True),
+    "qwen35moe": Row("halves", sections="in turn", ffn_norm=_MISNAMED, gated_attention=True),
+    "olmo": Row("interleaved", norm="layer", gainless=True, reads=("attention.clamp_kqv",)),
     "olmo2": Row("halves", windows=Windows(4, scaled=False)),
     "olmoe": Row("halves", renormalised=False),
     "gemma": Row("halves", activation="gelu", embedding_by_width=True),
@@ -108,7 +115,6 @@ ARCHITECTURES: dict[str, Row] = {
         activation="gelu",
         embedding_by_width=True,
         windows=Windows(2),
-        capped_scores=True,
         wide_layers=46,
         defaults={
             "attention.sliding_window": 4096,
@@ -122,12 +128,18 @@ ARCHITECTURES: dict[str, Row] = {
         embedding_by_width=True,
         windows=Windows(6, base=10000.0, scaled=False),
         wide_layers=62,
+        reads=("final_logit_softcapping",),
     ),
     "phi3": Row("halves", joined_ffn=True),
     "phimoe": Row("halves"),
     "glm4": Row("interleaved", sections="blocks", joined_ffn=True),
     "glm4moe": Row(
-        "halves", sections="blocks", ffn_norm=_MISNAMED, gating="sigmoid", renormalised=None
+        "halves",
+        sections="blocks",
+        ffn_norm=_MISNAMED,
+        gating="sigmoid",
+        renormalised=None,
+        reads=_SHARES,
     ),
     "gpt-oss": Row(
         "halves",
@@ -137,25 +149,31 @@ ARCHITECTURES: dict[str, Row] = {
         renormalised=False,
         windows=Windows(2),
     ),
-    "deepseek": Row("interleaved", renormalised=False),
+    "deepseek": Row("interleaved", renormalised=False, reads=_SHARES),
     "deepseek2": Row(
         "interleaved",
         renormalised=None,
         temperature_length="attention.temperature_length",
         yarn_multiplier=0.1,
         yarn_scores=True,
+        reads=_SHARES,
     ),
-    "dots1": Row("halves", renormalised=None),
-    "bailingmoe2": Row("halves", renormalised=None),
+    "dots1": Row("halves", renormalised=None, reads=_SHARES),
+    "bailingmoe2": Row("halves", renormalised=None, reads=_SHARES),
     "cohere2": Row(
         "interleaved",
         norm="layer",
         parallel="without ffn norm",
         windows=Windows(4, rotary_elsewhere=False),
         multiplied_logits=True,
+        reads=("logit_scale",),
     ),
     "command-r": Row(
-        "interleaved", norm="layer", parallel="without ffn norm", multiplied_logits=True
+        "interleaved",
+        norm="layer",
+        parallel="without ffn norm",
+        multiplied_logits=True,
+        reads=("logit_scale",),
     ),
     "gpt2": Row("none", norm="layer", activation="gelu"),
     "starcoder": Row("none", norm="layer", activation="gelu"),
@@ -168,5 +186,10 @@ ARCHITECTURES: dict[str, Row] = {
     "bloom": Row(
         "none", norm="layer", activation="gelu", defaults={"attention.max_alibi_bias": 8.0}
     ),
-    "mpt": Row("none", norm="layer", activation="gelu"),
+    "mpt": Row(
+        "none",
+        norm="layer",
+        activation="gelu",
+        reads=("attention.clamp_kqv", "attention.max_alibi_bias"),
+    ),
 }

@@ -123,6 +123,14 @@ _RMS_ROWS = (
         note="llama's graph: two norms, each read by all that follows it",
     ),
     Stream(
+        "ernie4_5-moe",
+        norms={"attn_norm": _ATTENTION, "ffn_norm": _FFN + _ROUTED + _SHARED},
+        writers=(*_MOE_WRITERS, "ffn_down_shexp"),
+        untouched=("exp_probs_b",),
+        graph="ernie4-5-moe",
+        note="first layers dense; a shared expert reads the same norm",
+    ),
+    Stream(
         "arcee",
         norms={"attn_norm": _ATTENTION, "ffn_norm": ("ffn_up",)},
         untouched=_ROPE,
@@ -217,6 +225,21 @@ _RMS_ROWS = (
         untouched=(*_QK_NORMS, "ssm_conv1d", "ssm_dt", "ssm_a", "ssm_norm"),
         why_no_values="the attention's output is gated channel by channel",
         note=f"{_MISNAMED}; delta-net layers read and write the stream too",
+    ),
+    Stream(
+        "qwen35moe",
+        norms={
+            "attn_norm": (*_ATTENTION, "attn_gate", "ssm_beta", "ssm_alpha"),
+            "post_attention_norm": (
+                *(*_ROUTED, "ffn_gate_up_exps", *_SHARED),
+                "ffn_gate_inp_shexp",
+            ),
+        },
+        writers=("attn_output", "ssm_out", "ffn_down_exps", "ffn_down_shexp"),
+        values=None,
+        untouched=(*_QK_NORMS, "ssm_conv1d", "ssm_dt", "ssm_a", "ssm_norm"),
+        why_no_values="the attention's output is gated channel by channel",
+        note="qwen35 with qwen2moe's router, experts and shared expert",
     ),
     Stream(
         "phimoe",
@@ -343,6 +366,13 @@ _REFUSED_ROWS = (
     ),
     Stream("qwen2vl", norms=_BOTH, refusal=_PROJECTOR_REASON),
     Stream("qwen3vl", norms=_BOTH, untouched=_QK_NORMS, refusal=_PROJECTOR_REASON),
+    Stream(
+        "qwen3vlmoe",
+        norms={"attn_norm": _ATTENTION, "ffn_norm": _ROUTED},
+        writers=("attn_output", "ffn_down_exps"),
+        untouched=_QK_NORMS,
+        refusal=_PROJECTOR_REASON,
+    ),
     Stream(
         "gemma2",
         norms=_BOTH,
