@@ -10,8 +10,9 @@ import argparse
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -19,8 +20,10 @@ from tqgguf.llamacpp import Settings, programs
 from tqgguf.measure import eval as evaluate
 
 THEIRS = ("Q4_K_M", "IQ4_NL", "Q3_K_M", "Q2_K")
-OURS = ("tq-q4", "tq-q4-fast", "tq-q3", "tq-q2")
+OURS = ("tq-q4", "tq-q3", "tq-q2")
 EFFORTS = ("fast", "good", "best")
+TARGETS = ("Q4_K_M", "IQ4_NL", "Q3_K_M")  # whose bytes are ours too
+Line = tuple[str, evaluate.QualityRow, float]  # what made a file, its measures, seconds
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,8 @@ def main() -> None:
     parser.add_argument("--theirs", default=",".join(THEIRS))
     parser.add_argument("--ours", default=",".join(OURS))
     parser.add_argument("--efforts", default=",".join(EFFORTS))
+    parser.add_argument("--targets", default=",".join(TARGETS))
+    parser.add_argument("--tokens", type=int, default=8192, help="of --effort best")
     parser.add_argument("--imatrix-chunks", type=int, default=32)
     parser.add_argument("--chunks", type=int, default=16, help="of the text, to be judged on")
     parser.add_argument("--threads", type=int)
@@ -77,45 +82,50 @@ def main() -> None:
             *(args.model, Path(folder), args.calibration, args.imatrix_chunks),
             *(settings.context, args.threads),
         )
-        chosen = [list(filter(None, a.split(","))) for a in (args.theirs, args.ours, args.efforts)]
-        print_table(measure(maker, args.text, settings, *chosen))
+        theirs, *ours = (
+            list(filter(None, a.split(",")))
+            for a in (args.theirs, args.ours, args.efforts, args.targets)
+        )
+        original = evaluate.prepare_original(args.model, args.text, settings)
+
+        def measured(name: str, make: Callable[[], Path]) -> Line:
+            began = time.perf_counter()
+            path = make()
+            seconds = time.perf_counter() - began
+            return name, evaluate.measure_quality(original, path, settings), seconds
+
+        print_table(lines(maker, measured, theirs, wanted(*ours, tokens=args.tokens)))
 
 
-def measure(
+def wanted(
+    recipes: Sequence[str], efforts: Sequence[str], targets: Sequence[str], *, tokens: int
+) -> Iterator[list[str]]:
+    """The options of every file of ours; a target is llama-quantize's type of the same bytes."""
+    at = {"best": ["--calibrate-tokens", str(tokens)]}
+    for recipe in recipes:
+        for effort in efforts:
+            yield ["--type", recipe, "--effort", effort, *at.get(effort, [])]
+    for target in targets:
+        yield ["--target-size", target, "--effort", efforts[-1], *at.get(efforts[-1], [])]
+
+
+def lines(
     maker: Maker,
-    text: Path,
-    settings: Settings,
+    measured: Callable[[str, Callable[[], Path]], Line],
     theirs: Sequence[str],
-    ours: Sequence[str],
-    efforts: Sequence[str],
-) -> Iterator[tuple[str, evaluate.QualityRow, float]]:
+    ours: Iterator[list[str]],
+) -> Iterator[Line]:
     """What made each file, its row, and the seconds that took."""
-    original = evaluate.prepare_original(maker.model, text, settings)
     sizes = {}
     for type in theirs:
         for weighed in (False, True):
-            began = time.perf_counter()
-            path = maker.theirs(type, weighed=weighed)
-            seconds = time.perf_counter() - began
-            row = evaluate.measure_quality(original, path, settings)
-            sizes[type] = row.bytes
-            yield f"llama-quantize {type}{' with imatrix' * weighed}", row, seconds
-    wanted = [["--type", type, "--effort", effort] for type in ours for effort in efforts]
-    wanted += [
-        ["--target-size", str(size), "--effort", effort]
-        for size in sizes.values()
-        for effort in efforts
-        if effort != "fast"
-    ]
-    for options in wanted:
-        began = time.perf_counter()
-        path = maker.ours(options)
-        seconds = time.perf_counter() - began
-        yield (
-            "tqgguf " + " ".join(options),
-            evaluate.measure_quality(original, path, settings),
-            seconds,
-        )
+            name = f"llama-quantize {type}{' with imatrix' * weighed}"
+            line = measured(name, partial(maker.theirs, type, weighed=weighed))
+            sizes[type] = str(line[1].bytes)
+            yield line
+    for options in ours:
+        sized = [sizes.get(option, option) for option in options]
+        yield measured("tqgguf " + " ".join(sized), partial(maker.ours, sized))
 
 
 def print_table(rows: Iterator[tuple[str, evaluate.QualityRow, float]]) -> None:
