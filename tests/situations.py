@@ -70,7 +70,7 @@ def _write_legacy(rng: Random, path: Path, entries: Mapping[str, np.ndarray]) ->
     data = struct.pack("<i", len(entries))
     for name, x in entries.items():
         data += struct.pack("<i", len(name)) + name.encode()
-        data += struct.pack("<ii", calls, x.size) + (x * calls).astype("<f4").tobytes()
+        data += struct.pack("<ii", calls, x.size) + x.astype("<f4").tobytes()
     path.write_bytes(data + (struct.pack("<ii", calls, 4) + b"text" if rng.random() < 0.5 else b""))
 
 

@@ -41,6 +41,17 @@ def test_every_mode_names_the_tensor_of_the_source(tmp_path, mode, effort, name,
     assert not (tmp_path / "o.gguf").exists()
 
 
+@pytest.mark.parametrize("name", ["blk.0.ffn_norm.weight", "blk.1.ffn_up.weight"])
+def test_what_only_measures_names_it_too(tmp_path, name):
+    path = damaged(tmp_path, name, np.inf)
+    whole = tmp_path / "whole.gguf"
+    says = f"{name}: 0 NaN and 1 infinite weights of"
+    fails("report", "mse", path, "--types", "q8_0", says=says)
+    fails("compare", whole, path, says=f"{path}: {says}")
+    fails("compare", path, whole, says=f"{path}: {says}")
+    fails("plan", path, "-t", "q8_0", "--rotate", "auto", says=says)
+
+
 def test_what_has_another_reason_keeps_it(tmp_path):
     model = open_model(write_tiny(tmp_path / "whole.gguf", "llama"))
     with pytest.raises(PlanError, match="another reason"), naming_damage(model):

@@ -112,11 +112,13 @@ def test_the_options_of_the_tables_are_stronger_than_rules(tmp_path):
         ({"tensor_type": [("attn", "q4_0"), ("attn_q", "q8_0")]}, "attn_q=q8_0 has no effect"),
         ({"block": 32}, "--block has no effect on --rotate none"),
         ({"seed": 3}, "--seed has no effect on --rotate none"),
+        ({"type": "q5_k", "target_bpw": 9.0}, "--type q5_k has no effect on matrices whose types"),
         ({"balance": False}, "--no-balance has no effect on --rotate none"),
     ],
 )
 def test_options_that_change_nothing_are_named(tiny, options, says):
-    (line,) = plan(tiny, **options).idle
+    asked = Options(**{"type": "tq-q4", "rotate": "none", **options})
+    (line,) = make_plan(open_model(tiny), asked).idle
     assert says in line
 
 

@@ -19,6 +19,8 @@ from tqgguf.llamacpp import Settings, Speed, Workload
 from tqgguf.measure import eval as evaluate
 from tqgguf.measure.eval import Original, QualityRow
 
+_ROUNDS = 3
+
 
 @app.command("eval")
 def eval_command(
@@ -34,7 +36,7 @@ def eval_command(
     ] = None,
     chunks: Annotated[int | None, typer.Option(min=1, help="Read only so many chunks.")] = None,
     bench: Annotated[bool, typer.Option("--bench", help="Measure the speed too.")] = False,
-    rounds: m.Rounds = 3,
+    rounds: m.Rounds = _ROUNDS,
     threads: o.Threads = None,
     gpu_layers: m.GpuLayers = None,
     json: o.Json = False,
@@ -53,6 +55,8 @@ def eval_command(
     evaluate.check_files([original, *(models or [])], text)
     if not (models or m.names(baselines) or m.names(types)):
         raise typer.BadParameter("no file to compare: give some, or --baselines, or --types")
+    if rounds != _ROUNDS and not bench:
+        raise typer.BadParameter("--rounds counts those of --bench; add that")
     llamacpp.find("llama-perplexity")  # before any file is made
     settings = Settings(context or evaluate.default_context(original), chunks, threads, gpu_layers)
     made = m.make_files(original, baselines, types, threads=threads, quiet=quiet)

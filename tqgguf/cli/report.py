@@ -18,6 +18,7 @@ from tqgguf.errors import PlanError
 from tqgguf.measure import kv, mse, synthetic, turboquant
 from tqgguf.measure.mse import BINS, LIMIT
 from tqgguf.models import open_model
+from tqgguf.models.damage import naming_damage
 from tqgguf.planning.inputs import find_inputs
 from tqgguf.planning.plan import Options
 from tqgguf.planning.recipes import recipe
@@ -76,7 +77,9 @@ def mse_command(
 
     Example: tqgguf report mse model-f16.gguf --types q4_k,q2_k --plot errors.png
     """
-    check_plot(plot, inputs=[model], force=force)
+    if model is None and (block is not None or imatrix is not None):
+        raise typer.BadParameter("--block and --imatrix are about a MODEL; give one")
+    check_plot(plot, inputs=[model, imatrix], force=force)
     out = None if json else Printer(markdown)
     if model is None:
         rows = sample_rows or synthetic.GGUF_ROWS
@@ -225,7 +228,8 @@ def _weights(
     energies = known.energies
     rotation, sentence = mse.studied_rotation(model, block=block, seed=seed, energies=energies)
     found = []
-    with progress(sum(t.size for t in model.tensors.values()), path.name, unit="w") as bar:
+    total = sum(t.size for t in model.tensors.values())
+    with naming_damage(model), progress(total, path.name, unit="w") as bar:
         for report in mse.measure_weights(
             model,
             rotation,

@@ -7,6 +7,7 @@ weighted by the factors that a fold would multiply in (norms' gains, the balance
 all files alike. That is the fair comparison.
 """
 
+import math
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -15,11 +16,12 @@ from pathlib import Path
 
 import numpy as np
 
-from tqgguf.errors import FileFormatError, PlanError, ShapeError, UnsupportedModelError
+from tqgguf.errors import FileFormatError, PlanError, ShapeError, UnsupportedModelError, WeightError
 from tqgguf.kernels import metrics
 from tqgguf.kernels.dtypes import F32
 from tqgguf.machine.threads import run_all
 from tqgguf.models import Model, Tensor
+from tqgguf.models.damage import naming_damage
 from tqgguf.models.gguf import disk_bytes
 from tqgguf.output.tiles import tiles
 from tqgguf.rotation import folding
@@ -103,7 +105,7 @@ def compare(original: Model, quantized: Model, *, threads: int | None = None) ->
     """Compare a finished file with its original, tensor by tensor.
 
     Raises FileFormatError where a tensor is missing on either side, ShapeError where shapes differ,
-    PlanError for an empty model.
+    PlanError for an empty model, WeightError for NaN and infinite weights of either.
     """
     if not original.tensors:
         raise PlanError(f"{original.path}: the model has no tensors to compare")
@@ -112,9 +114,10 @@ def compare(original: Model, quantized: Model, *, threads: int | None = None) ->
     rotation = read_rotation(quantized)
     weighting = _weighting(reference)
     errors = []
-    for name, source in sources.items():
-        tensor, (rows, _) = approximation.tensors[name], rotation.granule(name)
-        errors.append(_tensor_error(source, tensor, rows, weighting, threads))
+    with naming_damage(original, with_path=True), naming_damage(quantized, with_path=True):
+        for name, source in sources.items():
+            tensor, (rows, _) = approximation.tensors[name], rotation.granule(name)
+            errors.append(_tensor_error(source, tensor, rows, weighting, threads))
     stored = sum(t.n_bytes for t in errors)
     return FileReport(
         path=quantized.path,
@@ -178,6 +181,8 @@ def _tensor_error(
     run_all(work, list(range(len(cut))), threads=threads)
     sums = np.sum([parts[i][0] for i in range(len(cut))], axis=0)
     error, energy, other, product, seen_error, seen_energy = map(float, sums)
+    if not math.isfinite(error):
+        raise WeightError(f"{tensor.name}: the error is beyond float64")
     return TensorError(
         name=tensor.name,
         type=tensor.type,

@@ -12,19 +12,21 @@ _READ = 1 << 21  # weights at a time
 
 
 @contextmanager
-def naming_damage(model: Model) -> Iterator[None]:
+def naming_damage(model: Model, *, with_path: bool = False) -> Iterator[None]:
     """Name the tensor that holds NaN or Inf where they are what made something else fail.
 
     They spread: what fails may be a fold, a matrix that was multiplied by a norm's gain, or a pass
-    over a text. Only then are all weights looked at. Raises WeightError.
+    over a text. Only then are all weights looked at. Raises WeightError, with the file's name where
+    there are several models.
     """
+    where = f"{model.path}: " if with_path else ""
     try:
         yield
     except (WeightError, MismatchError, PlanError, np.linalg.LinAlgError) as error:
         for tensor in model.tensors.values():
             found = damage(tensor)
             if found:
-                raise WeightError(f"{tensor.name}: {found}") from error
+                raise WeightError(f"{where}{tensor.name}: {found}") from error
         raise
 
 

@@ -326,6 +326,9 @@ def _idle(options: Options, rotation: Rotation) -> Iterator[str]:
         "--seed": options.seed and (rotation.mode != "fused" or rotation.kind == "regular"),
         "--no-balance": not options.balance and rotation.mode not in ("fused", "values", "scales"),
     }
+    is_budget = options.target_bpw is not None or options.target_size is not None
+    if is_budget and options.type != Options.type:
+        yield f"--type {options.type} has no effect on matrices whose types a budget chooses"
     kind = f" in {rotation.kind} blocks" if rotation.mode == "fused" else ""
     for option in (name for name, is_idle in given.items() if is_idle):
         yield f"{option} has no effect on --rotate {rotation.mode}{kind}"
