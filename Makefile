@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help bench front real calibration llama.cpp programs bench-kernels bench-quantize build demo tables picture test test-fast test-elsewhere test-oracle fuzz check lint types layers fmt clean
+.PHONY: help bench front real calibration bench-calibration llama.cpp programs bench-kernels bench-quantize build demo tables picture test test-fast test-elsewhere test-oracle fuzz check lint types layers fmt clean
 SHELL := /bin/bash
 
 VENV   ?= .venv
@@ -48,6 +48,11 @@ real: $(VENV)/.installed programs   ## a real model: ours at every effort beside
 
 calibration: $(VENV)/.installed programs   ## what --calibrate is worth, beside llama-quantize with an imatrix
 	$(BIN)/python scripts/measure_calibration.py $(MODEL) tests/data/novels-calib.txt tests/data/novels-eval.txt
+
+bench-calibration: $(VENV)/.installed programs   ## time, scaling and divergence of --calibrate beside llama-imatrix and llama-quantize
+	model=$$($(BIN)/python scripts/real_model.py) && [ "$$model" = "$(CURDIR)/$(MODEL)" ] || \
+	    $(BIN)/python scripts/bench_calibration.py "$$model" tests/data/wiki-calib.txt tests/data/wiki-eval.txt
+	$(BIN)/python scripts/bench_calibration.py $(MODEL) tests/data/novels-calib.txt tests/data/novels-eval.txt
 
 llama.cpp:     ## build llama.cpp's programs from PyPI's llama-cpp-python, once, into the user's cache
 	scripts/build_llama_cpp.sh
