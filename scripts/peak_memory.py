@@ -111,7 +111,7 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory(dir=asked.folder) as folder:
         source, output = Path(folder) / "m.gguf", Path(folder) / "q.gguf"
-        one_layer = (4 * VOCABULARY * WIDTHS[asked.shape][0] + 1) / 1e9
+        one_layer = (4 * VOCABULARY * WIDTHS[asked.shape][0] + 1e6) / 1e9
         write_model(source, one_layer if asked.calibrate else asked.gigabytes, asked.shape)
         if asked.calibrate:
             watch_calibration(source)

@@ -29,7 +29,7 @@ from tqgguf.network.graph import read_graph
 from tqgguf.rotation.folded import fold
 from tqgguf.rotation.rotation import Rotation
 
-_VERSION = 5  # of what is cached; raised when the same inputs give other bytes
+_VERSION = 6  # of what is cached; raised when the same inputs give other bytes
 _STATISTICS_BYTES = 4 << 30  # of what one model computes on one text
 
 

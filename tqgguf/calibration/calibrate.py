@@ -44,6 +44,7 @@ from tqgguf.rotation.folding import EMBEDDING, HEAD
 _PIECES = 16  # that the rows of matrices are cut into for rounding, at least, where there are
 _FEWEST_ROWS = 512  # enough rows: calls for fewer cost more than what they do
 _COPIED = 1 << 22  # weights that are put on the desk at a time
+_HEAD_TOKENS = 4  # times the width of the stream: enough to know what a tied head reads
 _EMBEDDING_SHARE = 0.1  # of a tied table's second moments: its rows are also read as they are
 
 
@@ -213,20 +214,28 @@ class _Conductor:
 
         def found() -> list[F32]:
             self._put_streams("o", self.model)
+            chunks = self.chunks[: self._enough()]
             for bench in self._layers():
-                todo = [partial(work.pass_original, bench, i) for i in self.chunks]
+                todo = [partial(work.pass_original, bench, i) for i in chunks]
                 for _ in self.crew.run_at_home(todo):
                     pass
-            for i in self.chunks:
+            for i in chunks:
                 stream = self.desk.get(f"o.{self.n_layer % 2}.{i}")
                 work.put_inputs(self.desk, f"x.0.0.{i}", self._normed(stream))
-            self._sum({"head": _Sum("x.0.0", "x.0.0", (self.n_embd,) * 2, self.tokens.size)})
+            seen = int(self.tokens[: self.edges[len(chunks)]].size)
+            square = self.n_embd, self.n_embd
+            self._sum({"head": _Sum("x.0.0", "x.0.0", square, seen)}, chunks=len(chunks))
             return [np.array(self.desk.get("head"))]
 
         (h,) = self.kept.once("head", found) if self.kept else found()
         h = h * np.float32(len(h) / max(float(np.trace(h)), 1e-30))
         h[np.diag_indices(len(h))] += np.float32(_EMBEDDING_SHARE)
         self.desk.put("h.0.0", h)
+
+    def _enough(self) -> int:
+        """How many chunks tell what a tied head reads; its rows are looked up as well."""
+        tokens = _HEAD_TOKENS * self.n_embd
+        return -(-tokens // int(self.tokens[: self.edges[1]].size))
 
     def _normed(self, stream: F32) -> F32:
         """What the head reads, (n_tokens, n_embd)."""
@@ -291,7 +300,7 @@ class _Conductor:
         self._factor(moments)
         return moments
 
-    def _sum(self, sums: "Mapping[str, _Sum]") -> bool:
+    def _sum(self, sums: "Mapping[str, _Sum]", *, chunks: int | None = None) -> bool:
         """Put means of products on the desk; False where there is one that is not finite."""
         todo = []
         for name, each in sums.items():
@@ -299,7 +308,7 @@ class _Conductor:
             rows, columns = (len(work.tile_edges(n)) - 1 for n in each.shape)
             inputs = self.desk, name, each.left, each.right
             todo += [
-                partial(work.sum_products, *inputs, (a, b), len(self.chunks), each.tokens)
+                partial(work.sum_products, *inputs, (a, b), chunks or len(self.chunks), each.tokens)
                 for a in range(rows)
                 for b in range(a if each.left == each.right else 0, columns)
             ]

@@ -27,7 +27,7 @@ _STREAMS, _INNER = 12, 6  # arrays as wide as the stream, and as wide as the wid
 _ROUNDING = 9  # copies of the rows in work
 _FACTORING = 3  # copies of the second moments
 _WORTH_PROCESSES = 1 << 35  # weights times tokens: starting processes takes about half a second
-_PASSES, _TIED_PASSES = 2.0, 3.0  # through the network
+_PASSES = 2.0  # through the network; that for a tied head alone is of few tokens
 _ROUNDING_FLOPS = 2e4  # a weight's rounding costs about as much time (docs/LOG.md)
 
 
@@ -113,8 +113,6 @@ class _Need:
         table = max((model.tensors[n].size for n in (EMBEDDING, HEAD) if n in names), default=0)
         largest = max((sum(t.size for t in inside) // layers, 1))
         weights = sum(t.size for t in inside)
-        tied = EMBEDDING in names and HEAD not in model.tensors
-        passes = _TIED_PASSES if tied else _PASSES
         moments = 4 * n_tokens * sum(n * n for n in _inputs(inside))
         return _Need(
             weights,
@@ -123,7 +121,7 @@ class _Need:
             4 * _ROUNDING * MOST_ROWS * n_in,
             4 * _FACTORING * n_in * n_in,
             4 * (4 * largest + 2 * table + n_tokens * (4 * n_embd + 2 * steps) + 8 * n_in * n_in),
-            2 * n_tokens * weights * passes
+            2 * n_tokens * weights * _PASSES
             + moments
             + _ROUNDING_FLOPS * sum(t.size for t in rounded),
         )
