@@ -4,10 +4,12 @@ import numpy as np
 import pytest
 
 from tests.network.small_models import N_VOCAB, RECIPES, write_model
+from tqgguf.calibration.cached import _Experts
 from tqgguf.calibration.calibrate import Settings, calibrate
 from tqgguf.calibration.desk import open_desk
 from tqgguf.calibration.kept import Kept
-from tqgguf.errors import OutputError, WeightError
+from tqgguf.calibration.resources import resources
+from tqgguf.errors import OutputError, PlanError, WeightError
 from tqgguf.machine import crew as crews
 from tqgguf.machine.crew import Crew
 from tqgguf.models.gguf import read_gguf
@@ -108,3 +110,45 @@ def test_the_desks_of_the_dead_are_removed(tmp_path):
     (tmp_path / "4194305-left").mkdir()  # beyond Linux' largest process number
     with open_desk(tmp_path) as desk:
         assert [p.name for p in tmp_path.iterdir()] == [desk.folder.name]
+
+
+def test_experts_that_see_few_tokens_are_reported_and_rounded(tmp_path):
+    model, seen = opened(tmp_path, "llama-moe"), {}
+    few = TOKENS[:1, :8]
+    plan = make_plan(model, Options(type="q4_0", rotate="none"))
+    for _ in calibrate(model, plan.matrix_types, few, ONE_SWEEP, on_experts=seen.__setitem__):
+        pass
+    counts = seen["blk.0.ffn_gate_exps.weight"]
+    assert sum(counts) == few.size * model.get("{arch}.expert_used_count")
+    experts = _Experts()
+    for name, found in seen.items():
+        experts.saw(name, found)
+    layers, each = len({name.split(".")[1] for name in seen}), len(counts)
+    (note,) = experts.notes()
+    assert note.startswith(f"{layers * each} of {layers * each} experts saw fewer than 256 tokens")
+
+
+def test_experts_that_see_enough_are_not_worth_a_word():
+    experts = _Experts()
+    experts.saw("blk.0.ffn_gate_exps.weight", [256, 9000])
+    assert experts.notes() == ()
+
+
+def test_a_memory_that_is_too_small_says_how_much_is_needed(tmp_path):
+    model = opened(tmp_path, "llama")
+    plan = make_plan(model, Options(type="q4_0", rotate="none"))
+    with pytest.raises(PlanError, match=r"--max-memory 200 MiB is too little .* needs \d+ MiB"):
+        resources(model, plan.matrix_types, (100, 32), max_memory=200 << 20)
+
+
+def test_less_memory_means_fewer_workers_and_nothing_held(tmp_path):
+    model = opened(tmp_path, "llama")
+    types = make_plan(model, Options(type="q4_0", rotate="none")).matrix_types
+    much, little = (
+        resources(model, types, (1 << 14, 512), threads=8, max_memory=memory << 30)
+        for memory in (64, 1)
+    )
+    assert (much.workers, much.held > 0) == (8, True)
+    assert little.workers < 8
+    assert little.held == 0
+    assert little.memory <= 1 << 30

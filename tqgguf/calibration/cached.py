@@ -6,7 +6,7 @@ repeated one is read from disk; and what the original network computes on the te
 type of the same model needs as well.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -26,19 +26,25 @@ from tqgguf.machine.crew import Crew
 from tqgguf.models import Model, model_files
 from tqgguf.network.forward import Tokens
 from tqgguf.network.graph import read_graph
+from tqgguf.rotation.architectures import layer_prefix
 from tqgguf.rotation.folded import fold
 from tqgguf.rotation.rotation import Rotation
 
 _VERSION = 6  # of what is cached; raised when the same inputs give other bytes
+_FEW_TOKENS = 256  # that an expert saw
 _STATISTICS_BYTES = 4 << 30  # of what one model computes on one text
 
 
 @dataclass(frozen=True)
 class Calibrated:
-    """Rows of the matrices that feedback rounded, (n_rows, n_bytes) uint8, and what made them."""
+    """Rows of the matrices that feedback rounded, (n_rows, n_bytes) uint8, and what made them.
+
+    notes: what the user should know of it.
+    """
 
     rows: Mapping[str, U8] = field(repr=False)
     key: str
+    notes: tuple[str, ...] = ()
 
 
 def calibrate_model(
@@ -73,13 +79,45 @@ def calibrate_model(
     results = open_kept(_folder(), key)
     known = {name: found[0] for name in types if (found := results.read(name))}
     folded = fold(model, rotation)
-    rows = {}
+    rows, experts = {}, _Experts()
     with _crew(wanted, cluster, processes=processes) as crew:
-        rounding = partial(calibrate, kept=statistics, crew=crew, desks=user_cache() / "desks")
-        for name, data in rounding(folded, types, tokens, settings, known=known):
+        rounding = partial(
+            calibrate,
+            *(folded, types, tokens, settings),
+            known=known,
+            kept=statistics,
+            crew=crew,
+            desks=user_cache() / "desks",
+            on_experts=experts.saw,
+        )
+        for name, data in rounding():
             rows[name] = known[name] if name in known else _kept_rows(results, name, data)
             advance(folded.tensors[name].size)
-    return Calibrated(rows, key)
+    return Calibrated(rows, key, experts.notes())
+
+
+class _Experts:
+    """How many tokens the experts of every layer saw."""
+
+    def __init__(self) -> None:
+        self._counts: dict[str, Sequence[int]] = {}
+
+    def saw(self, name: str, counts: Sequence[int]) -> None:
+        """Note a matrix of a layer; all of a layer's see the same tokens."""
+        self._counts[layer_prefix(name)] = counts
+
+    def notes(self) -> tuple[str, ...]:
+        """What to say of experts that saw so few tokens that others decided for them."""
+        seen = [n for counts in self._counts.values() for n in counts]
+        few = sum(n < _FEW_TOKENS for n in seen)
+        if not few:
+            return ()
+        none = sum(n == 0 for n in seen)
+        return (
+            f"{few:,} of {len(seen):,} experts saw fewer than {_FEW_TOKENS} tokens, {none:,} of "
+            "them none: their inputs are blended with those of all experts of their layer; more "
+            "--calibrate-tokens tell more",
+        )
 
 
 @contextmanager

@@ -12,7 +12,7 @@ made in the order of the tokens: the bytes do not depend on the number of worker
 """
 
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -47,6 +47,10 @@ _COPIED = 1 << 22  # weights that are put on the desk at a time
 _HEAD_TOKENS = 4  # times the width of the stream: enough to know what a tied head reads
 _EMBEDDING_SHARE = 0.1  # of a tied table's second moments: its rows are also read as they are
 
+BORROWED = 4  # the part of an input's width that experts count as tokens that all of them saw
+
+OnExperts = Callable[[str, Sequence[int]], object]
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -71,6 +75,7 @@ def calibrate(
     kept: Kept | None = None,
     crew: Crew | None = None,
     desks: Path | None = None,
+    on_experts: OnExperts = lambda *_: None,
 ) -> Iterator[tuple[str, U8]]:
     """Quantize every matrix that `types` names.
 
@@ -78,7 +83,8 @@ def calibrate(
     types are left alone. tokens: (n_seq, n_tokens) int32. known: what an earlier run with the same
     arguments yielded, or part of it. kept: what the original network computed on these tokens is
     taken from here, or put here. crew: who does the work (None: settings.threads threads). desks:
-    a folder for the arrays that they share (None: one for temporary files). Yields name and rows,
+    a folder for the arrays that they share (None: one for temporary files). on_experts is called
+    with a matrix of experts' name and how many tokens each of them saw. Yields name and rows,
     (n_rows, n_bytes) uint8, in the order of the network. The bytes depend neither on the number of
     workers nor on what was kept.
 
@@ -99,7 +105,8 @@ def calibrate(
         crew.check_sight(desk.folder)
         stack.callback(work.forget, desk)
         ahead = stack.enter_context(ThreadPoolExecutor(1))
-        yield from _Conductor(model, wanted, tokens, settings, known, kept, crew, desk, ahead).run()
+        who = kept, crew, desk, ahead, on_experts
+        yield from _Conductor(model, wanted, tokens, settings, known, *who).run()
 
 
 @contextmanager
@@ -139,10 +146,11 @@ class _Conductor:
         crew: Crew,
         desk: Desk,
         ahead: ThreadPoolExecutor,
+        on_experts: OnExperts,
     ) -> None:
         self.model, self.types, self.tokens = model, types, tokens
         self.settings, self.known, self.crew, self.desk = settings, known, crew, desk
-        self.ahead = ahead
+        self.ahead, self.on_experts = ahead, on_experts
         context = forward.context(model, tokens.shape[1])
         desk.put_object(work.CONTEXT, context)
         self.n_layer, self.n_embd = context.graph.n_layer, context.graph.n_embd
@@ -295,6 +303,7 @@ class _Conductor:
                 "is damaged or needs more than float32: quantize it without --calibrate"
             )
         if len(counts) > 1:
+            self.on_experts(names[0], counts)
             self._blend(stage, counts, n_in)
         moments = _Moments(stage, counts, share, steps[0].streams)
         self._factor(moments)
@@ -319,7 +328,7 @@ class _Conductor:
         everything = np.zeros((n_in, n_in), np.float32)
         for e, n in enumerate(counts):
             everything += np.float32(n / max(1, sum(counts))) * self.desk.get(f"h.{stage}.{e}")
-        borrowed = n_in // 4  # tokens
+        borrowed = n_in // BORROWED
         for e, n in enumerate(counts):
             own = self.desk.change(f"h.{stage}.{e}")
             own *= np.float32(n / (n + borrowed))

@@ -54,6 +54,20 @@ class Resources:
         return self.flops / (_speed() * self.workers)
 
 
+def expectation(
+    model: Model, types: Mapping[str, str], shape: tuple[int, int], *, threads: int | None = None
+) -> str:
+    """A line that says what calibration will take here."""
+    found = resources(model, types, shape, threads=threads)
+    minutes = found.seconds / 60
+    time = f"{minutes:.0f} min" if minutes >= 1.5 else f"{max(1, round(found.seconds))} s"
+    return (
+        f"calibration on {shape[0] * shape[1]:,} tokens takes about {time} with {found.workers} at "
+        f"work, {found.memory / 1e9:.1f} GB of memory and {found.disk / 1e9:.1f} GB in the cache's "
+        "folder"
+    )
+
+
 def resources(
     model: Model,
     types: Mapping[str, str],

@@ -166,13 +166,16 @@ def _calibrate(
         return None
     what = f"calibrating on {tokens.size:,} tokens"
     with progress(job.plan.rounded_weights, what, unit="w", quiet=quiet) as bar:
-        return job.calibrate(
+        made = job.calibrate(
             threads=threads,
             max_memory=max_memory,
             cluster=cluster,
             processes=True,
             advance=bar.update,
         )
+    for note in made.notes if made and not quiet else ():
+        warn(note)
+    return made
 
 
 def _line(report: Report) -> str:

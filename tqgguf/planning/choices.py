@@ -9,8 +9,10 @@ import numpy as np
 from tqgguf.calibration.cached import kept_statistics
 from tqgguf.calibration.imatrix import UNROTATED, Imatrix, check_basis
 from tqgguf.calibration.kept import Arrays
+from tqgguf.calibration.resources import expectation
 from tqgguf.calibration.sensitivity import measure_sensitivity
 from tqgguf.calibration.statistics import input_energies
+from tqgguf.calibration.tokens import DEFAULT_TOKENS, LONGEST_CONTEXT
 from tqgguf.errors import PlanError, UnsupportedModelError
 from tqgguf.formats import is_float
 from tqgguf.kernels.dtypes import F32
@@ -86,6 +88,8 @@ def _prepare(model: Model, options: Options, *, threads: int | None, measure: bo
     if options.imatrix is not None and inputs.imatrix is not None and inputs.tokens is None:
         plan = _with_coverage(model, plan, inputs.imatrix, options.imatrix)
     importance = energies if inputs.tokens is None else _unknown
+    if inputs.effort == "best":
+        notes = (*_expectation(model, plan, inputs, options, threads), *notes)
     return Prepared(replace(plan, notes=(*plan.notes, *notes)), inputs, importance)
 
 
@@ -100,6 +104,21 @@ def _likely_rotation(
     except UnsupportedModelError as error:
         return replace(options, rotate="none"), f"--rotate auto: none is shown, because {error}"
     return values, "--rotate auto: values is shown; before it quantizes, weights decide"
+
+
+def _expectation(
+    model: Model, plan: Plan, inputs: Inputs, options: Options, threads: int | None
+) -> tuple[str, ...]:
+    """What calibrating will take; nothing where it cannot be done."""
+    if inputs.tokens is not None:
+        n_seq, n_tokens = inputs.tokens.shape
+    else:
+        n_tokens = LONGEST_CONTEXT
+        n_seq = -(-(options.calibrate_tokens or DEFAULT_TOKENS) // n_tokens)
+    try:
+        return (expectation(model, plan.matrix_types, (n_seq, n_tokens), threads=threads),)
+    except UnsupportedModelError:
+        return ()
 
 
 def is_quick(model: Model) -> bool:
