@@ -72,7 +72,7 @@ def _all_workers() -> str:
 def _lines(args: argparse.Namespace, counts: Sequence[int], folder: Path) -> Iterator[Line]:
     context = evaluate.default_context(args.model)
     settings = Settings(context, args.chunks)
-    original = evaluate.prepare(args.model, args.text, settings)
+    original = evaluate.prepare_original(args.model, args.text, settings)
     made = [_theirs(args, context, folder)]
     made += [_ours(args, count, folder) for count in counts]
     first = made[1][0].read_bytes()
@@ -80,7 +80,7 @@ def _lines(args: argparse.Namespace, counts: Sequence[int], folder: Path) -> Ite
         if path.read_bytes() != first:
             raise SystemExit(f"{path.name}: other bytes than those of one process ({usage})")
     for path, workers, usage in [made[0], *made[1:]]:
-        row = evaluate.measure(original, path, settings)
+        row = evaluate.measure_quality(original, path, settings)
         yield Line(path.stem, workers, usage, row.bytes, row.kld_mean)
 
 

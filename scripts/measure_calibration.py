@@ -13,7 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from tqgguf.calibration.cached import calibrate_model
-from tqgguf.calibration.calibrate import Settings as Feedback
+from tqgguf.calibration.calibrate import Feedback
 from tqgguf.llamacpp import Settings, programs
 from tqgguf.measure import eval as evaluate
 from tqgguf.measure.eval import QualityRow

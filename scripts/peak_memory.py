@@ -22,7 +22,7 @@ import measuring
 import numpy as np
 
 from tqgguf.calibration.cached import calibrate_model
-from tqgguf.calibration.calibrate import Settings
+from tqgguf.calibration.calibrate import Feedback
 from tqgguf.cli.options import byte_size
 from tqgguf.models import open_model
 from tqgguf.models.metadata import Value, encode
@@ -144,7 +144,7 @@ def calibrate(asked: argparse.Namespace) -> None:
     types = {n: "Q4_K" for n in model.tensors if re.search(rf"blk\.0\.({asked.matrices})\.", n)}
     calibrate_model(
         *(model, NO_ROTATION, types, tokens.astype(np.int32)),
-        settings=Settings(threads=int(asked.threads)),
+        settings=Feedback(threads=int(asked.threads)),
         max_memory=byte_size(asked.max_memory),
         processes=True,
     )

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tqgguf import pipeline
 from tqgguf.calibration.cached import Calibrated, calibrate_model
-from tqgguf.calibration.calibrate import Settings
+from tqgguf.calibration.calibrate import Feedback
 from tqgguf.models import Model, input_files
 from tqgguf.models import open_model as _open_model
 from tqgguf.output.files import check_output
@@ -70,7 +70,7 @@ class Job:
             return None
         return calibrate_model(
             *(self.model, self.plan.rotation, self.plan.matrix_types, self.prepared.tokens),
-            settings=Settings(threads=threads),
+            settings=Feedback(threads=threads),
             max_memory=max_memory,
             cluster=cluster,
             processes=processes,

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tests.network.small_models import N_VOCAB, RECIPES, write_model
-from tqgguf.calibration.calibrate import Settings, calibrate
+from tqgguf.calibration.calibrate import Feedback, calibrate
 from tqgguf.calibration.kept import Kept
 from tqgguf.formats import dequantize, quantize
 from tqgguf.models.gguf import read_gguf
@@ -67,7 +67,7 @@ def test_the_divergence_falls_with_a_lattice_type():
     model = read_gguf(NOVELS)
     chosen = ["blk.0.attn_output.weight", "blk.1.ffn_down.weight"]
     types = dict.fromkeys(chosen, "IQ2_XXS")
-    rows = dict(calibrate(model, types, sequences(4, 16), Settings(sweeps=1)))
+    rows = dict(calibrate(model, types, sequences(4, 16), Feedback(sweeps=1)))
     plain = {n: quantize(model.tensors[n].read(), "IQ2_XXS") for n in chosen}
     held_out = sequences(5, 2)
     ours = divergence(model, with_rows(model, rows, types), held_out)
@@ -78,7 +78,7 @@ def test_the_divergence_falls_with_a_lattice_type():
 def test_the_bytes_do_not_depend_on_threads(tmp_path):
     model = read_gguf(write_model(tmp_path / "model.gguf", RECIPES["qwen3"]))
     types, tokens = types_of(model, "q4_0"), sequences(1, 160)
-    one, three = (dict(calibrate(model, types, tokens, Settings(threads=n))) for n in (1, 3))
+    one, three = (dict(calibrate(model, types, tokens, Feedback(threads=n))) for n in (1, 3))
     assert all(np.array_equal(one[name], three[name]) for name in types if name in one)
 
 
@@ -86,7 +86,7 @@ def test_the_bytes_do_not_depend_on_threads(tmp_path):
 def test_activations_that_do_not_fit_are_computed_anew(tmp_path, name):
     model = read_gguf(write_model(tmp_path / "model.gguf", RECIPES[name]))
     types, tokens = types_of(model, "q4_0"), sequences(1, 160)
-    kept, anew = (dict(calibrate(model, types, tokens, Settings(memory=m))) for m in (1 << 30, 0))
+    kept, anew = (dict(calibrate(model, types, tokens, Feedback(memory=m))) for m in (1 << 30, 0))
     assert list(kept) == list(anew)
     assert all(np.array_equal(kept[name], anew[name]) for name in kept)
 
@@ -120,7 +120,7 @@ def counted(monkeypatch):
 def test_another_type_does_not_run_the_original_again(tmp_path, monkeypatch, name, memory):
     """The same bytes as without what was kept, from the quantized network's passes alone."""
     model = read_gguf(write_model(tmp_path / "model.gguf", RECIPES[name]))
-    tokens, settings = sequences(1, 160), Settings(memory=memory, sweeps=1)
+    tokens, settings = sequences(1, 160), Feedback(memory=memory, sweeps=1)
     passes = counted(monkeypatch)
     alone = dict(calibrate(model, types_of(model, "q4_0"), tokens, settings))
     in_all = len(passes)

@@ -5,7 +5,7 @@ import pytest
 
 from tests.network.small_models import N_VOCAB, RECIPES, write_model
 from tqgguf.calibration.cached import _Experts
-from tqgguf.calibration.calibrate import Settings, calibrate
+from tqgguf.calibration.calibrate import Feedback, calibrate
 from tqgguf.calibration.desk import open_desk
 from tqgguf.calibration.kept import Kept
 from tqgguf.calibration.resources import resources
@@ -15,7 +15,7 @@ from tqgguf.machine.crew import Crew
 from tqgguf.models.gguf import read_gguf
 from tqgguf.planning.plan import Options, make_plan
 
-ONE_SWEEP = Settings(sweeps=1)
+ONE_SWEEP = Feedback(sweeps=1)
 TOKENS = np.random.default_rng(1).integers(3, N_VOCAB, (100, 32)).astype(np.int32)
 
 
@@ -42,7 +42,7 @@ def processes():
 @pytest.mark.parametrize("name", ["llama-tied-llama3-rope", "qwen2moe", "gpt2"])
 @pytest.mark.parametrize("memory", [1 << 30, 0])
 def test_threads_and_processes_give_the_same_bytes(tmp_path, processes, name, memory):
-    model, settings = opened(tmp_path, name), Settings(sweeps=1, memory=memory)
+    model, settings = opened(tmp_path, name), Feedback(sweeps=1, memory=memory)
     alone = rounded(model, settings=settings, crew=Crew())
     for count in (2, 3):
         some = Crew(processes.workers[:count])

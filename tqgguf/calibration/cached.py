@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from tqgguf.calibration import work
-from tqgguf.calibration.calibrate import Settings, calibrate
+from tqgguf.calibration.calibrate import Feedback, calibrate
 from tqgguf.calibration.kept import Kept, open_kept
 from tqgguf.calibration.resources import Resources, resources
 from tqgguf.kernels.dtypes import U8
@@ -53,7 +53,7 @@ def calibrate_model(
     types: Mapping[str, str],
     tokens: Tokens,
     *,
-    settings: Settings | None = None,
+    settings: Feedback | None = None,
     max_memory: int | None = None,
     cluster: str | None = None,
     processes: bool = False,
@@ -70,7 +70,7 @@ def calibrate_model(
     cache has no room, PlanError where the memory is too small, WeightError for NaN and Inf.
     """
     read_graph(model)
-    settings = settings or Settings()
+    settings = settings or Feedback()
     wanted = resources(model, types, tokens.shape, threads=settings.threads, max_memory=max_memory)
     settings = replace(settings, memory=wanted.held, factors=wanted.factors)
     rotation = rotation.with_vectors_of(model)
@@ -163,7 +163,7 @@ def _results_key(
     rotation: Rotation,
     types: Mapping[str, str],
     tokens: Tokens,
-    settings: Settings,
+    settings: Feedback,
 ) -> str:
     choices = list(types.items())
     settled = (settings.sweeps, settings.damping, settings.drift, settings.ridge)

@@ -53,7 +53,7 @@ OnExperts = Callable[[str, Sequence[int]], object]
 
 
 @dataclass(frozen=True)
-class Settings:
+class Feedback:
     """How to calibrate; the defaults are what was measured to be good (docs/LOG.md)."""
 
     sweeps: int = 4
@@ -69,7 +69,7 @@ def calibrate(
     model: Model,
     types: Mapping[str, str],
     tokens: Tokens,
-    settings: Settings = Settings(),
+    settings: Feedback = Feedback(),
     *,
     known: Mapping[str, U8] | None = None,
     kept: Kept | None = None,
@@ -140,7 +140,7 @@ class _Conductor:
         model: Model,
         types: Mapping[str, str],
         tokens: Tokens,
-        settings: Settings,
+        settings: Feedback,
         known: Mapping[str, U8],
         kept: Kept | None,
         crew: Crew,
