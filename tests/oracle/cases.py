@@ -158,6 +158,17 @@ CASES = {
             },
         },
     ),
+    "gpt-oss": Case(
+        "GptOssConfig",
+        {
+            "num_local_experts": 4,
+            "num_experts_per_tok": 2,
+            "head_dim": 32,
+            "sliding_window": 8,
+            "rope_parameters": {**YARN, "beta_fast": 32.0, "beta_slow": 1.0},
+        },
+        byte_level=True,
+    ),
     "glm4-moe": Case(
         "Glm4MoeConfig",
         {

@@ -21,6 +21,7 @@ from tests.models.huggingface.bpe import train_byte_level
 from tests.models.huggingface.folders import write_folder, write_json
 from tests.models.huggingface.test_byte_level_bpe import folder_with
 from tests.models.huggingface.test_embedding import QWEN3, pooled, qwen3_weights, reranker
+from tests.models.huggingface.test_gpt_oss import gpt_oss
 from tests.models.huggingface.test_quantized import (
     METHOD,
     Codes,
@@ -100,6 +101,7 @@ OTHERS: dict[str, Callable[[Path], Path]] = {
     "without-prefix": without_prefix,
     "gptq": by_gptq,
     "compressed-tensors": packed,
+    "gpt-oss-mxfp4": gpt_oss,
 }
 
 
@@ -147,6 +149,11 @@ DIFFERENCES = (
         r"tokenizer\.ggml\.(model|pre|scores|token_type|merges)",
         "theirs takes SentencePiece saved as tokenizer.json for bytes, and splits text elsewhere",
         "pieces-as-json",
+    ),
+    Difference(
+        r".*\.rope\.scaling\.yarn_beta_(fast|slow)",
+        "written for the one graph that reads them; elsewhere another value is refused",
+        "gpt-oss",
     ),
     Difference(r"gemma2?\.rope\.freq_base", "said, where theirs relies on the default"),
     Difference(

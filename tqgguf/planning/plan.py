@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from math import prod
 from pathlib import Path
 
-from tqgguf.errors import PlanError
+from tqgguf.errors import PlanError, UnsupportedModelError
 from tqgguf.formats import FORMATS, is_float
 from tqgguf.models import INTEGERS, Model, Tensor, stored_bytes
 from tqgguf.planning.allocation import Errors, Item, allocate, default_sensitivity, predicted
@@ -23,6 +23,9 @@ from tqgguf.rotation.steps import Sides
 from tqgguf.rotation.vectors import BALANCE, NORM_BALANCE
 
 ROTATIONS = ("fused", "auto", "tensor", "none", "values", "scales")
+
+
+_RELEASED = "MXFP4"  # gpt-oss was trained in it and released in it: stored as it is
 
 
 @dataclass(frozen=True)
@@ -268,13 +271,20 @@ def _plan_tensor(
     source: Tensor, name: str, chosen: Recipe, options: Options, rotation: Rotation, head: str
 ) -> PlannedTensor:
     named = _named_type(source, name, options, head)
-    if named is None and is_matrix(source):
+    sides = rotation.sides.get(name, Sides())
+    if source.type == _RELEASED and sides and not options.allow_requantize:
+        raise UnsupportedModelError(
+            f"{name}: a rotation would round its MXFP4 weights again; use --rotate none, or accept "
+            "the loss with --allow-requantize"
+        )
+    if named is None and source.type == _RELEASED and not sides:
+        type, reason = source.type, ""
+    elif named is None and is_matrix(source):
         kind = "output" if name == head else role(name)[0]
         type, reason = fitting(chosen.type_of(kind), source.n_in)
     else:
         wanted = named or _kept_type(source, chosen)
         type, reason = fitting(wanted, source.n_in) if wanted in FORMATS else (wanted, "")
-    sides = rotation.sides.get(name, Sides())
     return PlannedTensor(name, source.name, source.shape, source.type, type, sides, reason)
 
 

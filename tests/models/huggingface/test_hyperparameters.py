@@ -38,6 +38,12 @@ EXTRA = {
     "Gemma3ForCausalLM": GEMMA,
     "Gemma3ForConditionalGeneration": GEMMA,
 }
+EXTRA["GptOssForCausalLM"] = {
+    "num_local_experts": 4,
+    "num_experts_per_tok": 2,
+    "sliding_window": 16,
+    "tie_word_embeddings": False,
+}
 EXTRA["Glm4MoeForCausalLM"] = {
     "n_routed_experts": 4,
     "num_experts_per_tok": 2,

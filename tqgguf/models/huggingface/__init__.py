@@ -31,7 +31,8 @@ def read_huggingface(path: Path, *, vocabulary: Model | None = None) -> Model:
     Raises FileFormatError or UnsupportedModelError.
     """
     folder, config, architecture = _described(path)
-    notes: list[str] = []
+    remark = architecture.remark(config) if architecture.remark else None
+    notes = [f"{folder}: {remark}"] if remark else []
     hyperparameters = convert_hyperparameters(config, architecture)
     weights = _weights(path, config, architecture, notes.append)
     if vocabulary is None:

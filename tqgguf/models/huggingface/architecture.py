@@ -17,6 +17,7 @@ SIZES: Mapping[str, Size] = {
     "E": lambda c: c.n_embd,
     "P": lambda c: c.count("n_positions", "max_position_embeddings"),
     "D": lambda c: c.head_dim,
+    "B": lambda c: c.n_head,
     "Q": lambda c: c.n_head * c.head_dim,
     "K": lambda c: c.n_head_kv * c.head_dim,
     "A": lambda c: (c.n_head + 2 * c.n_head_kv) * c.head_dim,
@@ -69,6 +70,8 @@ class Architecture:
     defaults: Mapping[str, Any] = field(default_factory=dict)
     check: Callable[[Config], str | None] | None = None
     changes: tuple[tuple[re.Pattern[str], Change], ...] = ()  # of tensors with matching names
+    experts_take_turns: bool = False  # fused: gate and up row by row, and turned
+    remark: Callable[[Config], str | None] | None = None  # what is said of a model
     layer_kind: Callable[[Config, int], str] = lambda config, layer: ""  # noqa: ARG005
     transposed: re.Pattern[str] | None = None
     always_tied: bool = False  # the graph never loads output.weight

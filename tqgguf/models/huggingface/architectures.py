@@ -403,6 +403,56 @@ _GLM4_MOE = Architecture(
 )
 
 
+def _rounded_ramp(config: Config) -> str | None:
+    rope = config.section("rope_parameters", "rope_scaling")
+    if rope.get("truncate") is not False:
+        return None
+    return "llama.cpp rounds the ends of YaRN's ramp, which truncate: false keeps as they are"
+
+
+_GPT_OSS = Architecture(
+    "gpt-oss",
+    {
+        **_ENDS,
+        "output.weight": "V E",
+        "blk.{}.attn_norm.weight": "E",
+        "blk.{}.attn_q.weight": "Q E",
+        "blk.{}.attn_q.bias": "Q",
+        "blk.{}.attn_k.weight": "K E",
+        "blk.{}.attn_k.bias": "K",
+        "blk.{}.attn_v.weight": "K E",
+        "blk.{}.attn_v.bias": "K",
+        "blk.{}.attn_sinks.weight": "B",
+        "blk.{}.attn_output.weight": "E Q",
+        "blk.{}.attn_output.bias": "E",
+        "blk.{}.post_attention_norm.weight": "E",
+        **_EXPERTS,
+        "blk.{}.ffn_gate_inp.bias": "X",
+        "blk.{}.ffn_gate_exps.bias": "X M",
+        "blk.{}.ffn_up_exps.bias": "X M",
+        "blk.{}.ffn_down_exps.bias": "X E",
+    },
+    (
+        *_BASE,
+        *_RMS,
+        *_HEADS,
+        *_MOE,
+        _count("expert_feed_forward_length", "intermediate_size"),
+        _count("attention.sliding_window", "sliding_window"),
+        Key("attention.sliding_window_pattern", _sliding_layers(2)),
+    ),
+    assumes={
+        "hidden_act": _SILU,
+        "attention_bias": (True, None),
+        "tie_word_embeddings": _NO,
+        "swiglu_limit": (7.0, None),
+    },
+    experts_take_turns=True,
+    remark=_rounded_ramp,
+    rope_reads=("truncate",),
+)
+
+
 def _qwen35_kind(config: Config, layer: int) -> str:
     kinds = config.get("layer_types")
     if isinstance(kinds, list) and layer < len(kinds):
@@ -531,6 +581,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "Mistral3ForConditionalGeneration": _MISTRAL3,
     "Ministral3ForCausalLM": _MISTRAL3,
     "SmolLM3ForCausalLM": _SMOLLM3,
+    "GptOssForCausalLM": _GPT_OSS,
     "Glm4MoeForCausalLM": _GLM4_MOE,
     "Qwen3_5ForCausalLM": _QWEN35,
     "Qwen3_5ForConditionalGeneration": _QWEN35,

@@ -20,8 +20,8 @@ from tqgguf.models.huggingface.stored import Rows, Stored
 
 _FP8 = ("F8_E4M3", "F8_E5M2")
 _AWQ_ORDER = [0, 4, 1, 5, 2, 6, 3, 7]  # where a word of AWQ keeps its first, second ... column
-# Methods whose layouts are found by their tensors, or, of the first four, whose tensors are plain.
-_MAY_BE_PLAIN = ("fp8", "fbgemm_fp8", "compressed-tensors", "modelopt")
+# Methods whose layouts are found by their tensors, or, of the first five, whose tensors are plain.
+_MAY_BE_PLAIN = ("mxfp4", "fp8", "fbgemm_fp8", "compressed-tensors", "modelopt")
 _METHODS = (*_MAY_BE_PLAIN, "gptq", "awq", "auto-round")
 
 

@@ -4,6 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from itertools import chain
 
 from gguf import MODEL_ARCH, MODEL_ARCH_NAMES, TensorNameMap, get_tensor_name_map
 
@@ -11,6 +12,7 @@ from tqgguf.errors import FileFormatError, UnsupportedModelError
 from tqgguf.models.huggingface.architecture import SIZES, Architecture
 from tqgguf.models.huggingface.changes import stacked
 from tqgguf.models.huggingface.folder import Config
+from tqgguf.models.huggingface.mxfp4 import BLOCKS, SCALES, Mxfp4
 from tqgguf.models.huggingface.stored import Stored
 from tqgguf.models.model import Tensor
 
@@ -36,13 +38,17 @@ _WRAPPERS = re.compile(r"^(model\.language_model\.|language_model\.model\.|model
 _BARE = re.compile(r"^(embed_tokens|layers\.\d+|norm)\.")  # saved without its head: no "model."
 _LAYER = re.compile(r"^model\.layers\.(\d+)\.")
 _EXPERT = re.compile(r"^(?P<head>.*\.experts)\.(?P<number>\d+)\.(?P<tail>.+)$")
-_FUSED_EXPERTS = re.compile(r"^(?P<head>.*\.experts)\.(?P<part>gate_up_proj|down_proj)(\.weight)?$")
+_FUSED_EXPERTS = re.compile(
+    r"^(?P<head>.*\.experts)\.(?P<part>gate_up_proj|down_proj)"
+    r"(\.weight|(?P<bias>_bias))?$"
+)
 # llama.cpp loads these as F32 only.
-_ALWAYS_F32 = ("ffn_gate_inp.weight", "position_embd.weight", "ssm_conv1d.weight")
+_ALWAYS_F32 = ("ffn_gate_inp.weight", "position_embd.weight", "ssm_conv1d.weight", ".bias")
 # Names that gguf-py's table knows otherwise.
 _RENAMED = (
     (re.compile(r"e_score_correction_bias$"), "e_score_correction.bias"),
     (re.compile(r"\.dt_bias$"), ".dt_proj.bias"),
+    (re.compile(r"\.sinks$"), ".sinks.weight"),
 )
 
 
@@ -64,9 +70,11 @@ def convert_tensors(
             f"{len(weights)} tensors"
         )
     names = get_tensor_name_map(_model_arch(architecture.name), config.n_layer)
-    sources = _stack_experts(_used(weights, config, note))
+    packed = [blocks.tensor() for blocks in _mxfp4(weights)]
+    sources = _stack_experts(_used(weights, config, architecture, note))
     tensors: dict[str, Tensor] = {}
-    for name, tensor in _transformed(sources, config, architecture):
+    named = ((t.name, t) for t in packed)
+    for name, tensor in chain(_transformed(sources, config, architecture), named):
         gguf_name = _gguf_name(names, name, architecture)
         if gguf_name in tensors:
             raise FileFormatError(f"{name}: a second tensor for {gguf_name}")
@@ -82,7 +90,10 @@ def _model_arch(name: str) -> MODEL_ARCH:
 
 
 def _used(
-    weights: Mapping[str, Stored], config: Config, note: Callable[[str], None]
+    weights: Mapping[str, Stored],
+    config: Config,
+    architecture: Architecture,
+    note: Callable[[str], None],
 ) -> Iterator[Stored]:
     """The language model's tensors, without the wrapper of a multimodal model in their names."""
     left_out: Counter[str] = Counter()
@@ -92,8 +103,8 @@ def _used(
         part = _left_out(name, bare, config)
         if part is not None:
             left_out[part] += 1
-        elif not _UNUSED.search(name):
-            yield from _unfused(_plain(replace(stored, name=bare)))
+        elif not (_UNUSED.search(name) or _is_mxfp4(name, weights)):
+            yield from _unfused(_plain(replace(stored, name=bare)), architecture)
     for part, count in left_out.items():
         note(f"{config.path.parent}: left out {count} tensors: {part}")
 
@@ -122,23 +133,53 @@ def _further_layers(config: Config) -> bool:
     return bool(config.get("num_nextn_predict_layers", "mtp_num_hidden_layers"))
 
 
-def _unfused(stored: Stored) -> Iterator[Stored]:
+def _unfused(stored: Stored, architecture: Architecture) -> Iterator[Stored]:
     """Experts that transformers 5 keeps in one tensor, one by one as in released files.
 
-    gate_up_proj: (n_expert, 2 n_ff, n_in), gate first; down_proj: (n_expert, n_in, n_ff).
+    gate_up_proj: (n_expert, 2 n_ff, n_in), gate first; down_proj: (n_expert, n_in, n_ff). Of
+    gpt-oss: turned, gate and up taking turns, and with biases.
     """
     match = _FUSED_EXPERTS.match(stored.name)
-    if not match or stored.array.ndim != 3 or stored.decoded is not None:
+    if not match or stored.array.ndim + bool(match["bias"]) != 3 or stored.decoded is not None:
         yield stored
         return
-    half = stored.array.shape[1] // 2
-    parts = {"gate_proj": slice(0, half), "up_proj": slice(half, None)}
+    array = stored.array
+    if architecture.experts_take_turns:
+        array = array if match["bias"] else array.swapaxes(1, 2)
+        parts = {"gate_proj": slice(0, None, 2), "up_proj": slice(1, None, 2)}
+    else:
+        half = array.shape[1] // 2
+        parts = {"gate_proj": slice(0, half), "up_proj": slice(half, None)}
     if match["part"] == "down_proj":
         parts = {"down_proj": slice(None)}
-    for number, expert in enumerate(stored.array):
+    if match["bias"]:
+        for part, columns in parts.items():
+            yield replace(stored, name=f"{match['head']}.{part}.bias", array=array[:, columns])
+        return
+    for number, expert in enumerate(array):
         for part, rows in parts.items():
             name = f"{match['head']}.{number}.{part}.weight"
             yield replace(stored, name=name, array=expert[rows])
+
+
+def _is_mxfp4(name: str, weights: Mapping[str, Stored]) -> bool:
+    stem = name.removesuffix(BLOCKS).removesuffix(SCALES)
+    return stem != name and {stem + BLOCKS, stem + SCALES} <= weights.keys()
+
+
+def _mxfp4(weights: Mapping[str, Stored]) -> Iterator[Mxfp4]:
+    """Experts whose MXFP4 blocks stay as they are, gate and up taking turns as gpt-oss has them."""
+    for name, stored in weights.items():
+        stem = name.removesuffix(BLOCKS)
+        match = _FUSED_EXPERTS.match(stem)
+        if not match or stem == name or stem + SCALES not in weights:
+            continue
+        whole = Mxfp4(stem, stored.array, weights[stem + SCALES].array)
+        parts = {"gate_proj": slice(0, None, 2), "up_proj": slice(1, None, 2)}
+        if match["part"] == "down_proj":
+            parts = {"down_proj": slice(None)}
+        for part, rows in parts.items():
+            yield whole.rows_of_each(f"{match['head']}.{part}.weight", rows)
 
 
 def _stack_experts(stored: Iterator[Stored]) -> Iterator[tuple[str, Stored | list[Tensor]]]:
