@@ -131,6 +131,25 @@ def test_verify_finds_the_damaged_blocks_of_one_row(novels, tmp_path):
         check(path, novels)
 
 
+def test_verify_knows_what_importance_gives_up(tmp_path):
+    source, path = write_tiny(tmp_path / "a.gguf", "gemma3"), tmp_path / "q.gguf"
+    model = open_model(source)
+
+    spread = np.abs(model.tensors["token_embd.weight"].read()).max(axis=0)
+    little = np.where(spread > 2 * np.median(spread), 1e-6, 1).astype(np.float32)
+    plan = make_plan(model, Options(type="q4_0", rotate="none"))
+    importance = {"token_embd.weight": little[None]}.get
+    list(pipeline.convert(model, plan, path, importance=importance))
+    assert any(c.worst_block > 0.125 for c in check(path, source))
+    tensor = next(t for t in gguf.GGUFReader(path).tensors if t.name == "token_embd.weight")
+    data = bytearray(path.read_bytes())
+    noise = np.random.default_rng(0).integers(0, 256, 16, dtype=np.uint8)
+    data[tensor.data_offset + 2 : tensor.data_offset + 18] = noise.tobytes()
+    path.write_bytes(data)
+    with pytest.raises(MismatchError, match=r"token_embd.weight, row 0: a block differs"):
+        check(path, source)
+
+
 def test_verify_refuses_another_model(novels, stories, tmp_path):
     convert(stories, tmp_path / "s.gguf", type="q8_0")
     with pytest.raises(MismatchError):

@@ -1,10 +1,12 @@
 """Prove that a finished file is its original, up to the recorded rotation and rounding.
 
 The original is rotated as the file's metadata says and compared block by block in that basis, so
-that one damaged block shows in a tensor of millions. Calibration moves weights on purpose, so of a
-calibrated file this proves less; the network's own output is then the better witness.
+that one damaged block shows in a tensor of millions. Importance gives up weights that hardly count,
+and calibration moves them on purpose, so of such files this proves less; the network's own output
+is then the better witness.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -81,8 +83,11 @@ def verify(
     pairs = list(_pairs(quantized, original))
     _check_metadata(quantized, original)
     _check_types(quantized)
-    calibrated = quantized.get("tqgguf.calibration") is not None
-    for check in map_in_order(partial(_check, rotation, calibrated), pairs, threads=threads):
+    weighed, calibrated = (
+        quantized.get(f"tqgguf.{key}") is not None for key in ("imatrix", "calibration")
+    )
+    work = partial(_check, rotation, weighed, calibrated)
+    for check in map_in_order(work, pairs, threads=threads):
         advance(quantized.tensors[check.name].size)
         yield check
 
@@ -144,7 +149,9 @@ def _check_types(quantized: Model) -> None:
             )
 
 
-def _check(rotation: Rotation, calibrated: bool, pair: tuple[Tensor, Tensor]) -> Check:
+def _check(
+    rotation: Rotation, weighed: bool, calibrated: bool, pair: tuple[Tensor, Tensor]
+) -> Check:
     tensor, source = pair
     type = GGMLQuantizationType[tensor.type]
     block = GGML_QUANT_SIZES[type][0]
@@ -154,7 +161,8 @@ def _check(rotation: Rotation, calibrated: bool, pair: tuple[Tensor, Tensor]) ->
     error, energy = (sum(p[i] for p in parts) for i in (0, 1))
     worst, row = max((p[2:] for p in parts), default=(0.0, 0))
     moved = calibrated and not is_float(type.name)
-    allowed = _CALIBRATED_BLOCK if moved else _allowed(type, _BLOCK_FACTOR)
+    factor = math.inf if weighed and not is_float(type.name) else _BLOCK_FACTOR
+    allowed = _CALIBRATED_BLOCK if moved else _allowed(type, factor)
     mean_allowed = _LARGEST if moved else _allowed(type, _MEAN_FACTOR)
     mean = error / energy if energy else error
     return Check(tensor.name, tensor.type, mean, worst, row, allowed, mean_allowed)
