@@ -110,6 +110,8 @@ def _rows() -> dict[str, Tiny]:
         *("ssm_beta 4 D", "ssm_alpha 4 D", "ssm_norm 16", "ssm_out D 64"),
         without=(*_SPLIT, "attn_output"),
     )
+    mixed = (*_EXPERTS, *_SHARED, "ffn_gate_inp_shexp D")
+    by_key = ("attn_qkv 128 D", "ssm_conv1d 128 4", "ssm_ba 8 D")
     delta = {"rope.dimension_sections": [4, 4, 0, 0], "full_attention_interval": 2}
     delta |= {"ssm.conv_kernel": 4, "ssm.inner_size": 64, "ssm.state_size": 16}
     delta |= {"ssm.time_step_rank": 4, "ssm.group_count": 1}
@@ -229,9 +231,25 @@ def _rows() -> dict[str, Tiny]:
         "qwen35": Tiny("qwen35", gated, first=linear, keys=delta),
         "qwen35moe": Tiny(
             "qwen35moe",
-            _change(gated, *_EXPERTS, *_SHARED, "ffn_gate_inp_shexp D", without=_DENSE),
-            first=_change(linear, *_EXPERTS, *_SHARED, "ffn_gate_inp_shexp D", without=_DENSE),
+            _change(gated, *mixed, without=_DENSE),
+            first=_change(linear, *mixed, without=_DENSE),
             keys={**delta, **_MOE, "expert_shared_feed_forward_length": 96},
+        ),
+        "qwen3next": Tiny(
+            "qwen3next",
+            _change(gated, *mixed, without=_DENSE),
+            first=_change(linear, *mixed, *by_key, without=("ssm_beta", "ssm_alpha", *_DENSE)),
+            keys={**delta, **_MOE, "expert_shared_feed_forward_length": 96, "ssm.group_count": 2},
+        ),
+        "qwen3next-joined": Tiny(
+            "qwen3next",
+            _change(gated, *mixed, without=_DENSE),
+            first=_change(
+                linear,
+                *(*mixed, *by_key, "ssm_in 192 D"),
+                without=("ssm_beta", "ssm_alpha", "attn_qkv", "attn_gate", *_DENSE),
+            ),
+            keys={**delta, **_MOE, "expert_shared_feed_forward_length": 96, "ssm.group_count": 2},
         ),
         "phimoe": Tiny(
             "phimoe",

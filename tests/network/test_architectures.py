@@ -245,6 +245,10 @@ PARTS: dict[str, tuple[str, Change]] = {
     "keys of unit length": ("qwen35", operation(ops, "unit", lambda x, _: x)),
     "decay": ("qwen35", operation(ops, "softplus", np.zeros_like)),
     "the time step's bias": ("qwen35", flat("ssm_dt")),
+    "neighbours that share keys": (
+        "qwen3next",
+        operation(np, "repeat", lambda x, n, axis: np.concatenate([x] * n, axis=axis)),
+    ),
     "heads that share keys": (
         "qwen35-groups",
         operation(np, "tile", lambda x, n: x.repeat(n[2], 2)),

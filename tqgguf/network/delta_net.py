@@ -8,16 +8,23 @@ from tqgguf.network import ops
 from tqgguf.network.ops import Array
 from tqgguf.network.step import Layer, LayerContext, Weights, linear, norm, step
 
+_PROJECTIONS = ("attn_qkv", "attn_gate", "ssm_in", "ssm_beta", "ssm_alpha", "ssm_ba")
 _CHUNK = 64  # tokens whose effect on each other is solved for at once
 
 
 def delta_net(x: Array, stream: Array | None, w: Weights, ctx: LayerContext) -> Layer:
-    """Heads that remember in a matrix each. x: (n_seq, n_tokens, n_embd)."""
-    yield step(("attn_qkv", "attn_gate", "ssm_beta", "ssm_alpha"), x)
-    q, k, v = _projected(x, w, ctx.graph.eps)
-    decay = ops.softplus(linear(x, w, "ssm_alpha") + w["ssm_dt.bias"]) * w["ssm_a"].reshape(-1)
-    found = gated_delta_rule(q, k, v, decay, ops.sigmoid(linear(x, w, "ssm_beta")))
-    gate = linear(x, w, "attn_gate")
+    """Heads that remember in a matrix each. x: (n_seq, n_tokens, n_embd).
+
+    Values' heads i, i + n, i + 2n, ... share the key of n; in graphs whose projections lie key by
+    key, those of one key are neighbours.
+    """
+    yield step(tuple(name for name in _PROJECTIONS if f"{name}.weight" in w), x)
+    mixed, gate = _mixed(x, w)
+    q, k, v = _heads(mixed, w, ctx.graph.eps)
+    alpha, beta = _rates(x, w, k.shape[2])
+    k, q = (_spread(a, v.shape[2], by_key="ssm_ba.weight" in w) for a in (k, q))
+    decay = ops.softplus(alpha + w["ssm_dt.bias"]) * w["ssm_a"].reshape(-1)
+    found = gated_delta_rule(q, k, v, decay, ops.sigmoid(beta))
     normed = norm(found, w, "ssm_norm", ctx.graph).reshape(gate.shape)
     normed *= ops.silu(gate)
     yield step(("ssm_out",), normed, stream)
@@ -59,16 +66,41 @@ def _chunk(
     return read, memory
 
 
-def _projected(x: Array, w: Weights, eps: float) -> tuple[Array, Array, Array]:
+def _mixed(x: Array, w: Weights) -> tuple[Array, Array]:
+    """What is convolved, queries, keys and values in order, and the gate: (n_seq, n_tokens, n)."""
+    if "ssm_in.weight" not in w:
+        return linear(x, w, "attn_qkv"), linear(x, w, "attn_gate")
+    dim, n_values = w["ssm_norm.weight"].size, w["ssm_a"].size
+    n_keys = w["ssm_conv1d.weight"].shape[0] // dim // 2 - n_values // 2
+    own = n_values // n_keys * dim
+    by_key = linear(x, w, "ssm_in").reshape(*x.shape[:2], n_keys, -1)
+    parts = np.split(by_key, (dim, 2 * dim, 2 * dim + own), axis=-1)
+    q, k, v, gate = (a.reshape(*x.shape[:2], -1) for a in parts)
+    return np.concatenate([q, k, v], axis=-1), gate
+
+
+def _heads(mixed: Array, w: Weights, eps: float) -> tuple[Array, Array, Array]:
     """Queries, keys and values, each (n_seq, n_tokens, n_head, dim): a short convolution's."""
-    dim = w["ssm_norm.weight"].size
-    mixed = ops.silu(_convolved(linear(x, w, "attn_qkv"), w["ssm_conv1d.weight"]))
-    heads = mixed.reshape(*x.shape[:2], -1, dim)
-    n_values = w["ssm_beta.weight"].shape[0]
-    n_keys = (heads.shape[2] - n_values) // 2
+    mixed = ops.silu(_convolved(mixed, w["ssm_conv1d.weight"]))
+    heads = mixed.reshape(*mixed.shape[:2], -1, w["ssm_norm.weight"].size)
+    n_keys = (heads.shape[2] - w["ssm_a"].size) // 2
     q, k, v = np.split(heads, (n_keys, 2 * n_keys), axis=2)
-    q, k = (np.tile(ops.unit(a, eps), (1, 1, n_values // n_keys, 1)) for a in (q, k))
-    return q, k, v
+    return ops.unit(q, eps), ops.unit(k, eps), v
+
+
+def _rates(x: Array, w: Weights, n_keys: int) -> tuple[Array, Array]:
+    """What decay and learning rate are made of, both (n_seq, n_tokens, n_values)."""
+    if "ssm_ba.weight" not in w:
+        return linear(x, w, "ssm_alpha"), linear(x, w, "ssm_beta")
+    by_key = linear(x, w, "ssm_ba").reshape(*x.shape[:2], n_keys, -1)
+    beta, alpha = (a.reshape(*x.shape[:2], -1) for a in np.split(by_key, 2, axis=-1))
+    return alpha, beta
+
+
+def _spread(x: Array, n_head: int, *, by_key: bool) -> Array:
+    """Queries or keys for every head of the values: (n_seq, n_tokens, n_head, dim)."""
+    times = n_head // x.shape[2]
+    return np.repeat(x, times, axis=2) if by_key else np.tile(x, (1, 1, times, 1))
 
 
 def _convolved(x: Array, kernel: Array) -> Array:

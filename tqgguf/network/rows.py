@@ -104,6 +104,7 @@ ARCHITECTURES: dict[str, Row] = {
     "qwen3vl": Row("halves", sections="in turn"),
     "qwen3vlmoe": Row("halves", sections="in turn"),
     "qwen3moe": Row("halves"),
+    "qwen3next": Row("halves", ffn_norm=_MISNAMED, gated_attention=True),
     "qwen35": Row("halves", sections="in turn", ffn_norm=_MISNAMED, gated_attention=True),
     "qwen35moe": Row("halves", sections="in turn", ffn_norm=_MISNAMED, gated_attention=True),
     "olmo": Row("interleaved", norm="layer", gainless=True, reads=("attention.clamp_kqv",)),

@@ -242,6 +242,21 @@ _RMS_ROWS = (
         note="qwen35 with qwen2moe's router, experts and shared expert",
     ),
     Stream(
+        "qwen3next",
+        norms={
+            "attn_norm": (*_ATTENTION, "attn_gate", "ssm_in", "ssm_ba"),
+            "post_attention_norm": (
+                *(*_ROUTED, "ffn_gate_up_exps", *_SHARED),
+                "ffn_gate_inp_shexp",
+            ),
+        },
+        writers=("attn_output", "ssm_out", "ffn_down_exps", "ffn_down_shexp"),
+        values=None,
+        untouched=(*_QK_NORMS, "ssm_conv1d", "ssm_dt", "ssm_a", "ssm_norm"),
+        why_no_values="the attention's output is gated channel by channel",
+        note="qwen35moe with projections that lie key by key",
+    ),
+    Stream(
         "phimoe",
         norms={"attn_norm": _ATTENTION, "ffn_norm": _ROUTED},
         writers=("attn_output", "ffn_down_exps"),
