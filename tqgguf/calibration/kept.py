@@ -120,7 +120,7 @@ def keep(root: Path, key: str, name: str, make: Callable[[], Arrays]) -> Arrays:
     """
     try:
         kept = open_kept(root, key)
-    except OSError:
+    except OutputError:
         return make()
     return kept.once(name, make)
 
