@@ -1,6 +1,7 @@
 """Stories of --effort: what each level uses, what it says, and what is a contradiction."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -119,3 +120,19 @@ def test_the_plan_of_a_large_model_says_what_will_be_measured(novels, monkeypatc
     shown = json.loads(succeeds("plan", novels, "--rotate", "fused", "--json"))
     assert "before it quantizes, inputs are measured on the built-in text" in shown["notes"]
     assert (shown["effort"], shown["text"]) == ("good", None)
+
+
+def test_decisions_are_said_before_and_what_more_would_bring_afterwards(novels, tmp_path):
+    shown = succeeds("quantize", novels, "-o", tmp_path / "q.gguf", "-t", "tq-q2")
+    before, _, after = shown.partition("q.gguf")
+    planned = succeeds("plan", novels, "-t", "tq-q2")
+    for label in ("rotation", "text", "types", "size"):
+        (line,) = (x for x in before.splitlines() if x.startswith(f"{label} "))
+        assert line in planned.splitlines()
+    assert "predicted output error" in before
+    assert "tokens of the built-in text" in before
+    assert re.search(r"effort\W+good, the built-in text", after)
+    assert "more:      --effort best rounds with error feedback" in after
+    fast = succeeds("quantize", novels, "-o", tmp_path / "f.gguf", "--effort", "fast")
+    assert "text      none is used" in fast
+    assert "more:      --effort good" in fast

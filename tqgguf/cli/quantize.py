@@ -1,6 +1,7 @@
 """`tqgguf quantize` and `tqgguf plan`: the main job, and its decisions alone."""
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -34,6 +35,11 @@ from tqgguf.planning.plan import Options, Plan, PlannedTensor
 from tqgguf.planning.recipes import recipe
 from tqgguf.rotation.steps import Step
 
+# What the next level of effort would bring (docs/decisions/0023, docs/calibrate.md), and cost.
+_NEXT = {
+    "fast": "--effort good minds what matrices read: a third of the divergence, twice the time",
+    "good": "--effort best rounds with error feedback: half the divergence, ten times the time",
+}
 _SLOWEST = 5  # tensors that --verbose names in the end
 
 
@@ -140,6 +146,8 @@ def _run(
     plan, files = job.plan, job.files
     if not quiet:
         _warn(plan)
+    if not (quiet or json):
+        _say_decisions(job.prepared)
     began = time.perf_counter()
     reports = []
     with progress(plan.n_bytes, files[0].name, quiet=quiet) as bar:
@@ -200,6 +208,24 @@ def _warn(plan: Plan) -> None:
         warn(f"warning: {names[0]}{others}: {reason}; {type} instead")
 
 
+def _say_decisions(prepared: Prepared) -> None:
+    """What is about to be done, a line for each decision."""
+    plan, inputs = prepared.plan, prepared.inputs
+    counts = Counter(t.type for t in plan.tensors)
+    types = ", ".join(f"{count} {type}" for type, count in counts.most_common())
+    how = prepared.why.removeprefix("--rotate auto: ") or plan.rotation.mode
+    known = {prepared.why, *inputs.notes}
+    lines = [
+        ("rotation", how),
+        *(("", note) for note in plan.notes if note not in known),
+        *(("text", note) for note in inputs.notes or ["none is used"]),
+        ("types", f"{plan.recipe.name}: {types}"),
+        ("size", f"{_size(plan.n_bytes)}, {plan.bpw:.2f} bits per weight"),
+    ]
+    for label, line in lines:
+        say(f"{label:<9} {line}")
+
+
 def _say_plan(prepared: Prepared, path: Path, *, json: bool) -> None:
     plan = prepared.plan
     if json:
@@ -220,9 +246,10 @@ def _say_plan(prepared: Prepared, path: Path, *, json: bool) -> None:
     ]
     columns = ["tensor", "shape", "from", "to", "bytes", "input side", "output side", "why"]
     say_table(columns, rows)
-    for note in (*plan.notes, *plan.idle):
-        say(note)
-    say(f"{path.name}: {_size(plan.n_bytes)}, {plan.bpw:.2f} bits per weight")
+    _say_decisions(prepared)
+    for line in plan.idle:
+        say(line)
+    say(f"{'file':<9} {path.name}")
 
 
 def _steps(steps: tuple[Step, ...]) -> str:
@@ -236,6 +263,7 @@ def _say_summary(job: Job, reports: list[Report], seconds: float, slowest: int) 
         ["size", f"{_size(_bytes(source))} -> {_size(_bytes(job.files))}"],
         ["bits per weight", f"{plan.bpw:.2f}"],
         ["rotation", plan.rotation.mode],
+        ["effort", _used(job.prepared)],
         ["mean relative error", _mean_error(reports)],
         ["time", f"{seconds:.1f} s"],
     ]
@@ -244,12 +272,19 @@ def _say_summary(job: Job, reports: list[Report], seconds: float, slowest: int) 
         for r in sorted(reports, key=lambda r: -r.seconds)[:slowest]
     ]
     say_table([str(path.name), plan.recipe.name], rows)
-    for note in plan.notes:
-        say(note)
+    if job.prepared.inputs.effort in _NEXT:
+        say(f"more:      {_NEXT[job.prepared.inputs.effort]}")
     if plan.rotation.mode != "tensor":
         say(f"run it:    llama-cli -m {quoted(path)}")
         line, name = quoted(f"FROM {path}"), plain_name(path.stem)
         say(f"or Ollama: echo {line} > Modelfile && ollama create {name} -f Modelfile")
+
+
+def _used(prepared: Prepared) -> str:
+    """The effort, and what it went by."""
+    inputs = prepared.inputs
+    matrix = "an importance matrix" if inputs.imatrix else "no text"
+    return f"{inputs.effort}, {inputs.text.name if inputs.text else matrix}"
 
 
 def _mean_error(reports: list[Report]) -> str:

@@ -38,11 +38,15 @@ _QUICK = 1 << 28  # weights of a model that is measured in seconds
 
 @dataclass(frozen=True)
 class Prepared:
-    """The plan and what is known of the inputs; importance: see `pipeline.convert`."""
+    """The plan, what is known of the inputs, and why the rotation is what it is, if it was chosen.
+
+    importance: see `pipeline.convert`.
+    """
 
     plan: Plan
     inputs: Inputs
     importance: Energies
+    why: str = ""
 
     @property
     def tokens(self) -> Tokens | None:
@@ -68,11 +72,10 @@ def _prepare(model: Model, options: Options, *, threads: int | None, measure: bo
         raise PlanError("--target-bpw and --target-size: give one of them")
     check_tensors(model)
     inputs = find_inputs(model, options, threads=threads, measure=measure)
-    notes = inputs.notes
+    why = ""
     if options.rotate == "auto":
         choose = choose_rotation if measure else _likely_rotation
         options, why = choose(model, options, inputs.energies, threads=threads)
-        notes = (why, *notes)
     planned = partial(make_plan, model, options, energies=inputs.energies)
     plan = planned()
     if options.imatrix is not None and inputs.imatrix is not None and inputs.tokens is None:
@@ -88,9 +91,9 @@ def _prepare(model: Model, options: Options, *, threads: int | None, measure: bo
     if options.imatrix is not None and inputs.imatrix is not None and inputs.tokens is None:
         plan = _with_coverage(model, plan, inputs.imatrix, options.imatrix)
     importance = energies if inputs.tokens is None else _unknown
-    if inputs.effort == "best":
-        notes = (*_expectation(model, plan, inputs, options, threads), *notes)
-    return Prepared(replace(plan, notes=(*plan.notes, *notes)), inputs, importance)
+    found = _expectation(model, plan, inputs, options, threads) if inputs.effort == "best" else ()
+    notes = (*plan.notes, *found, *([why] if why else []), *inputs.notes)
+    return Prepared(replace(plan, notes=notes), inputs, importance, why)
 
 
 def _likely_rotation(
