@@ -9,10 +9,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.resources import as_file, files
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 
 from tqgguf.calibration.kept import Arrays, keep
+from tqgguf.calibration.own_text import OWN, own_text
 from tqgguf.errors import FileFormatError, PlanError
 from tqgguf.kernels.dtypes import I32
 from tqgguf.llamacpp.tokenizer import tokenize
@@ -71,12 +73,20 @@ def read_text(model: Model, path: Path | None, *, name: str | None = None) -> Te
     return Text(called, tokenizer, ids[:n_first], ids[n_first:])
 
 
+def read_own_text(model: Model, *, tokens: int | None, threads: int | None) -> Text:
+    """Tokenize a text that the model itself writes; see `own_text` and `read_text`."""
+    with TemporaryDirectory(prefix="tqgguf-") as folder:
+        path = Path(folder) / "text.txt"
+        path.write_bytes(own_text(model, tokens=tokens, threads=threads))
+        return read_text(model, path, name=OWN)
+
+
 def sequences(model: Model, text: Text, *, limit: int | None = None) -> Tokens:
     """The text from its beginning, in sequences as long as the model or LONGEST_CONTEXT allows.
 
-    limit: tokens to use (None: DEFAULT_TOKENS); of the built-in text, which changes its subject all
-    the time, they are spread over the whole. -> (n_seq, n_tokens) int32. Raises PlanError for a
-    text that is too short.
+    limit: tokens to use (None: DEFAULT_TOKENS); of the built-in text and of the model's own, which
+    change their subject all the time, they are spread over the whole. -> (n_seq, n_tokens) int32.
+    Raises PlanError for a text that is too short.
     """
     size = min(read_graph(model).n_ctx, LONGEST_CONTEXT) - len(text.first)
     available = len(text.body) // size
@@ -86,7 +96,7 @@ def sequences(model: Model, text: Text, *, limit: int | None = None) -> Tokens:
             "20,000 or more do well"
         )
     count = max(1, min(len(text.body), limit or DEFAULT_TOKENS) // size)
-    is_mixed = text.name == BUILTIN
+    is_mixed = text.name in (BUILTIN, OWN)
     places = _spread(available, count) if is_mixed else np.arange(count, dtype=np.int32)
     return _cut(text, places * size, size)
 

@@ -162,7 +162,9 @@ _PLANNING: dict[str, Any] = {
         help="fast: no text. good, the default: a short pass over a built-in text, for rotation "
         "and importance. best: error feedback on a text.",
     ),
-    "calibrate": _text(metavar="TEXT", help="--effort best on this text: half the loss of good."),
+    "calibrate": _text(
+        metavar="TEXT", help="--effort best on this text, or self: one that the model writes."
+    ),
     "calibrate_tokens": _text(
         min=1, metavar="N", help="Tokens of the text to use, 65536 if unset."
     ),

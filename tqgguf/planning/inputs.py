@@ -9,8 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tqgguf.calibration.imatrix import UNROTATED, Imatrix, matched, read_imatrix
+from tqgguf.calibration.own_text import OWN
 from tqgguf.calibration.short_pass import check_graph, measure_inputs
-from tqgguf.calibration.tokens import BUILTIN, Text, read_text, sequences, short_sequences
+from tqgguf.calibration.tokens import (
+    BUILTIN,
+    Text,
+    read_own_text,
+    read_text,
+    sequences,
+    short_sequences,
+)
 from tqgguf.errors import PlanError, TqggufError, UnsupportedModelError
 from tqgguf.models import Model
 from tqgguf.network.forward import Tokens
@@ -18,6 +26,7 @@ from tqgguf.planning.plan import Options
 from tqgguf.rotation.energies import Energies
 from tqgguf.rotation.folding import EMBEDDING, HEAD
 
+SELF = "self"  # in the place of a text's path: the model writes it
 EFFORTS = ("fast", "good", "best")
 
 
@@ -69,7 +78,7 @@ def find_inputs(
     """
     effort = effort_of(options)
     if not measure and effort != "fast" and options.imatrix is None:
-        on = options.calibrate or BUILTIN
+        on = OWN if str(options.calibrate) == SELF else options.calibrate or BUILTIN
         return Inputs(effort, notes=(f"before it quantizes, inputs are measured on {on}",))
     if effort == "best":
         return _for_feedback(model, options, threads)
@@ -101,7 +110,10 @@ def _for_feedback(model: Model, options: Options, threads: int | None) -> Inputs
                 "weighed by that instead"
             ) from error
         return _instead_of_feedback(model, options.imatrix, given, str(error))
-    text = read_text(model, given)
+    if str(given) == SELF:
+        text = read_own_text(model, tokens=options.calibrate_tokens, threads=threads)
+    else:
+        text = read_text(model, given)
     tokens = sequences(model, text, limit=options.calibrate_tokens)
     imatrix = measure_inputs(model, text, threads=threads)
     idle = f"; {options.imatrix} was not needed" if options.imatrix else ""
