@@ -12,6 +12,7 @@ import typer
 from tqgguf.api import Job, decide
 from tqgguf.calibration.cached import Calibrated
 from tqgguf.calibration.imatrix import read_imatrix, write_imatrix
+from tqgguf.calibration.resources import expectation
 from tqgguf.cli import options as o
 from tqgguf.cli.application import app
 from tqgguf.cli.console import (
@@ -24,6 +25,7 @@ from tqgguf.cli.console import (
     say_written,
     warn,
 )
+from tqgguf.errors import TqggufError
 from tqgguf.llamacpp.converter import Conversion, discard, open_any
 from tqgguf.models import Model, model_files, open_model
 from tqgguf.output.layout import Split
@@ -35,11 +37,12 @@ from tqgguf.planning.plan import Options, Plan, PlannedTensor
 from tqgguf.planning.recipes import recipe
 from tqgguf.rotation.steps import Step
 
-# What the next level of effort would bring (docs/decisions/0023, docs/calibrate.md), and cost.
+# What the next level of effort would bring (docs/decisions/0023, docs/calibrate.md).
 _NEXT = {
     "fast": "--effort good minds what matrices read: a third of the divergence, twice the time",
-    "good": "--effort best rounds with error feedback: half the divergence, ten times the time",
+    "good": "--effort best rounds with error feedback: half the divergence",
 }
+_BUILTIN_SHAPE = (32, 512)  # about the built-in text, in most vocabularies
 _SLOWEST = 5  # tensors that --verbose names in the end
 
 
@@ -272,12 +275,25 @@ def _say_summary(job: Job, reports: list[Report], seconds: float, slowest: int) 
         for r in sorted(reports, key=lambda r: -r.seconds)[:slowest]
     ]
     say_table([str(path.name), plan.recipe.name], rows)
-    if job.prepared.inputs.effort in _NEXT:
-        say(f"more:      {_NEXT[job.prepared.inputs.effort]}")
+    _say_next(job)
     if plan.rotation.mode != "tensor":
         say(f"run it:    llama-cli -m {quoted(path)}")
         line, name = quoted(f"FROM {path}"), plain_name(path.stem)
         say(f"or Ollama: echo {line} > Modelfile && ollama create {name} -f Modelfile")
+
+
+def _say_next(job: Job) -> None:
+    """What the next level of effort would bring and cost, if there is one that works here."""
+    effort = job.prepared.inputs.effort
+    if effort == "best":
+        return
+    cost = ""
+    if effort == "good":
+        try:
+            cost = f"; {expectation(job.model, job.plan.matrix_types, _BUILTIN_SHAPE)}"
+        except TqggufError:
+            return
+    say(f"more:      {_NEXT[effort]}{cost}")
 
 
 def _used(prepared: Prepared) -> str:
