@@ -67,8 +67,11 @@ def test_an_untied_head_has_to_earn_its_bytes(tmp_path):
 
 
 def test_heavy_tails_are_seen_without_energies(tmp_path):
-    assert choose_rotation(untied(tmp_path, heavy_tailed), AUTO)[0].rotate == "fused"
-    assert choose_rotation(untied(tmp_path), AUTO)[0].rotate in ("values", "scales")
+    options, why = choose_rotation(untied(tmp_path, heavy_tailed), AUTO)
+    assert (options.rotate, "guessed from the norms' gains; none" in why) == ("fused", True)
+    options, why = choose_rotation(untied(tmp_path), AUTO)
+    assert options.rotate in ("values", "scales")
+    assert "guessed from the norms' gains" in why
 
 
 @pytest.mark.parametrize("name", ["gemma", "gemma2", "gemma3", "olmo2", "cohere2", "qwen2vl"])

@@ -66,8 +66,7 @@ def choose_rotation(
         return replace(options, rotate="none"), "--rotate auto: none; the file is rotated already"
     found = candidates(model, options, energies, threads=threads)
     best = min(found, key=lambda c: c.cost)
-    how = "" if energies else ", inputs guessed from the norms' gains and values taken in doubt"
-    return replace(options, rotate=best.mode), _sentence(best, found, how)
+    return replace(options, rotate=best.mode), _sentence(best, found, blind=energies is None)
 
 
 def candidates(
@@ -125,12 +124,13 @@ def _priced(candidate: Candidate, unrotated: Candidate, *, blind: bool) -> Candi
     return replace(candidate, cost=candidate.error * 4.0**bits * doubt)
 
 
-def _sentence(best: Candidate, found: Sequence[Candidate], how: str) -> str:
+def _sentence(best: Candidate, found: Sequence[Candidate], *, blind: bool) -> str:
     others = "; ".join(_told(c, found[0]) for c in found if c is not best)
+    guess = ", the inputs guessed from the norms' gains" if blind else ""
+    doubt = ", and taken in doubt" if any(c.error < best.error for c in found) and blind else ""
     would = "rotated it would be: " if best.mode == "none" else ""
-    return (
-        f"--rotate auto: {best.mode}, predicted output error {best.error:.4g}{how}; {would}{others}"
-    )
+    error = f"predicted output error {best.error:.4g}{guess}{doubt}"
+    return f"--rotate auto: {best.mode}, {error}; {would}{others}"
 
 
 def _told(candidate: Candidate, unrotated: Candidate) -> str:
