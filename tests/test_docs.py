@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 import typer
 
+from tqgguf import Options, convert
 from tqgguf.cli import app
+from tqgguf.planning.recipes import RECIPES
 
 ROOT = Path(__file__).parent.parent
 PAGES = {path.name: path.read_text() for path in sorted((ROOT / "docs").glob("*.md"))}
@@ -138,3 +140,12 @@ def test_the_first_commands_work_as_they_are_pasted(tmp_path):
 def environment():
     """This tree's tqgguf, wherever the command is run."""
     return {**os.environ, "PYTHONPATH": str(ROOT)}
+
+
+@pytest.mark.slow
+def test_the_sizes_of_the_recipes_are_true(novels, tmp_path):
+    table = re.findall(r"^\| `(tq-[a-z0-9-]+)` \| [^|]+ \| ([\d,]+) \|", PAGES["quantize.md"], re.M)
+    assert {name.upper() for name, _ in table} == set(RECIPES)
+    for name, size in table:
+        options = Options(type=name, rotate="none", effort="fast")
+        assert f"{convert(novels, tmp_path / name, options).n_bytes:,}" == size, name
