@@ -27,7 +27,7 @@ _KEPT = re.compile(
 )
 _NEEDS_F32 = re.compile(_ELEMENTWISE)
 # What recipes leave alone besides, though a rule may name it.
-_SENSITIVE = re.compile(r"norm|ffn_gate_inp|ssm_(?:dt|x|a|d)\b|time_mix")
+_SENSITIVE = re.compile(r"norm|ffn_gate_inp|ssm_(?:dt|x|a|d)\b|time_mix|^cls\b")
 _CONVOLUTION = re.compile(r"conv")
 
 
