@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from tests.network.graphs import write_graph
 from tests.network.small_models import N_VOCAB, RECIPES, write_model
 from tqgguf.calibration.cached import _Experts
 from tqgguf.calibration.calibrate import Feedback, calibrate
@@ -23,9 +24,9 @@ def opened(folder, name):
     return read_gguf(write_model(folder / "model.gguf", RECIPES[name]))
 
 
-def rounded(model, settings=ONE_SWEEP, **who):
+def rounded(model, settings=ONE_SWEEP, tokens=TOKENS, **who):
     plan = make_plan(model, Options(type="q4_0", rotate="none"))
-    return dict(calibrate(model, plan.matrix_types, TOKENS, settings, **who))
+    return dict(calibrate(model, plan.matrix_types, tokens, settings, **who))
 
 
 def same(one, other):
@@ -49,6 +50,13 @@ def test_threads_and_processes_give_the_same_bytes(tmp_path, processes, name, me
         assert same(rounded(model, settings=settings, crew=some, kept=Kept(tmp_path)), alone)
         with crews.threads(count) as threads:
             assert same(rounded(model, settings=settings, crew=threads), alone)
+
+
+@pytest.mark.parametrize("name", ["gemma3-pattern", "deepseek2", "qwen3next"])
+def test_processes_know_other_graphs(tmp_path, processes, name):
+    model = read_gguf(write_graph(tmp_path / "model.gguf", name))
+    alone = rounded(model, tokens=TOKENS[:12], crew=Crew())
+    assert same(rounded(model, tokens=TOKENS[:12], crew=processes), alone)
 
 
 def test_a_cluster_gives_the_same_bytes(tmp_path):
@@ -126,6 +134,12 @@ def test_experts_that_see_few_tokens_are_reported_and_rounded(tmp_path):
     layers, each = len({name.split(".")[1] for name in seen}), len(counts)
     (note,) = experts.notes()
     assert note.startswith(f"{layers * each} of {layers * each} experts saw fewer than 256 tokens")
+
+
+def test_heads_of_a_latent_attention_are_no_experts():
+    experts = _Experts()
+    experts.saw("blk.0.attn_k_b.weight", [8, 8, 8, 8])
+    assert experts.notes() == ()
 
 
 def test_experts_that_see_enough_are_not_worth_a_word():

@@ -103,7 +103,12 @@ class _Experts:
         self._counts: dict[str, Sequence[int]] = {}
 
     def saw(self, name: str, counts: Sequence[int]) -> None:
-        """Note a matrix of a layer; all of a layer's see the same tokens."""
+        """Note a matrix of a layer; all of a layer's experts see the same tokens.
+
+        The matrices that a latent attention's heads have of their own are no experts.
+        """
+        if "_exps" not in name:
+            return
         self._counts[layer_prefix(name)] = counts
 
     def notes(self) -> tuple[str, ...]:
