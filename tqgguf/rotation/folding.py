@@ -287,7 +287,7 @@ def _balance(model: Model, row: Stream, name: str) -> Sides:
 def _norm_balance(model: Model, row: Stream, name: str) -> Sides:
     """The balancing of channels between a norm's gain, its bias too, and all that read it."""
     (kind, part), prefix = role(name), layer_prefix(name)
-    reads = kind in row.readers or kind == "output"
+    reads = kind in row.readers
     norm = _norm_above(model, row, kind, prefix) if reads else prefix + kind
     gain = model.tensors.get(f"{norm}.weight")
     readers = _readers(model, row, norm) if gain else []
@@ -368,18 +368,10 @@ def _norm_above(model: Model, row: Stream, kind: str, prefix: str) -> str:
 
 
 def _readers(model: Model, row: Stream, norm: str) -> list[str]:
-    """The roles of the matrices that read a norm, `blk.3.attn_norm` say."""
+    """The roles of the matrices that read a layer's norm, `blk.3.attn_norm` say."""
     kind, prefix = role(f"{norm}.weight")[0], layer_prefix(f"{norm}.weight")
-    if kind == row.head_norm:
-        return ["output"] if _head_is_its_own(model, row) else []
     present = [r for r in row.norms.get(kind, ()) if f"{prefix}{r}.weight" in model.tensors]
     return [r for r in present if _norm_above(model, row, r, prefix) == norm]
-
-
-def _head_is_its_own(model: Model, row: Stream) -> bool:
-    """Whether the head is a tensor that llama.cpp loads and that its norm alone feeds."""
-    drafts = any(role(name)[0].startswith(_MTP) for name in model.tensors)
-    return HEAD in model.tensors and not row.refusal and not drafts
 
 
 def _norm_bias(model: Model, row: Stream, name: str) -> Sides:
