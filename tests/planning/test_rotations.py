@@ -12,7 +12,7 @@ from tqgguf.models import Model, open_model
 from tqgguf.models.metadata import encode
 from tqgguf.pipeline import convert
 from tqgguf.planning.plan import Options, make_plan
-from tqgguf.planning.rotations import candidates, choose_rotation
+from tqgguf.planning.rotations import MODES, candidates, choose_rotation
 
 AUTO = Options(type="q4_0", rotate="auto")
 TOKENS = np.random.default_rng(2).integers(3, 2048, (2, 64)).astype(np.int32)
@@ -96,6 +96,7 @@ def test_nothing_is_known_to_fold_of_an_unknown_architecture(tmp_path):
     options, why = choose_rotation(Model(model.path, strange, model.tensors), AUTO)
     assert options.rotate == "none"
     assert "rotated it would be: scales is impossible, no fold is known for" in why
+    assert why.count("no fold is known") == 1
 
 
 def test_what_is_rotated_already_stays_as_it_is(tmp_path):
@@ -122,3 +123,10 @@ def test_every_expert_has_its_energies(tmp_path):
     one[0] = 1
     for found in candidates(model, AUTO, lambda name: one if "down_exps" in name else None):
         assert 0 < found.error < np.inf
+
+
+def test_where_nothing_is_rounded_bytes_decide_nothing(tmp_path):
+    model = open_model(write_tiny(tmp_path / "m.gguf", "llama", tied=True))
+    for type in ("f32", "f16"):
+        options, _ = choose_rotation(model, Options(type=type, rotate="auto"))
+        assert options.rotate in MODES

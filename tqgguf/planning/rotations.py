@@ -8,8 +8,9 @@ Bytes count: a file that is larger has to be better by what the same bytes would
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 
 import numpy as np
 
@@ -32,6 +33,7 @@ _LAYERS = 6  # that are looked at
 _RUNS, _RUN_WEIGHTS = 4, 1 << 13  # of consecutive rows of a matrix, and weights in each
 # By how much a mode has to be better than `values` where the inputs are unknown: real streams have
 # channels of many times the mean energy, which `fused` spreads and which values balances unseen.
+_MOST_BITS = 64.0  # more a weight: nothing but small tensors is rounded, and no error matters
 _DOUBT = {"none": 1.1, "scales": 1.02, "fused": 1.5}
 
 
@@ -99,7 +101,8 @@ def _plan(model: Model, options: Options, energies: Energies | None) -> Candidat
 
 def _reason(model: Model, error: UnsupportedModelError) -> str:
     """What it says, without the file's name and the alternatives."""
-    return str(error).removeprefix(f"{model.path}: ").partition("; use")[0]
+    said = str(error).removeprefix(f"{model.path}: ").partition("; use")[0]
+    return said.partition(" (known: ")[0]
 
 
 def _predicted(
@@ -119,18 +122,29 @@ def _priced(candidate: Candidate, unrotated: Candidate, *, blind: bool) -> Candi
     if candidate.plan is None or unrotated.plan is None:
         return candidate
     more = candidate.plan.n_bytes - unrotated.plan.n_bytes
-    bits = 8 * more / max(1, unrotated.plan.rounded_weights)
+    bits = min(_MOST_BITS, 8 * more / max(1, unrotated.plan.rounded_weights))
     doubt = _DOUBT.get(candidate.mode, 1.0) if blind else 1.0
     return replace(candidate, cost=candidate.error * 4.0**bits * doubt)
 
 
 def _sentence(best: Candidate, found: Sequence[Candidate], *, blind: bool) -> str:
-    others = "; ".join(_told(c, found[0]) for c in found if c is not best)
+    others = "; ".join(_told_all([c for c in found if c is not best], found[0]))
     guess = ", the inputs guessed from the norms' gains" if blind else ""
     doubt = ", and taken in doubt" if any(c.error < best.error for c in found) and blind else ""
     would = "rotated it would be: " if best.mode == "none" else ""
     error = f"predicted output error {best.error:.4g}{guess}{doubt}"
     return f"--rotate auto: {best.mode}, {error}; {would}{others}"
+
+
+def _told_all(others: Sequence[Candidate], unrotated: Candidate) -> Iterator[str]:
+    """What to say of each that was not chosen; of those that fail for one reason, once."""
+    for reason, group in groupby(others, key=lambda c: c.reason):
+        first, *rest = group
+        yield _told(first, unrotated)
+        if rest and reason:
+            yield f"for the same reason {' and '.join(c.mode for c in rest)}"
+        else:
+            yield from (_told(c, unrotated) for c in rest)
 
 
 def _told(candidate: Candidate, unrotated: Candidate) -> str:
