@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from tests.cli.story import fails, run, succeeds
+from tests.tiny_models import write_tiny
 from tqgguf.calibration.imatrix import read_imatrix
 from tqgguf.formats import dequantize
 from tqgguf.llamacpp import tokenizer
@@ -136,3 +137,20 @@ def test_decisions_are_said_before_and_what_more_would_bring_afterwards(novels, 
     fast = succeeds("quantize", novels, "-o", tmp_path / "f.gguf", "--effort", "fast")
     assert "text      none is used" in fast
     assert "more:      --effort good" in fast
+
+
+def test_a_model_whose_stream_cannot_be_rotated_needs_no_option(tmp_path):
+    model = write_tiny(tmp_path / "model.gguf", "gemma3")
+    document, _ = made(model, tmp_path / "q.gguf", "--quiet")
+    assert document["rotation"]["mode"] in ("none", "values", "scales")
+    (why,) = (note for note in document["notes"] if note.startswith("--rotate auto"))
+    assert "fused is impossible, the residual stream of gemma3 cannot be rotated" in why
+    assert run("verify", tmp_path / "q.gguf", model).exit_code == 0
+
+
+def test_nothing_is_measured_where_nothing_is_rounded(novels, tmp_path):
+    document, _ = made(novels, tmp_path / "q.gguf", "-t", "f32", "--quiet")
+    assert document["text"] is None
+    assert "none is used: nothing is rounded" in document["notes"]
+    document, _ = made(novels, tmp_path / "q.gguf", "-t", "f32", "--output-type", "q8_0", "--quiet")
+    assert document["text"] == "the built-in text"

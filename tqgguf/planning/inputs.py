@@ -20,9 +20,11 @@ from tqgguf.calibration.tokens import (
     short_sequences,
 )
 from tqgguf.errors import PlanError, TqggufError, UnsupportedModelError
+from tqgguf.formats import is_float
 from tqgguf.models import Model
 from tqgguf.network.forward import Tokens
 from tqgguf.planning.plan import Options
+from tqgguf.planning.recipes import recipe
 from tqgguf.rotation.energies import Energies
 from tqgguf.rotation.folding import EMBEDDING, HEAD
 
@@ -87,6 +89,8 @@ def find_inputs(
         return Inputs(effort, imatrix=_read(model, options.imatrix), notes=(note,))
     if effort == "fast":
         return Inputs(effort)
+    if not _rounds(options):
+        return Inputs(effort, notes=("none is used: nothing is rounded",))
     try:
         check_graph(model)
         text = read_text(model, None)
@@ -96,6 +100,18 @@ def find_inputs(
     n_tokens = short_sequences(model, text).size
     note = f"inputs measured on {n_tokens:,} tokens of {text.name}, made by {text.tokenizer}"
     return Inputs(effort, text, imatrix=imatrix, notes=(note,))
+
+
+def _rounds(options: Options) -> bool:
+    """Whether any matrix may get a type that rounds."""
+    chosen = (
+        options.tensor_type,
+        options.output_type,
+        options.token_embedding_type,
+        options.target_bpw,
+        options.target_size,
+    )
+    return any(chosen) or not is_float(recipe(options.type).matrix)
 
 
 def _for_feedback(model: Model, options: Options, threads: int | None) -> Inputs:

@@ -66,6 +66,9 @@ def choose_rotation(
     """
     if read_rotation(model).mode != "none":
         return replace(options, rotate="none"), "--rotate auto: none; the file is rotated already"
+    unrotated = replace(options, rotate="none")
+    if not make_plan(model, unrotated).rounded_weights:
+        return unrotated, "--rotate auto: none; nothing is rounded"
     found = candidates(model, options, energies, threads=threads)
     best = min(found, key=lambda c: c.cost)
     return replace(options, rotate=best.mode), _sentence(best, found, blind=energies is None)
