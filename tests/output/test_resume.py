@@ -7,6 +7,7 @@ import subprocess
 import sys
 from os.path import samestat
 from pathlib import Path
+from threading import Event
 
 import numpy as np
 import pytest
@@ -343,3 +344,18 @@ def test_kill_minus_nine_and_resume_on_the_command_line(novels, tmp_path):
 def _fresh(novels, tmp_path):
     list(job(novels, tmp_path / "fresh.gguf"))
     return tmp_path / "fresh.gguf"
+
+
+def test_checksums_do_not_hold_up_the_work(novels, tmp_path, monkeypatch, whole):
+    may_begin, checksum = Event(), output.Slot.checksum
+
+    def late(slot):
+        assert may_begin.wait(60), "a report waits for its tensor's checksum"
+        return checksum(slot)
+
+    monkeypatch.setattr(output.Slot, "checksum", late)
+    reports = job(novels, tmp_path / "q.gguf")
+    next(reports)
+    may_begin.set()
+    assert len(list(reports)) == 56
+    assert (tmp_path / "q.gguf").read_bytes() == whole

@@ -10,6 +10,7 @@ import os
 import time
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -155,6 +156,8 @@ class Output:
         self.is_mine = False  # whether the files are this run's, to be kept or removed
         self._pending: list[Record] = []
         self._synced, self._cost = time.monotonic(), 0.0
+        self._scribe = ThreadPoolExecutor(1)  # reads back and syncs while others go on working
+        self._noted: list[Future[None]] = []
 
     def create(self, run: Mapping[str, str], *, leftovers: Sequence[Path] = ()) -> None:
         """Begin a new run in place of whatever is there."""
@@ -186,7 +189,17 @@ class Output:
         return dict(record["note"])
 
     def record(self, name: str, note: Record) -> None:
-        """Note that a tensor is written; the note reaches the disk a moment later."""
+        """Note that a tensor is written; the note reaches the disk a moment later.
+
+        Raises what went wrong with notes before this one.
+        """
+        for noted in self._noted:
+            if noted.done():
+                noted.result()
+        self._noted = [noted for noted in self._noted if not noted.done()]
+        self._noted.append(self._scribe.submit(self._note, name, note))
+
+    def _note(self, name: str, note: Record) -> None:
         checksum = self.slot(name).checksum()
         self._pending.append({"tensor": name, "checksum": checksum, "note": note})
         if time.monotonic() - self._synced >= self._cost * _SYNC_SHARE:
@@ -203,8 +216,15 @@ class Output:
         self._synced = time.monotonic()
         self._cost = self._synced - began
 
+    def _settle(self) -> None:
+        """Wait for all notes."""
+        self._scribe.shutdown()
+        for noted in self._noted:
+            noted.result()
+
     def finish(self, replaces: Sequence[Path]) -> None:
         """Give the files their names, the first shard last, so that no loader sees a mixture."""
+        self._settle()
         self.sync()
         self._sync_files()
         ours = [shard.path for shard in self._shards]
@@ -218,6 +238,7 @@ class Output:
 
     def set_aside(self) -> int:
         """After a failure: keep what can be resumed, and say how many tensors that is."""
+        self._scribe.shutdown()
         if self._pending:
             self.sync()
         if not self.journal.records:
@@ -226,6 +247,7 @@ class Output:
 
     def discard(self) -> None:
         """Remove the unfinished files and the journal."""
+        self._scribe.shutdown(cancel_futures=True)
         for shard in self._shards:
             shard.partial.unlink(missing_ok=True)
         self.journal.delete()
