@@ -119,6 +119,17 @@ VARIANTS: dict[str, Variant] = {
         "phi3",
         {"rope.scaling.original_context_length": 32, "rope.scaling.attn_factor": 1.2},
     ),
+    "phi3-longrope": Variant(
+        "phi3",
+        {
+            "rope.scaling.type": "longrope",
+            "rope.scaling.original_context_length": 32,
+            "rope.scaling.attn_factor": 1.2,
+        },
+    ),
+    "llama-longrope": Variant(
+        "llama", {"rope.scaling.type": "longrope", "rope.scaling.factor": 4.0}
+    ),
     "glm4-sections": Variant("glm4", {"rope.dimension_sections": [4, 2, 2, 0]}),
     "glm4moe-sections": Variant("glm4moe", {"rope.dimension_sections": [4, 2, 1, 1]}),
     "glm4moe-by-default": Variant(

@@ -76,7 +76,7 @@ def test_nothing_folded_or_no_memory_is_no_check(tmp_path):
 
 def test_a_rotary_scaling_without_forward_pass_is_no_check(tmp_path):
     model = read_gguf(write_model(tmp_path / "model.gguf", RECIPES["llama"]))
-    scaled = {**model.metadata, "llama.rope.scaling.type": encode("longrope")}
+    scaled = {**model.metadata, "llama.rope.scaling.type": encode("dynamic")}
     assert check_fold(replace(model, metadata=scaled), folding.fused(model), memory=PLENTY) is None
 
 

@@ -56,8 +56,8 @@ REFUSED = {
     "too many layers": (with_key("llama.block_count", 1 << 30), "1073741824 layers"),
     "a negative base": (with_key("llama.rope.freq_base", -2.0), "rope.freq_base is -2"),
     "an unknown scaling": (
-        with_key("llama.rope.scaling.type", "longrope"),
-        "no forward pass for rope scaling 'longrope'",
+        with_key("llama.rope.scaling.type", "dynamic"),
+        "no forward pass for rope scaling 'dynamic'",
     ),
     "an unknown tensor": (
         renamed("blk.0.ffn_up.weight", "blk.0.ffn_up.scale"),

@@ -12,6 +12,8 @@ from tqgguf.models.model import Model
 from tqgguf.network.graph import Graph, number, optional
 from tqgguf.network.ops import Array
 
+_KINDS = ("none", "linear", "longrope", "yarn")
+
 
 @dataclass(frozen=True)
 class Angles:
@@ -27,7 +29,9 @@ class Angles:
 
 @dataclass(frozen=True)
 class Scaling:
-    """How frequencies are scaled: kind is "none", "linear" or "yarn", magnitude that of the pairs.
+    """How frequencies are scaled: kind is one of _KINDS, magnitude that of the pairs.
+
+    LongRoPE is linear scaling beside factors that are tensors (see _frequencies).
 
     score_factor: what the scores are multiplied by.
     """
@@ -41,9 +45,10 @@ class Scaling:
 def read_scaling(model: Model, graph: Graph) -> Scaling:
     """The metadata's scaling of frequencies, with YaRN's corrections after ggml's rope_yarn."""
     kind = str(model.get("{arch}.rope.scaling.type", "linear"))
-    if kind not in ("none", "linear", "yarn"):
+    if kind not in _KINDS:
         raise UnsupportedModelError(
-            f"{model.path.name}: no forward pass for rope scaling {kind!r}; linear, llama3 and yarn"
+            f"{model.path.name}: no forward pass for rope scaling {kind!r}; there is one for "
+            f"{', '.join(_KINDS)}"
         )
     told = number(model, "rope.scaling.factor") or number(model, "rope.scale_linear") or 1.0
     factor = 1.0 if kind == "none" else told
