@@ -20,7 +20,13 @@ from tokenizers import AddedToken
 from tests.models.huggingface.bpe import train_byte_level
 from tests.models.huggingface.folders import write_folder, write_json
 from tests.models.huggingface.test_byte_level_bpe import folder_with
-from tests.models.huggingface.test_embedding import QWEN3, pooled, qwen3_weights, reranker
+from tests.models.huggingface.test_embedding import (
+    QWEN3,
+    embedding_gemma,
+    pooled,
+    qwen3_weights,
+    reranker,
+)
 from tests.models.huggingface.test_gpt_oss import gpt_oss
 from tests.models.huggingface.test_quantized import (
     METHOD,
@@ -96,6 +102,7 @@ OTHERS: dict[str, Callable[[Path], Path]] = {
     "rules-pieces": ruled_pieces,
     "pieces-as-json": lambda path: folder_with_pieces(path, as_json("prepend")),
     "qwen3-embedding": embedding,
+    "embedding-gemma": embedding_gemma,
     "qwen3-reranker-tied": lambda path: reranker(path, tied=True),
     "qwen3-reranker": lambda path: reranker(path, tied=False),
     "without-prefix": without_prefix,

@@ -8,6 +8,7 @@ import pytest
 
 from tests.models.huggingface.bpe import train_byte_level
 from tests.models.huggingface.folders import LLAMA, llama_weights, write_folder, write_json
+from tests.models.huggingface.test_weights import gemma3_weights
 from tqgguf.errors import FileFormatError, UnsupportedModelError
 from tqgguf.models import open_model
 from tqgguf.planning.plan import Options, make_plan
@@ -80,6 +81,34 @@ def test_an_embedding_is_not_rotated(folder):
     with pytest.raises(UnsupportedModelError, match="returns the stream itself"):
         make_plan(model, Options(type="q8_0", rotate="fused"))
     assert make_plan(model, Options(type="q8_0", rotate="values")).rotation.mode == "values"
+
+
+def embedding_gemma(path: Path) -> Path:
+    """As EmbeddingGemma: both directions, no head, matrices behind the pooling."""
+    bare = {n.removeprefix("model."): w for n, w in gemma3_weights().items()}
+    config = {
+        "architectures": ["Gemma3TextModel"],
+        "model_type": "gemma3_text",
+        "num_hidden_layers": 1,
+        "head_dim": 8,
+        "hidden_act": None,
+        "hidden_activation": "gelu_pytorch_tanh",
+        "query_pre_attn_scalar": 8,
+        "sliding_window": 16,
+        "use_bidirectional_attention": True,
+        "rope_local_base_freq": 10000.0,
+    }
+    folder = pooled(write_folder(path, bare, config=config), {"pooling_mode_mean_tokens": True})
+    (folder / "2_Dense").mkdir()
+    return folder
+
+
+def test_embedding_gemma(tmp_path):
+    model = open_model(embedding_gemma(tmp_path))
+    assert model.get("general.architecture") == "gemma-embedding"
+    assert model.get("gemma-embedding.pooling_type") == 1
+    assert ["left out what follows the pooling (2_Dense)" in n for n in model.notes] == [True]
+    assert "output.weight" not in model.tensors
 
 
 def reranker(folder: Path, *, tied: bool) -> Path:

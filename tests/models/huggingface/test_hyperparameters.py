@@ -37,6 +37,7 @@ EXTRA = {
     "Gemma2ForCausalLM": {**GEMMA, **SOFTCAPS},
     "Gemma3ForCausalLM": GEMMA,
     "Gemma3ForConditionalGeneration": GEMMA,
+    "Gemma3TextModel": {**GEMMA, "use_bidirectional_attention": True},
 }
 EXTRA["GptOssForCausalLM"] = {
     "num_local_experts": 4,

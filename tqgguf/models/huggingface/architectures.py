@@ -240,6 +240,23 @@ _GEMMA3 = Architecture(
 )
 
 
+def _dense_behind(config: Config) -> str | None:
+    """EmbeddingGemma's matrices behind the pooling, which sentence-transformers keeps apart."""
+    dense = sorted(p.name for p in config.path.parent.glob("*_Dense") if p.is_dir())
+    if not dense:
+        return None
+    return f"left out what follows the pooling ({', '.join(dense)}), as llama.cpp's converter does"
+
+
+_GEMMA_EMBEDDING = replace(
+    _GEMMA3,
+    name="gemma-embedding",
+    assumes={**_GEMMA3.assumes, "use_bidirectional_attention": (True,)},
+    check=_gemma_scale(-1),
+    remark=_dense_behind,
+)
+
+
 def _every_fourth_without_rope(config: Config) -> str | None:
     """SmolLM3: llama.cpp's graph leaves out the rotation in every fourth layer."""
     computed = [int((i + 1) % 4 != 0) for i in range(config.n_layer)]
@@ -580,6 +597,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "LlamaModel": _LLAMA,
     "Mistral3ForConditionalGeneration": _MISTRAL3,
     "Ministral3ForCausalLM": _MISTRAL3,
+    "Gemma3TextModel": _GEMMA_EMBEDDING,
     "SmolLM3ForCausalLM": _SMOLLM3,
     "GptOssForCausalLM": _GPT_OSS,
     "Glm4MoeForCausalLM": _GLM4_MOE,
