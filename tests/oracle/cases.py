@@ -77,6 +77,23 @@ def longrope(original: int) -> dict[str, Any]:
     }
 
 
+DEEPSEEK = {
+    "n_routed_experts": 8,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 48,
+    "n_shared_experts": 1,
+    "first_k_dense_replace": 1,
+    "norm_topk_prob": True,
+    "n_group": 2,
+    "topk_group": 1,
+    "routed_scaling_factor": 2.5,
+    "kv_lora_rank": 32,
+    "q_lora_rank": 24,
+    "qk_nope_head_dim": 16,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 12,
+    "num_key_value_heads": 4,
+}
 CASES = {
     "llama": Case("LlamaConfig", {"attention_bias": True, "mlp_bias": True}),
     "llama-wide-heads": Case("LlamaConfig", {"head_dim": 32}),
@@ -157,6 +174,15 @@ CASES = {
                 "llama_4_scaling_beta": 0.5,
             },
         },
+    ),
+    "deepseek3": Case("DeepseekV3Config", DEEPSEEK, byte_level=True),
+    "deepseek3-yarn": Case(
+        "DeepseekV3Config",
+        {
+            **DEEPSEEK,
+            "rope_parameters": {**YARN, "mscale": 1.0, "mscale_all_dim": 1.0},
+        },
+        byte_level=True,
     ),
     "gpt-oss": Case(
         "GptOssConfig",

@@ -59,6 +59,14 @@ EXTRA["Qwen3_5ForCausalLM"] = EXTRA["Qwen3_5ForConditionalGeneration"] = {
     "linear_key_head_dim": 8,
     "linear_value_head_dim": 8,
 }
+EXTRA["DeepseekV3ForCausalLM"] = EXTRA["Glm4MoeForCausalLM"] | {
+    "kv_lora_rank": 16,
+    "q_lora_rank": 24,
+    "qk_nope_head_dim": 8,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 12,
+    "n_shared_experts": 1,
+}
 CONFIGS = {name: {**LLAMA, **EXTRA.get(name, {})} for name in ARCHITECTURES}
 
 

@@ -35,11 +35,19 @@ SIZES: Mapping[str, Size] = {
         + 2 * c.count("linear_num_key_heads") * c.count("linear_key_head_dim")
     ),
     "C": lambda c: c.count("linear_conv_kernel_dim"),
+    "Lq": lambda c: c.count("q_lora_rank"),
+    "Lk": lambda c: c.count("kv_lora_rank"),
+    "Ka": lambda c: c.count("kv_lora_rank") + c.count("qk_rope_head_dim"),
+    "Qm": lambda c: c.n_head * (c.count("qk_nope_head_dim") + c.count("qk_rope_head_dim")),
+    "Vm": lambda c: c.n_head * c.count("v_head_dim"),
+    "Nk": lambda c: c.count("qk_nope_head_dim"),
+    "Vv": lambda c: c.count("v_head_dim"),
 }
 
 
 Plain = int | float | list[bool] | list[int]
 Change = Callable[[Tensor, Config], Tensor]
+Split = Callable[[Tensor, Config], list[Tensor]]
 
 
 @dataclass(frozen=True)
@@ -72,6 +80,7 @@ class Architecture:
     changes: tuple[tuple[re.Pattern[str], Change], ...] = ()  # of tensors with matching names
     experts_take_turns: bool = False  # fused: gate and up row by row, and turned
     remark: Callable[[Config], str | None] | None = None  # what is said of a model
+    splits: tuple[tuple[re.Pattern[str], Split], ...] = ()  # one tensor that becomes several
     layer_kind: Callable[[Config, int], str] = lambda config, layer: ""  # noqa: ARG005
     transposed: re.Pattern[str] | None = None
     always_tied: bool = False  # the graph never loads output.weight
@@ -81,6 +90,7 @@ class Architecture:
     rope: bool = True
     partial_rotary: bool = False  # the graph may rotate less than a whole head
     rope_reads: tuple[str, ...] = ()  # further keys of rope_parameters that become keys of ours
+    latent_yarn: bool = False  # scores are scaled by mscale_all_dim, as DeepSeek's
     yarn_ramps: bool = False  # the graph takes beta_fast and beta_slow from the file
     rope_factors: tuple[str, ...] = ()  # rope types whose tensors of factors the graph loads
 

@@ -18,6 +18,7 @@ from tqgguf.errors import FileFormatError, UnknownClassError, UnsupportedModelEr
 from tqgguf.kernels.dtypes import I64
 from tqgguf.models.huggingface.architecture import SIZES, Architecture, Key, rope_width
 from tqgguf.models.huggingface.changes import (
+    decompressed,
     interleaved,
     mapped,
     reordered,
@@ -368,7 +369,7 @@ _MISTRAL3 = replace(
 )
 
 
-def _glm4_kind(config: Config, layer: int) -> str:
+def _first_dense(config: Config, layer: int) -> str:
     return "dense" if layer < _dense_layers(config) else "experts"
 
 
@@ -378,6 +379,11 @@ def _dense_layers(config: Config) -> int:
     return config.count(name) if config.get(name) else 0
 
 
+_SHARED = {
+    "blk.{}.ffn_gate_shexp.weight": "N E @experts",
+    "blk.{}.ffn_up_shexp.weight": "N E @experts",
+    "blk.{}.ffn_down_shexp.weight": "E N @experts",
+}
 _GLM4_MOE = Architecture(
     "glm4moe",
     {
@@ -393,9 +399,7 @@ _GLM4_MOE = Architecture(
         **{name: f"{size} @dense" for name, size in _GATED.items()},
         **{name: f"{size} @experts" for name, size in _EXPERTS.items()},
         "blk.{}.exp_probs_b.bias": "X @experts",
-        "blk.{}.ffn_gate_shexp.weight": "N E @experts",
-        "blk.{}.ffn_up_shexp.weight": "N E @experts",
-        "blk.{}.ffn_down_shexp.weight": "E N @experts",
+        **_SHARED,
     },
     (
         *_BASE,
@@ -414,9 +418,70 @@ _GLM4_MOE = Architecture(
     ),
     assumes={"hidden_act": _SILU, "n_group": (1, None), "topk_group": (1, None)},
     defaults={"partial_rotary_factor": 0.5, "n_shared_experts": 1, "routed_scaling_factor": 1.0},
-    layer_kind=_glm4_kind,
+    layer_kind=_first_dense,
     special={"bos": "[gMASK]", "eot": "<|user|>", "eom": "<|observation|>", "unk": "<|endoftext|>"},
     partial_rotary=True,
+)
+
+
+_DEEPSEEK3 = Architecture(
+    "deepseek2",
+    {
+        **_ENDS,
+        "blk.{}.attn_norm.weight": "E",
+        "blk.{}.attn_q_a.weight": "Lq E",
+        "blk.{}.attn_q_a_norm.weight": "Lq",
+        "blk.{}.attn_q_b.weight": "Qm Lq",
+        "blk.{}.attn_kv_a_mqa.weight": "Ka E",
+        "blk.{}.attn_kv_a_norm.weight": "Lk",
+        "blk.{}.attn_k_b.weight": "B Lk Nk",
+        "blk.{}.attn_v_b.weight": "B Vv Lk",
+        "blk.{}.attn_output.weight": "E Vm",
+        "blk.{}.ffn_norm.weight": "E",
+        **{name: f"{size} @dense" for name, size in _GATED.items()},
+        **{name: f"{size} @experts" for name, size in _EXPERTS.items()},
+        "blk.{}.exp_probs_b.bias": "X @experts",
+        **_SHARED,
+    },
+    (
+        *(key for key in _BASE if key.name != "attention.head_count_kv"),
+        Key("attention.head_count_kv", lambda _: 1),  # one latent for all heads
+        *_RMS,
+        _count("attention.q_lora_rank", "q_lora_rank"),
+        _count("attention.kv_lora_rank", "kv_lora_rank"),
+        Key("attention.key_length", SIZES["Ka"]),
+        Key("attention.value_length", SIZES["Lk"]),
+        Key(
+            "attention.key_length_mla",
+            lambda c: c.count("qk_nope_head_dim") + c.count("qk_rope_head_dim"),
+        ),
+        _count("attention.value_length_mla", "v_head_dim"),
+        _count("rope.dimension_count", "qk_rope_head_dim"),
+        *_MOE,
+        _count("expert_feed_forward_length", "moe_intermediate_size"),
+        _count("expert_shared_count", "n_shared_experts"),
+        Key("leading_dense_block_count", _dense_layers),
+        Key("expert_gating_func", lambda _: int(ExpertGatingFuncType.SIGMOID)),
+        _optional_count("expert_group_count", "n_group"),
+        _optional_count("expert_group_used_count", "topk_group"),
+        _number("expert_weights_scale", "routed_scaling_factor"),
+        Key("expert_weights_norm", lambda c: bool(c.get("norm_topk_prob"))),
+    ),
+    assumes={
+        "hidden_act": _SILU,
+        "attention_bias": _NO,
+        "rope_interleave": (True, None),
+        "scoring_func": ("sigmoid", None),
+    },
+    defaults={"rms_norm_eps": 1e-6, "routed_scaling_factor": 2.5},
+    splits=(
+        (
+            re.compile(r"\.kv_b_proj\.weight$"),
+            lambda t, c: decompressed(t, c.n_head, c.count("qk_nope_head_dim")),
+        ),
+    ),
+    layer_kind=_first_dense,
+    latent_yarn=True,
 )
 
 
@@ -598,6 +663,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "Mistral3ForConditionalGeneration": _MISTRAL3,
     "Ministral3ForCausalLM": _MISTRAL3,
     "Gemma3TextModel": _GEMMA_EMBEDDING,
+    "DeepseekV3ForCausalLM": _DEEPSEEK3,
     "SmolLM3ForCausalLM": _SMOLLM3,
     "GptOssForCausalLM": _GPT_OSS,
     "Glm4MoeForCausalLM": _GLM4_MOE,

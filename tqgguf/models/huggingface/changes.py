@@ -1,6 +1,7 @@
 """What conversion does to single tensors: rows in another order, stacks, shifts; all of it lazy."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -80,3 +81,36 @@ def shifted(tensor: Tensor, by: float) -> Tensor:
 def mapped(tensor: Tensor, function: Callable[[F32], F32]) -> Tensor:
     """Every weight through a function, as float32."""
     return tensor.derived(lambda start, stop: function(tensor.rows(start, stop)), type="F32")
+
+
+def decompressed(tensor: Tensor, n_head: int, n_keys: int) -> list[Tensor]:
+    """DeepSeek's matrix from the latent to keys and values as the two that ggml's graph has.
+
+    tensor: (n_head * (n_keys + n_values), n_latent). That of the keys, (n_head, n_latent, n_keys),
+    is turned, for it is applied to the queries; that of the values, (n_head, n_values, n_latent),
+    is not.
+    """
+    width = tensor.shape[0] // n_head
+    if tensor.shape[0] != n_head * width or width <= n_keys:
+        raise FileFormatError(f"{tensor.name}: {tensor.shape[0]} rows are not {n_head} heads")
+    keys = [_turned_head(tensor, head * width, n_keys) for head in range(n_head)]
+    values = [_head(tensor, head * width + n_keys, width - n_keys) for head in range(n_head)]
+    names = [tensor.name.replace("kv_b_proj", f"{part}_b_proj") for part in "kv"]
+    stacks = [stacked(keys), stacked(values)]
+    return [replace(t, name=name) for t, name in zip(stacks, names, strict=True)]
+
+
+def _head(tensor: Tensor, first: int, count: int) -> Tensor:
+    rows = partial(_rows_from, tensor, first)
+    return replace(tensor, shape=(count, tensor.n_in), rows=rows, raw=None, tile=None)
+
+
+def _rows_from(tensor: Tensor, first: int, start: int, stop: int) -> F32:
+    return tensor.rows(first + start, first + stop)
+
+
+def _turned_head(tensor: Tensor, first: int, count: int) -> Tensor:
+    def rows(start: int, stop: int) -> F32:
+        return tensor.rows(first, first + count).T[start:stop]
+
+    return replace(tensor, shape=(tensor.n_in, count), rows=rows, raw=None, tile=None)

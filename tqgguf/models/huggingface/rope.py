@@ -65,7 +65,10 @@ def rope_keys(config: Config, architecture: Architecture) -> dict[str, Any]:
         "rope.freq_base": _theta(config, "full_attention", "rope_theta"),
         "rope.freq_base_swa": _theta(config, "sliding_attention", "rope_local_base_freq"),
     }
-    return bases | _ramps(full, architecture) | dict(_SCALINGS[kind].keys(config, full))
+    scaled = dict(_SCALINGS[kind].keys(config, full))
+    if architecture.latent_yarn and kind == "yarn":
+        scaled = _latent(scaled, full)
+    return bases | _ramps(full, architecture) | scaled
 
 
 def rope_tensors(config: Config, architecture: Architecture) -> dict[str, Tensor]:
@@ -174,6 +177,24 @@ def _ramps(scaling: Config, architecture: Architecture) -> dict[str, float]:
                 f"{architecture.name} graph computes {_BETAS[name]}"
             )
     return {}
+
+
+def _latent(keys: dict[str, Any], scaling: Config) -> dict[str, Any]:
+    """YaRN in DeepSeek's graph, which scales scores by the square of mscale_all_dim's scale.
+
+    llama.cpp reads that number times 0.1, and then leaves the rotation itself unscaled, which is
+    what equal mscales mean.
+    """
+    of_scores = scaling.get("mscale_all_dim")
+    if not of_scores:
+        return keys
+    if scaling.get("mscale") != of_scores or scaling.get("attention_factor") is not None:
+        raise UnsupportedModelError(
+            f"{scaling.path}: YaRN with mscale {scaling.get('mscale')} and mscale_all_dim "
+            f"{of_scores}; llama.cpp's graph computes them alike"
+        )
+    others = {k: v for k, v in keys.items() if k != "rope.scaling.attn_factor"}
+    return others | {"rope.scaling.yarn_log_multiplier": 0.1 * scaling.number("mscale_all_dim")}
 
 
 def _linear_keys(config: Config, scaling: Config) -> Pairs:

@@ -213,7 +213,8 @@ def _transformed(
         for pattern, change in architecture.changes:
             if pattern.search(name):
                 tensor = change(tensor, config)
-        yield name, tensor
+        split = next((f for pattern, f in architecture.splits if pattern.search(name)), None)
+        yield from [(t.name, t) for t in split(tensor, config)] if split else [(name, tensor)]
 
 
 def _turned(stored: Stored) -> Stored:
