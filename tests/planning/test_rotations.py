@@ -125,6 +125,14 @@ def test_every_expert_has_its_energies(tmp_path):
         assert 0 < found.error < np.inf
 
 
+def test_a_gain_of_another_length_tells_nothing(tmp_path):
+    source = write_tiny(tmp_path / "m.gguf", "llama")
+    tensors = {n: t.read() for n, t in open_model(source).tensors.items()}
+    tensors["blk.0.ffn_norm.weight"] = np.ones(3, np.float32)
+    damaged = open_model(write_tensors(tmp_path / "d.gguf", source, tensors))
+    assert choose_rotation(damaged, AUTO)[0].rotate in MODES
+
+
 def test_where_nothing_is_rounded_bytes_decide_nothing(tmp_path):
     model = open_model(write_tiny(tmp_path / "m.gguf", "llama", tied=True))
     for type in ("f32", "f16"):

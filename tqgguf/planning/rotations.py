@@ -176,7 +176,7 @@ class _Inputs:
     def _expected(self, name: str, shape: tuple[int, ...]) -> F32 | None:
         """The norm's gain squared, as if all channels of the stream were alike."""
         gain = self.model.tensors.get(f"{folding.norm_above(self.model, name)}.weight")
-        if gain is None:
+        if gain is None or gain.shape != shape[-1:]:
             return None
         return np.broadcast_to(np.square(gain.read()), (math.prod(shape[:-2]), shape[-1]))
 
