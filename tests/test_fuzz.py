@@ -5,6 +5,7 @@ import shutil
 import struct
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -14,8 +15,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests import fuzz
+from tests import fuzz, situations
 from tests.tiny_models import write_tiny
+from tqgguf.calibration.imatrix import read_imatrix
 from tqgguf.cli.console import visible
 from tqgguf.errors import FileFormatError, UnsupportedModelError
 from tqgguf.models import open_model
@@ -50,6 +52,33 @@ def test_the_fuzz_would_see_a_traceback(tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("tqgguf.cli.inspect.open_model", lambda _: 1 / 0)
         assert "ZeroDivisionError" in fuzz.complaint(["inspect", str(model)])
+
+
+def test_the_fuzz_would_see_a_file_replaced_that_nobody_named(tmp_path):
+    source, output, other = (tmp_path / name for name in ("m.gguf", "o.gguf", "mine"))
+    for path in (source, output, other):
+        path.write_text(path.name)
+    before = situations.snapshot(tmp_path)
+    named = {"named": [str(output), str(source)], "inputs": [source]}
+    output.write_text("new")
+    assert situations.lost(before, situations.snapshot(tmp_path), **named) == ""
+    source.write_text("new")
+    assert situations.lost(before, situations.snapshot(tmp_path), **named).endswith("was replaced")
+    source.write_text("m.gguf")
+    other.unlink()
+    assert situations.lost(before, situations.snapshot(tmp_path), **named).endswith("was removed")
+
+
+@pytest.mark.parametrize("form", ["legacy", "gguf"])
+def test_importance_files_that_are_drawn_are_read(tmp_path, form):
+    shapes = {"blk.0.ffn_up.weight": (8, 32), "blk.0.ffn_up_exps.weight": (2, 8, 32)}
+    read = set()
+    for seed in range(40):
+        path = situations.importance(Random(seed), tmp_path / "imatrix", shapes)
+        if (path.read_bytes()[:4] == b"GGUF") == (form == "gguf"):
+            with suppress(FileFormatError):
+                read |= set(read_imatrix(path).sums)
+    assert read >= set(shapes)
 
 
 @pytest.fixture(scope="module")
