@@ -5,7 +5,7 @@ import pytest
 
 from tests.network.graphs import write_graph
 from tests.network.small_models import N_VOCAB, RECIPES, write_model
-from tqgguf.calibration.cached import _Experts
+from tqgguf.calibration.cached import _Experts, calibrate_model
 from tqgguf.calibration.calibrate import Feedback, calibrate
 from tqgguf.calibration.desk import open_desk
 from tqgguf.calibration.kept import Kept
@@ -15,6 +15,7 @@ from tqgguf.machine import crew as crews
 from tqgguf.machine.crew import Crew
 from tqgguf.models.gguf import read_gguf
 from tqgguf.planning.plan import Options, make_plan
+from tqgguf.rotation.rotation import NO_ROTATION
 
 ONE_SWEEP = Feedback(sweeps=1)
 TOKENS = np.random.default_rng(1).integers(3, N_VOCAB, (100, 32)).astype(np.int32)
@@ -166,3 +167,32 @@ def test_less_memory_means_fewer_workers_and_nothing_held(tmp_path):
     assert little.workers < 8
     assert little.held == 0
     assert little.memory <= 1 << 30
+
+
+def test_an_interrupted_calibration_says_what_is_kept_and_goes_on(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    model = opened(tmp_path, "llama-tied-llama3-rope")
+    types = make_plan(model, Options(type="q4_0", rotate="none")).matrix_types
+    done = []
+
+    def interrupt(size):
+        done.append(size)
+        if len(done) == 5:
+            raise KeyboardInterrupt
+
+    def run(**options):
+        return calibrate_model(model, NO_ROTATION, types, TOKENS, settings=ONE_SWEEP, **options)
+
+    with pytest.raises(KeyboardInterrupt, match="5 matrices are kept, and the same command goes"):
+        run(advance=interrupt)
+    assert not list((tmp_path / "cache" / "tqgguf" / "desks").iterdir())
+    assert same(run().rows, rounded(model))
+
+
+def test_a_cache_that_cannot_be_made_is_one_line(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    model = opened(tmp_path, "llama")
+    types = make_plan(model, Options(type="q4_0", rotate="none")).matrix_types
+    with pytest.raises(OutputError, match="calibration keeps its results there: set XDG_CACHE"):
+        calibrate_model(model, NO_ROTATION, types, TOKENS)

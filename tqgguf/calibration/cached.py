@@ -79,7 +79,8 @@ def calibrate_model(
     results = open_kept(_folder(), key)
     known = {name: found[0] for name in types if (found := results.read(name))}
     folded = fold(model, rotation)
-    rows, experts = {}, _Experts()
+    rows: dict[str, U8] = {}
+    experts = _Experts()
     with _crew(wanted, cluster, processes=processes) as crew:
         rounding = partial(
             calibrate,
@@ -90,9 +91,15 @@ def calibrate_model(
             desks=user_cache() / "desks",
             on_experts=experts.saw,
         )
-        for name, data in rounding():
-            rows[name] = known[name] if name in known else _kept_rows(results, name, data)
-            advance(folded.tensors[name].size)
+        try:
+            for name, data in rounding():
+                rows[name] = known[name] if name in known else _kept_rows(results, name, data)
+                advance(folded.tensors[name].size)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(
+                f"{model.path}: calibration was interrupted; {len(rows.keys() | known.keys())} "
+                "matrices are kept, and the same command goes on with them"
+            ) from None
     return Calibrated(rows, key, experts.notes())
 
 
