@@ -37,10 +37,10 @@ from tqgguf.planning.plan import Options, Plan, PlannedTensor
 from tqgguf.planning.recipes import recipe
 from tqgguf.rotation.steps import Step
 
-# What the next level of effort would bring (docs/decisions/0023, docs/calibrate.md).
+# What the next level of effort would bring (docs/decisions/0023, 0024).
 _NEXT = {
     "fast": "--effort good minds what matrices read: a third of the divergence, twice the time",
-    "good": "--effort best rounds with error feedback: half the divergence",
+    "good": "--effort best rounds with error feedback: 0.4 to 0.7 of the divergence",
 }
 _BUILTIN_SHAPE = (32, 512)  # about the built-in text, in most vocabularies
 _SLOWEST = 5  # tensors that --verbose names in the end
