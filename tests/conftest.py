@@ -1,14 +1,38 @@
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import threadpoolctl
 
 from tqgguf.errors import ToolError
 from tqgguf.llamacpp import find
 from tqgguf.machine.cache import user_cache
+from tqgguf.machine.threads import single_threaded_blas
 
 DATA = Path(__file__).parent / "data"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def shared_processors() -> Iterator[None]:
+    """One thread of BLAS for each worker of xdist.
+
+    With more than there are processors, every product waits for threads that do not run: the tests
+    of a forward pass took ten times longer.
+    """
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        yield
+        return
+    with single_threaded_blas():
+        yield
+
+
+@pytest.fixture
+def two_blas_threads() -> Iterator[None]:
+    """For tests of what must not depend on threads: products by two, which add in another order."""
+    with threadpoolctl.threadpool_limits(2):
+        yield
 
 
 @pytest.fixture(scope="session")

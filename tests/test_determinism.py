@@ -37,6 +37,7 @@ def expected(novels, tmp_path_factory):
     return convert(novels, tmp_path_factory.mktemp("one") / "q.gguf", threads=1)
 
 
+@pytest.mark.usefixtures("two_blas_threads")
 @pytest.mark.slow
 @pytest.mark.parametrize("options", [{"threads": 2}, {"threads": 7}, {"max_memory": 400 << 20}])
 def test_threads_and_memory_change_nothing(novels, tmp_path, expected, options):

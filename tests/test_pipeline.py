@@ -156,6 +156,7 @@ def test_verify_refuses_another_model(novels, stories, tmp_path):
         check(tmp_path / "s.gguf", novels)
 
 
+@pytest.mark.usefixtures("two_blas_threads")
 def test_bytes_do_not_depend_on_threads(novels, tmp_path):
     digests = set()
     for threads in (1, 2, 3):

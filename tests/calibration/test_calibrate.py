@@ -75,6 +75,7 @@ def test_the_divergence_falls_with_a_lattice_type():
     assert ours < 0.9 * theirs
 
 
+@pytest.mark.usefixtures("two_blas_threads")
 def test_the_bytes_do_not_depend_on_threads(tmp_path):
     model = read_gguf(write_model(tmp_path / "model.gguf", RECIPES["qwen3"]))
     types, tokens = types_of(model, "q4_0"), sequences(1, 160)

@@ -21,6 +21,7 @@ def inputs(model):
     return measure_inputs(model, read_text(model, None), threads=1)
 
 
+@pytest.mark.usefixtures("two_blas_threads")
 @pytest.mark.parametrize("threads", [2, 3])
 def test_the_numbers_do_not_depend_on_the_threads(model, inputs, threads):
     again = measure_inputs(model, read_text(model, None), threads=threads)

@@ -41,6 +41,7 @@ def processes():
         yield found
 
 
+@pytest.mark.usefixtures("two_blas_threads")
 @pytest.mark.parametrize("name", ["llama-tied-llama3-rope", "qwen2moe", "gpt2"])
 @pytest.mark.parametrize("memory", [1 << 30, 0])
 def test_threads_and_processes_give_the_same_bytes(tmp_path, processes, name, memory):

@@ -36,6 +36,7 @@ def test_the_default_minds_the_inputs_and_fast_does_not(novels, tmp_path):
     assert errors["good"] < 0.97 * errors["fast"]
 
 
+@pytest.mark.usefixtures("two_blas_threads")
 def test_good_is_the_default_and_does_not_depend_on_threads_or_what_is_kept(
     novels, tmp_path, monkeypatch
 ):

@@ -55,6 +55,7 @@ def test_codes_are_the_nearest(name):
     assert (chosen <= distance.min(axis=-1) + 1e-6).all()
 
 
+@pytest.mark.usefixtures("two_blas_threads")
 @pytest.mark.parametrize("name", BLOCKS)
 @pytest.mark.parametrize("importance", [None, "real"])
 def test_bytes_do_not_depend_on_threads_or_chunks(name, importance):

@@ -128,6 +128,7 @@ def test_the_same_model_has_no_error_and_an_infinite_ratio(original):
     assert report.bpw == pytest.approx(16, rel=1e-3)
 
 
+@pytest.mark.usefixtures("two_blas_threads")
 def test_the_threads_change_nothing(original, fused):
     assert compare(original, fused, threads=1) == compare(original, fused, threads=2)
 

@@ -258,6 +258,7 @@ def test_sample_rows_is_what_is_read():
     assert found.types["Q4_0"].standard_error > 0
 
 
+@pytest.mark.usefixtures("two_blas_threads")
 def test_the_threads_change_nothing(novels_model):
     rotation, _ = mse.studied_rotation(novels_model)
     one, two = (
