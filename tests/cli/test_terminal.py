@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -45,6 +46,29 @@ def test_a_name_that_the_terminal_cannot_show(stories, tmp_path, encoding):
     missing = tqgguf("inspect", tmp_path / "→→", encoding=encoding)
     assert missing.returncode == 1
     assert rb"\u2192\u2192: no such file" in missing.stderr
+
+
+def test_names_that_are_no_utf_8(stories, novels, calibration, tmp_path):
+    """And those that a picture would take for a formula."""
+    name = os.fsdecode(b"no\xff$x_{$")
+    source, text = tmp_path / f"{name}.gguf", tmp_path / f"{name}.txt"
+    source.write_bytes(stories.read_bytes())
+    text.write_text(calibration.read_text()[:3000])
+    saved, output, plot = (tmp_path / f"{name}.{e}" for e in ("imatrix", "o.gguf", "svg"))
+    options = ("--calibrate", text, "--calibrate-tokens", 64, "--save-imatrix", saved)
+    for args in (
+        ("quantize", source, "-o", output, "-t", "q8_0", *options),
+        ("quantize", source, "-o", output, *QUICK[:2], "--imatrix", saved, "--force", "--json"),
+        ("verify", output, source),
+        ("compare", source, output, "--json"),
+        ("report", "mse", source, "--types", "q8_0", "--effort", "fast", "--plot", plot),
+    ):
+        done = run(*args)
+        assert done.exit_code == 0, done.output
+    assert tqgguf("inspect", output).returncode == 0
+    folder = tmp_path / os.fsdecode(b"hf\xff")
+    shutil.copytree(novels.with_name("novels-5m"), folder)
+    assert run("plan", folder, "--effort", "fast").exit_code == 0
 
 
 @needs_full

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tqgguf.cli.plots import PLAIN, ROTATED, new_figure, save
+from tqgguf.cli.plots import PLAIN, ROTATED, as_label, new_figure, save
 from tqgguf.measure.bench import SpeedRow
 from tqgguf.measure.eval import QualityRow
 
@@ -33,7 +33,7 @@ def _scatter(axes: "Axes", rows: Sequence[QualityRow], x: Sequence[float], label
         color = ROTATED if "TQ-" in Path(row.model).name else PLAIN
         face = color if row.pareto else "none"
         axes.scatter([at], [row.kld_mean], s=40, facecolors=face, edgecolors=color, zorder=2)
-        name, place = Path(row.model).stem, (at, row.kld_mean)
+        name, place = as_label(Path(row.model).stem), (at, row.kld_mean)
         axes.annotate(name, place, (5, 4), textcoords="offset points", fontsize=8)
     if all(row.kld_mean > 0 for row in rows):
         axes.set_yscale("log")
@@ -51,7 +51,7 @@ def draw_speeds(rows: Sequence[SpeedRow], path: Path) -> None:
         speed, extent = (row.tg, row.tg_range) if decode else (row.pp, row.pp_range)
         axes.barh(place, speed or 0.0, color=ROTATED if "TQ-" in row.model else PLAIN)
         axes.plot(extent or (), [place] * len(extent or ()), color="black", marker="|")
-    names = [f"{Path(row.model).stem} ({row.bpw:.2f} bits)" for row in rows]
+    names = [f"{as_label(Path(row.model).stem)} ({row.bpw:.2f} bits)" for row in rows]
     axes.set_yticks(range(len(rows)), names)
     axes.invert_yaxis()
     what = "decode" if decode else "prompt"

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tqgguf.cli.console import visible
 from tqgguf.errors import OutputError, PlanError
 from tqgguf.kernels.dtypes import F64, I64
 from tqgguf.measure.mse import BINS, LIMIT, MatrixReport, totals
@@ -46,6 +47,11 @@ def new_figure(width: float = 11, height: float = 4.2) -> "Figure":
     return Figure(figsize=(width, height), layout="constrained")
 
 
+def as_label(text: str) -> str:
+    """A file's name in a picture: no control codes, and no dollar that would begin a formula."""
+    return visible(text).replace("$", r"\$")
+
+
 def save(figure: "Figure", path: Path) -> None:
     """Write a figure in the format of the path's ending; an SVG with text that can be read."""
     from matplotlib import rc_context
@@ -67,7 +73,7 @@ def draw_weights(reports: Sequence[MatrixReport], path: Path, *, title: str) -> 
     after = np.sum([r.histogram_rotated for r in reports], axis=0)
     _draw_histogram(left, before, after)
     _draw_layers(right, reports)
-    figure.suptitle(title)
+    figure.suptitle(as_label(title))
     save(figure, path)
 
 

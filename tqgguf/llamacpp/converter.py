@@ -73,7 +73,7 @@ def open_any(path: Path, conversion: Conversion, *, vocab_from: Path | None = No
 def temporary(folder: Path, output: Path) -> Path:
     """Where the converter's file for an output lies: its name tells the folder's state."""
     said = "".join(f"{p.name} {p.stat().st_size} {p.stat().st_mtime_ns};" for p in _files(folder))
-    key = sha256(said.encode()).hexdigest()[:12]
+    key = sha256(os.fsencode(said)).hexdigest()[:12]
     return output.with_name(f"{output.stem}.bf16-{key}.gguf")
 
 

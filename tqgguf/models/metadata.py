@@ -61,16 +61,21 @@ def encode(value: Any, type: Type | None = None) -> Value:
         )
     type = type or _natural_type(value)
     if type == Type.STRING:
-        text = value.encode()
+        text = _utf8(value)
         return Value(type, struct.pack("<Q", len(text)) + text)
     return Value(type, struct.pack(SCALARS[type], value))
+
+
+def _utf8(text: str) -> bytes:
+    """UTF-8, whatever the text: what a file name or a JSON file has that is none is escaped."""
+    return text.encode(errors="backslashreplace")
 
 
 def _encode_strings(texts: Sequence[str]) -> Value:
     """Many strings at once: a vocabulary has some 100,000."""
     parts = [struct.pack("<IQ", Type.STRING, len(texts))]
     for text in texts:
-        raw = text.encode()
+        raw = _utf8(text)
         parts += (len(raw).to_bytes(8, "little"), raw)
     return Value(Type.ARRAY, b"".join(parts))
 

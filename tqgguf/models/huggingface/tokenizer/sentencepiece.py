@@ -70,7 +70,8 @@ def _load(path: Path) -> tuple[Any, list[str]]:
     """The model and the texts of its pieces."""
     package = load_optional("sentencepiece")
     try:
-        pieces = package.SentencePieceProcessor(model_file=str(path))
+        # not by its name, which may be no UTF-8; empty bytes would load nothing and say nothing
+        pieces = package.SentencePieceProcessor(model_proto=path.read_bytes() or b"\0")
         return pieces, [pieces.id_to_piece(i) for i in range(len(pieces))]
     except (RuntimeError, OSError, UnicodeDecodeError):
         raise FileFormatError(f"{path}: not a SentencePiece model; {CURE}") from None
