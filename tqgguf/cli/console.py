@@ -102,9 +102,9 @@ def say_json(document: Any) -> None:
 
 def say_table(columns: list[str], rows: list[list[str]], *, title: str | None = None) -> None:
     """Print a table: the first column is text, the others are right-aligned."""
-    table = Table(title=title, title_justify="left")
+    table = Table(title=visible(title) if title else None, title_justify="left")
     for i, column in enumerate(columns):
-        table.add_column(column, justify="left" if i == 0 else "right", overflow="fold")
+        table.add_column(visible(column), justify="left" if i == 0 else "right", overflow="fold")
     for row in rows:
         table.add_row(*(visible(cell).replace("[", "\\[") for cell in row))
     out.print(table)
