@@ -74,7 +74,8 @@ test-oracle: $(VENV)/.oracle  ## folders against torch, transformers and llama.c
 fuzz: $(VENV)/.installed   ## many more accidents and broken files than `make test` tries
 	$(BIN)/python -m tests.fuzz 10000 1
 	TQGGUF_KILLS=50 TQGGUF_MUTATIONS=2000 $(BIN)/python -m pytest -q -n auto tests/output/test_resume.py \
-	    tests/models/huggingface/test_mutations.py tests/models/huggingface/test_hyperparameters.py
+	    tests/models/huggingface/test_mutations.py tests/models/huggingface/test_hyperparameters.py \
+	    tests/models/huggingface/test_quantized.py
 
 build: $(VENV)/.installed   ## wheel and source archive, tried in an environment with the core dependencies alone
 	PYTHON=$(BIN)/python scripts/build.sh

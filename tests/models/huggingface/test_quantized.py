@@ -1,6 +1,7 @@
 """Folders that other quantizers wrote: decoded to exactly what their codes stand for, or named."""
 
 import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,8 @@ import numpy as np
 import pytest
 
 from tests.models.huggingface.folders import LLAMA, llama_weights, write_folder, write_json
-from tqgguf.errors import FileFormatError, UnsupportedModelError
+from tests.models.huggingface.test_mutations import MUTATIONS
+from tqgguf.errors import FileFormatError, TqggufError, UnsupportedModelError
 from tqgguf.models import open_model
 
 DOWN = "model.layers.0.mlp.down_proj"
@@ -229,3 +231,43 @@ def test_a_method_whose_tensors_look_plain_is_named(method, named, tmp_path):
     assert json.loads((folder / "config.json").read_text())[METHOD] == method
     with pytest.raises(UnsupportedModelError, match=named):
         open_model(folder)
+
+
+def some_parts(rng: random.Random) -> dict[str, np.ndarray]:
+    """The parts of a matrix in one of the layouts."""
+    codes = Codes(rng.choice([2, 4, 8]), 16)
+    int8 = {"weight": np.zeros((N_OUT, N_IN), np.int8), "weight_scale": np.ones((N_OUT, 3))}
+    fp8 = {"weight": np.zeros((N_OUT, N_IN), ml_dtypes.float8_e4m3fn)}
+    scale = {"weight_scale": np.ones((N_OUT, 1), np.float32)}
+    layouts = (gptq(codes, 1), awq(Codes(4, 16)), compressed(codes, zero=True), int8, fp8 | scale)
+    return rng.choice(layouts)
+
+
+def changed(rng: random.Random, part: np.ndarray) -> np.ndarray:
+    """A part of another shape or type."""
+    match rng.randrange(4):
+        case 0:
+            shape = [max(0, size + rng.choice([-1, 0, 1, 5])) for size in part.shape]
+            return np.zeros(shape, part.dtype)
+        case 1:
+            return part.reshape(-1)
+        case 2:
+            return part.astype(np.int32 if part.dtype == np.float32 else np.float32)
+    return np.zeros((), part.dtype)
+
+
+def test_changed_parts_give_weights_or_one_line(tmp_path):
+    for seed in range(MUTATIONS):
+        rng = random.Random(seed)
+        parts = some_parts(rng)
+        end = rng.choice(list(parts))
+        if rng.random() < 0.25:
+            del parts[end]
+        else:
+            parts[end] = changed(rng, parts[end])
+        try:
+            model = open_model(folder_with(tmp_path, parts))
+            for tensor in model.tensors.values():
+                tensor.read()
+        except TqggufError as error:
+            assert "\n" not in str(error)  # noqa: PT017 - either end is right
