@@ -292,7 +292,8 @@ class _Conductor:
         share = _share(self.settings.drift, n_in, counts[0]) if steps[0].drifts else 0.0
         x = [f"x.{stage}.{e}" for e in range(len(counts))]
         square = (n_in, n_in)
-        sums = {f"h.{stage}.{e}": _Sum(x[e], x[e], square, n) for e, n in enumerate(counts)}
+        kind = "h" if len(counts) == 1 else "u"
+        sums = {f"{kind}.{stage}.{e}": _Sum(x[e], x[e], square, n) for e, n in enumerate(counts)}
         if share:
             sums[f"hx.{stage}"] = _Sum(x[0], f"dx.{stage}", square, counts[0])
         if share and steps[0].streams:
@@ -327,12 +328,15 @@ class _Conductor:
         """Experts that saw few tokens borrow the moments of all."""
         everything = np.zeros((n_in, n_in), np.float32)
         for e, n in enumerate(counts):
-            everything += np.float32(n / max(1, sum(counts))) * self.desk.get(f"h.{stage}.{e}")
+            everything += np.float32(n / max(1, sum(counts))) * self.desk.get(f"u.{stage}.{e}")
+        self.desk.put(f"all.{stage}", everything)
         borrowed = n_in // BORROWED
-        for e, n in enumerate(counts):
-            own = self.desk.change(f"h.{stage}.{e}")
-            own *= np.float32(n / (n + borrowed))
-            own += np.float32(borrowed / (n + borrowed)) * everything
+        todo = [
+            partial(work.blend, self.desk, stage, e, borrowed / (n + borrowed))
+            for e, n in enumerate(counts)
+        ]
+        for _ in self.crew.run(todo):
+            pass
 
     def _factor(self, moments: _Moments) -> None:
         """Factor what rounding and what making up for drift need."""

@@ -5,8 +5,9 @@ Names on the desk: `w.SLOT.NAME` a matrix as it was, `q.SLOT.NAME` as it became,
 of chunk I. Layers take turns in two slots. Of the step number K of a layer and input E (an
 expert's, or 0): `x.K.E.I.T` what goes into its matrices, columns of tile T, `dx.K.I.T` how far the
 original's is from that, `ds.K.I.T` how far the original's stream is from the quantized network's;
-`h.K.E`, `hx.K` and `hs.K` the means of x x^T, x dx^T and x ds^T over all tokens; `v.K.E` the factor
-of the damped `h.K.E`, `r.K` that of h with a ridge.
+`h.K.E`, `hx.K` and `hs.K` the means of x x^T, x dx^T and x ds^T over all tokens (of experts first
+`u.K.E`, which become `h.K.E` blended with `all.K`); `v.K.E` the factor of the damped `h.K.E`, `r.K`
+that of h with a ridge.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -168,6 +169,14 @@ def factor(desk: Desk, moments: str, out: str, name: str, damping: float) -> Non
     added, v = feedback.factor(desk.get(moments), damping=damping)
     desk.put(f"{out}.added.{name}", np.array([added]))
     desk.put(f"{out}.{name}", v)
+
+
+def blend(desk: Desk, step: int, expert: int, share: float) -> None:
+    """Put an expert's moments on the desk, of which a share is those of all experts."""
+    own, everything = desk.get(f"u.{step}.{expert}"), desk.get(f"all.{step}")
+    blended = np.float32(1 - share) * own
+    blended += np.float32(share) * everything
+    desk.put(f"h.{step}.{expert}", blended)
 
 
 @dataclass(frozen=True)
