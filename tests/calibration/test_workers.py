@@ -1,5 +1,8 @@
 """Whoever does the work, and however many they are, the bytes are the same."""
 
+import os
+from functools import partial
+
 import numpy as np
 import pytest
 
@@ -10,7 +13,7 @@ from tqgguf.calibration.calibrate import Feedback, calibrate
 from tqgguf.calibration.desk import open_desk
 from tqgguf.calibration.kept import Kept
 from tqgguf.calibration.resources import resources
-from tqgguf.errors import OutputError, PlanError, WeightError
+from tqgguf.errors import OutputError, PlanError, ToolError, WeightError
 from tqgguf.machine import crew as crews
 from tqgguf.machine.crew import Crew
 from tqgguf.models.gguf import read_gguf
@@ -80,8 +83,6 @@ def _fail():
 
 
 def test_who_is_at_home_stays_the_same(processes):
-    import os
-
     first, second = (list(processes.run_at_home([os.getpid] * 7)) for _ in range(2))
     assert first == second
     assert len(set(first)) == 3
@@ -197,3 +198,11 @@ def test_a_cache_that_cannot_be_made_is_one_line(tmp_path, monkeypatch):
     types = make_plan(model, Options(type="q4_0", rotate="none")).matrix_types
     with pytest.raises(OutputError, match="calibration keeps its results there: set XDG_CACHE"):
         calibrate_model(model, NO_ROTATION, types, TOKENS)
+
+
+def test_a_worker_that_dies_is_one_line():
+    with (
+        pytest.raises(ToolError, match="a worker process died, perhaps for lack of memory"),
+        crews.separate_processes(2, preload="tqgguf.calibration.work") as crew,
+    ):
+        list(crew.run([partial(os._exit, 1), os.getpid]))
