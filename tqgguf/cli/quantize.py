@@ -39,7 +39,7 @@ from tqgguf.rotation.steps import Step
 
 # What the next level of effort would bring (docs/decisions/0023, 0024).
 _NEXT = {
-    "fast": "--effort good minds what matrices read: 0.3 to 0.6 of the divergence, 3 times the time",
+    "fast": "--effort good minds what matrices read: 0.3 to 0.6 of the divergence, thrice the time",
     "good": "--effort best rounds with error feedback: 0.4 to 0.7 of the divergence",
 }
 _BUILTIN_SHAPE = (32, 512)  # about the built-in text, in most vocabularies
