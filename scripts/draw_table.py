@@ -15,7 +15,7 @@ from tqgguf.measure.eval import QualityRow, mark_pareto
 
 LINE = re.compile(
     r"^\| (?P<file>(?:llama-quantize|tqgguf) [^|]+) \| (?P<bytes>[\d,]+) \| (?P<bpw>[\d.]+) "
-    r"\| (?P<kld>[\d.]+) \| (?P<same>[\d.]+) % \|",
+    r"\| (?P<kld>[\d.]+) \|",
     re.MULTILINE,
 )
 
@@ -36,10 +36,7 @@ def read(text: str) -> Iterator[QualityRow]:
     """The rows of a table; what it does not tell is 0."""
     for line in LINE.finditer(text):
         size, kld = int(line["bytes"].replace(",", "")), float(line["kld"])
-        same = float(line["same"])
-        yield QualityRow(
-            short_name(line["file"], size), size, float(line["bpw"]), 0, kld, 0, 0, same
-        )
+        yield QualityRow(short_name(line["file"], size), size, float(line["bpw"]), 0, kld, 0, 0, 0)
 
 
 def short_name(file: str, size: int) -> str:

@@ -149,3 +149,15 @@ def test_the_sizes_of_the_recipes_are_true(novels, tmp_path):
     for name, size in table:
         options = Options(type=name, rotate="none", effort="fast")
         assert f"{convert(novels, tmp_path / name, options).n_bytes:,}" == size, name
+
+
+def test_the_picture_shows_the_table(tmp_path):
+    made, script = tmp_path / "front.svg", ROOT / "scripts" / "draw_table.py"
+    command = [sys.executable, script, ROOT / "docs" / "calibrate.md", made]
+    subprocess.run(command, check=True, env=environment())
+    shown, kept = (
+        re.findall(r"<text[^>]*>([^<]*)<", path.read_text())
+        for path in (made, ROOT / "docs" / "front.svg")
+    )
+    assert "TQ-Q4 good" in kept
+    assert shown == kept, "run make picture"
