@@ -26,14 +26,14 @@ from tqgguf.rotation import folding
 from tqgguf.rotation.architectures import LAYER, role
 from tqgguf.rotation.energies import Energies, rotated_energies
 from tqgguf.rotation.rotation import Rotation, read_rotation
-from tqgguf.rotation.steps import Sides
+from tqgguf.rotation.steps import RESIDUAL, Sides
 
 MODES = ("none", "scales", "values", "fused")  # in the order in which they are preferred
 _LAYERS = 6  # that are looked at
 _RUNS, _RUN_WEIGHTS = 4, 1 << 13  # of consecutive rows of a matrix, and weights in each
+_MOST_BITS = 64.0  # more a weight: nothing but small tensors is rounded, and no error matters
 # By how much a mode has to be better than `values` where the inputs are unknown: real streams have
 # channels of many times the mean energy, which `fused` spreads and which values balances unseen.
-_MOST_BITS = 64.0  # more a weight: nothing but small tensors is rounded, and no error matters
 _DOUBT = {"none": 1.1, "scales": 1.02, "fused": 1.5}
 
 
@@ -173,6 +173,20 @@ class _Inputs:
             return np.ones((math.prod(t.shape[:-2]), t.shape[-1]), np.float32)
         return known
 
+    def spread(self, tensors: Sequence[PlannedTensor]) -> float:
+        """How much more an error on the stream weighs once a rotation has spread it.
+
+        Unrotated, what is written to a channel errs in proportion to what it holds, x_c, and the
+        next gain g_c lets sum_c g_c^2 E[x_c^2] of that through; spread evenly, sum_c g_c^2.
+        """
+        ratios = []
+        for t in tensors:
+            gain = self.model.tensors.get(f"{folding.norm_above(self.model, t.name)}.weight")
+            known = self.energies(t.name) if self.energies else None
+            if gain is not None and known is not None and known.mean() > 0:
+                ratios.append(float(np.square(gain.read()).mean() / known.mean()))
+        return max(1.0, float(np.median(ratios))) if ratios else 1.0
+
     def _expected(self, name: str, shape: tuple[int, ...]) -> F32 | None:
         """The norm's gain squared, as if all channels of the stream were alike."""
         gain = self.model.tensors.get(f"{folding.norm_above(self.model, name)}.weight")
@@ -225,12 +239,16 @@ def _predict(inputs: _Inputs, plan: Plan, rows: Sequence[_Rows], threads: int | 
     tied = all(t.name != folding.HEAD for t in plan.tensors)
     n_layer, n_seen = (len(_layers(t.name for t in ts)) for ts in (plan.tensors, sampled))
 
+    spread = inputs.spread(sampled)
+
     def term(t: PlannedTensor) -> float:
         try:
             error = _relative_error(read[t.source], t, rotation, inputs, tied=tied)
         except WeightError as bad:
             raise WeightError(f"{t.name}: {bad}") from None
         known = inputs.energies is not None
+        if RESIDUAL in plan.rotation.sides.get(t.name, Sides()).rows:
+            error *= spread
         return error * _sensitivity(t, n_layer, n_seen, tied=tied, of_outputs=known)
 
     return sum(map_in_order(term, sampled, threads=threads))
