@@ -61,6 +61,13 @@ def test_two_options_may_not_name_one_file(tmp_path):
     refused(path, others={"--save-imatrix": other}, says="--output and --save-imatrix name the")
 
 
+@pytest.mark.parametrize("ending", [".partial", ".partial.journal"])
+def test_no_option_may_name_the_unfinished_output(tmp_path, ending):
+    other = tmp_path / f"o.gguf{ending}"
+    says = "the unfinished output has that name; choose another with --save-imatrix"
+    refused(tmp_path / "o.gguf", others={"--save-imatrix": other}, says=says)
+
+
 def special(kind, path):
     if kind == "fifo":
         os.mkfifo(path)

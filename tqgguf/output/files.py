@@ -65,7 +65,14 @@ def check_output(
     rest = {option: [file] for option, file in (others or {}).items()}
     check_targets({"--output": files, **rest}, inputs=inputs, force=force)
     partial = [partial_path(file) for file in shard_paths(path, count)]
-    check_sidecars([*partial, journal_path(partial_path(path))], inputs=inputs)
+    sidecars = [*partial, journal_path(partial_path(path))]
+    check_sidecars(sidecars, inputs=inputs)
+    beside = {file.resolve() for file in sidecars}
+    for option, file in (others or {}).items():
+        if file.resolve() in beside:
+            raise OutputError(
+                f"{file}: the unfinished output has that name; choose another with {option}"
+            )
 
 
 def _files(path: Path, count: int | None) -> list[Path]:
