@@ -11,6 +11,7 @@ from tqgguf.errors import WeightError
 from tqgguf.models import Model, open_model
 from tqgguf.models.metadata import encode
 from tqgguf.pipeline import convert
+from tqgguf.planning import rotations
 from tqgguf.planning.plan import Options, make_plan
 from tqgguf.planning.rotations import MODES, candidates, choose_rotation
 
@@ -138,3 +139,13 @@ def test_where_nothing_is_rounded_bytes_decide_nothing(tmp_path):
     for type in ("f32", "f16"):
         options, _ = choose_rotation(model, Options(type=type, rotate="auto"))
         assert options.rotate in MODES
+
+
+@pytest.mark.parametrize("share", [1.0, 0.25])
+def test_an_uneven_stream_makes_spread_errors_weigh_more(share):
+    """Channels with small gains hold what the others lack: E[(g x)^2] is a share of g^2."""
+    model = open_model(NOVELS)
+    gain = np.square(model.tensors["blk.0.attn_norm.weight"].read())[None] * np.float32(share)
+    plan = make_plan(model, replace(AUTO, rotate="none"))
+    inputs = rotations._Inputs(model, {"blk.0.attn_q.weight": gain}.get)
+    assert inputs.spread(plan.tensors) == pytest.approx(1 / share, rel=1e-5)
