@@ -53,6 +53,7 @@ def test_convert_makes_the_file_that_the_command_makes(novels, tmp_path):
     assert told == [(r.name, r.type, r.rel_mse) for r in done.reports]
 
 
+@pytest.mark.slow
 def test_calibrated_too(tmp_path, novels, calibration, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     text = tmp_path / "text.txt"

@@ -39,6 +39,7 @@ def rounded(model: Model, data: dict, path: Path) -> Path:
     return write_tensors(path, model.path, tensors)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_a_calibrated_model_is_nearer_than_a_rounded_one(tmp_path, name):
     model = open_model(write_graph(tmp_path / "model.gguf", name))

@@ -37,6 +37,7 @@ def rounded(model, name, type, energy=None):
     return replace(model, tensors={**model.tensors, name: changed}), error
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weighed", [False, True])
 def test_a_sensitivity_predicts_what_another_type_loses(model, tokens, weighed):
     energies = input_energies(model, tokens).importance if weighed else None
@@ -49,6 +50,7 @@ def test_a_sensitivity_predicts_what_another_type_loses(model, tokens, weighed):
         )
 
 
+@pytest.mark.slow
 def test_roles_and_layers_together_are_near_every_matrix_alone(model, tokens, monkeypatch):
     names = [n for n, t in model.tensors.items() if is_matrix(t)]
     alone = measure_sensitivity(model, names, tokens)

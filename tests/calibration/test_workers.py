@@ -44,6 +44,7 @@ def processes():
         yield found
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("two_blas_threads")
 @pytest.mark.parametrize("name", ["llama-tied-llama3-rope", "qwen2moe", "gpt2"])
 @pytest.mark.parametrize("memory", [1 << 30, 0])
@@ -64,6 +65,7 @@ def test_processes_know_other_graphs(tmp_path, processes, name):
     assert same(rounded(model, tokens=TOKENS[:12], crew=processes), alone)
 
 
+@pytest.mark.slow
 def test_a_cluster_gives_the_same_bytes(tmp_path):
     model = opened(tmp_path, "llama-tied-llama3-rope")
     alone = rounded(model, crew=Crew())

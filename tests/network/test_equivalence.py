@@ -43,6 +43,7 @@ def test_a_fold_that_forgets_a_tensor_is_refused(tmp_path, name):
             check_fold(model, replace(rotation, sides=sides), memory=PLENTY)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [n for n in TINY if not STREAMS[TINY[n].arch].refusal])
 def test_every_architecture_is_checked(tmp_path, name):
     model = read_gguf(write_tiny(tmp_path / "model.gguf", name))

@@ -38,6 +38,7 @@ def energies_of(model):
     return input_energies(model, TOKENS).importance
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("type", ["q4_0", "q3_k"])
 @pytest.mark.parametrize("known", [False, True])
 def test_planted_outliers_are_rotated_or_balanced_away(tmp_path, type, known):
