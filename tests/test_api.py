@@ -38,6 +38,7 @@ def test_the_import_alone_loads_nothing():
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
+@pytest.mark.slow
 def test_convert_makes_the_file_that_the_command_makes(novels, tmp_path):
     said = json.loads(
         succeeds(

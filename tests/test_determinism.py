@@ -51,6 +51,7 @@ def test_the_size_of_tiles_changes_nothing(novels, tmp_path, monkeypatch, expect
     assert convert(novels, tmp_path / "q.gguf") == expected
 
 
+@pytest.mark.slow
 def test_tiles_of_one_row_change_nothing(tmp_path, monkeypatch):
     sizes = {"D": 256, "F": 512, "Q": 256, "K": 128, "H": 64, "R": 32, "V": 128}
     source = write_tiny(tmp_path / "m.gguf", "llama", layers=1, sizes=sizes)

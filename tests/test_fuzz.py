@@ -86,6 +86,7 @@ def good(tmp_path_factory):
     return write_tiny(tmp_path_factory.mktemp("good") / "m.gguf", "llama", layers=1)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=60)
 @given(st.integers(0, 2**32))
 def test_flags_in_any_combination_get_an_answer(good, seed):

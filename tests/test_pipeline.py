@@ -48,6 +48,7 @@ def check(quant, original):
     return checks
 
 
+@pytest.mark.slow
 def test_folding_the_trained_model_is_exact_in_llama_cpp(novels, tmp_path):
     folded = tmp_path / "folded.gguf"
     convert(novels, folded, type="f32", rotate="fused")
@@ -96,6 +97,7 @@ def test_tq_q4_continues_a_sentence_in_the_words_of_the_original(novels, tmp_pat
     assert llama.generate(path, prompt, 16) == llama.generate(novels, prompt, 16)
 
 
+@pytest.mark.slow
 def test_tensor_mode_is_undone_by_dequantize(novels, tmp_path):
     path, back = tmp_path / "t.gguf", tmp_path / "back.gguf"
     convert(novels, path, type="q4_k", rotate="tensor")
@@ -110,6 +112,7 @@ def test_tensor_mode_is_undone_by_dequantize(novels, tmp_path):
         assert np.square(tensor.read() - w).sum() <= 0.006 * np.square(w).sum(), name
 
 
+@pytest.mark.slow
 def test_fused_mode_is_undone_by_dequantize_to_the_original_gains(novels, tmp_path):
     convert(novels, tmp_path / "f.gguf", type="f32", rotate="fused")
     original, model = open_model(novels), restored(open_model(tmp_path / "f.gguf"))
@@ -117,6 +120,7 @@ def test_fused_mode_is_undone_by_dequantize_to_the_original_gains(novels, tmp_pa
         np.testing.assert_allclose(model.tensors[name].read(), tensor.read(), atol=2e-5)
 
 
+@pytest.mark.slow
 def test_verify_finds_the_damaged_blocks_of_one_row(novels, tmp_path):
     path = tmp_path / "q.gguf"
     convert(novels, path, type="tq-q2")
@@ -156,6 +160,7 @@ def test_verify_refuses_another_model(novels, stories, tmp_path):
         check(tmp_path / "s.gguf", novels)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("two_blas_threads")
 def test_bytes_do_not_depend_on_threads(novels, tmp_path):
     digests = set()

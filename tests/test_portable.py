@@ -29,6 +29,7 @@ WINDOWS = [
 SYSTEMS = {"macos": (MACOS, []), "windows": (WINDOWS, ["fcntl", "resource", "pwd", "termios"])}
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="hides what other systems lack anyway")
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_every_module_imports_on(system):

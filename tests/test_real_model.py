@@ -24,6 +24,7 @@ def run(cache, *options):
     return subprocess.run(command, env=os.environ | offline, capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_without_a_network_the_embedded_model_serves_and_that_is_said(tmp_path):
     done = run(tmp_path, "--text")
     assert done.returncode == 0
@@ -34,6 +35,7 @@ def test_without_a_network_the_embedded_model_serves_and_that_is_said(tmp_path):
     assert line.endswith("using the embedded novels-5m-f16.gguf")
 
 
+@pytest.mark.slow
 def test_where_it_is_required_that_is_one_line(tmp_path):
     done = run(tmp_path, "--required")
     assert (done.returncode, done.stdout) == (1, "")

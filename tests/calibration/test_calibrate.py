@@ -83,6 +83,7 @@ def test_the_bytes_do_not_depend_on_threads(tmp_path):
     assert all(np.array_equal(one[name], three[name]) for name in types if name in one)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["llama", "llama-moe"])
 def test_activations_that_do_not_fit_are_computed_anew(tmp_path, name):
     model = read_gguf(write_model(tmp_path / "model.gguf", RECIPES[name]))
@@ -136,6 +137,7 @@ def test_another_type_does_not_run_the_original_again(tmp_path, monkeypatch, nam
     assert len(passes) == quantized
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["llama-tied-llama3-rope", "llama-moe"])
 def test_damaged_or_lost_statistics_are_computed_again(tmp_path, name):
     model = read_gguf(write_model(tmp_path / "model.gguf", RECIPES[name]))
@@ -156,6 +158,7 @@ def test_damaged_or_lost_statistics_are_computed_again(tmp_path, name):
     assert all(kept.read(entry.stem) for entry in entries)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("room", [2_000_000, 5_000_000])
 def test_statistics_that_do_not_fit_are_computed_again(tmp_path, room):
     model = read_gguf(write_model(tmp_path / "model.gguf", RECIPES["llama"]))

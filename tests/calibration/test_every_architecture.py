@@ -58,6 +58,7 @@ def test_a_calibrated_model_is_nearer_than_a_rounded_one(tmp_path, name):
     assert calibrated < uncalibrated
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_the_energies_of_every_matrix_are_measured(tmp_path, name):
     model = open_model(write_graph(tmp_path / "model.gguf", name))

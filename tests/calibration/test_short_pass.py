@@ -21,6 +21,7 @@ def inputs(model):
     return measure_inputs(model, read_text(model, None), threads=1)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("two_blas_threads")
 @pytest.mark.parametrize("threads", [2, 3])
 def test_the_numbers_do_not_depend_on_the_threads(model, inputs, threads):
@@ -30,6 +31,7 @@ def test_the_numbers_do_not_depend_on_the_threads(model, inputs, threads):
         np.testing.assert_array_equal(again.sums[name], sums, name)
 
 
+@pytest.mark.slow
 def test_it_says_what_llama_imatrix_says_of_many_more_tokens(novels, model, calibration):
     theirs = read_imatrix(novels.with_name("novels-5m.imatrix.gguf"))
     inputs = measure_inputs(model, read_text(model, calibration))

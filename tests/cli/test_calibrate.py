@@ -142,6 +142,7 @@ def calibrated(model, type, text, output):
     return output.read_bytes()
 
 
+@pytest.mark.slow
 def test_none_of_llama_cpps_programs_is_needed(tmp_path, monkeypatch):
     monkeypatch.setenv("LLAMA_CPP_BIN", str(tmp_path / "nowhere"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))

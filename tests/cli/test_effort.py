@@ -21,6 +21,7 @@ def made(model, path, *options):
     return document, path.read_bytes()
 
 
+@pytest.mark.slow
 def test_the_default_minds_the_inputs_and_fast_does_not(novels, tmp_path):
     theirs = read_imatrix(novels.with_name("novels-5m.imatrix.gguf"))
     source, errors = open_model(novels), {}
@@ -36,6 +37,7 @@ def test_the_default_minds_the_inputs_and_fast_does_not(novels, tmp_path):
     assert errors["good"] < 0.97 * errors["fast"]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("two_blas_threads")
 def test_good_is_the_default_and_does_not_depend_on_threads_or_what_is_kept(
     novels, tmp_path, monkeypatch
@@ -47,6 +49,7 @@ def test_good_is_the_default_and_does_not_depend_on_threads_or_what_is_kept(
     assert again[1] == first
 
 
+@pytest.mark.slow
 def test_a_tied_table_is_rounded_as_the_head_it_is(novels, tmp_path):
     options = (*UNROTATED, "--token-embedding-type", "q2_k")
     made(novels, tmp_path / "good.gguf", *options)
@@ -78,6 +81,7 @@ def test_an_imatrix_of_no_text_cannot_be_saved(novels, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_the_inputs_of_a_short_pass_can_be_saved_and_used_again(novels, tmp_path):
     saved = tmp_path / "saved.imatrix"
     _, first = made(novels, tmp_path / "q.gguf", *UNROTATED, "--save-imatrix", saved)

@@ -83,6 +83,7 @@ def test_nothing_to_compare_is_a_usage_error(novels, text, nothing):
     assert run("eval", novels, "--text", text, *nothing).exit_code == 2
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("nothing_installed")
 def test_the_script_finds_python_and_passes_the_error_on(novels):
     script = ROOT / "scripts" / "bench_e2e.sh"

@@ -29,6 +29,7 @@ def weighted_error(path, source, imatrix):
     return float((np.square(error) * imatrix.importance(name)).sum())
 
 
+@pytest.mark.slow
 def test_an_imatrix_lowers_the_error_it_weighs(novels, imatrix, tmp_path):
     plain, weighed = tmp_path / "plain.gguf", tmp_path / "weighed.gguf"
     options = ("-t", "q2_k", "--rotate", "none", "--quiet")
@@ -38,6 +39,7 @@ def test_an_imatrix_lowers_the_error_it_weighs(novels, imatrix, tmp_path):
     assert weighted_error(weighed, source, taken) < 0.97 * weighted_error(plain, source, taken)
 
 
+@pytest.mark.slow
 def test_an_imatrix_of_the_unrotated_model_serves_under_every_rotation(novels, imatrix, tmp_path):
     source, taken = open_model(novels), read_imatrix(imatrix)
     for mode in ("fused", "values"):
@@ -75,6 +77,7 @@ def test_an_imatrix_of_another_model_is_refused(imatrix, tmp_path):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("target", "limit"), [("2.3M", 2_300_000), ("3MiB", 3 << 20)])
 def test_a_target_size_is_met_and_never_exceeded(novels, tmp_path, target, limit):
     output = tmp_path / "out.gguf"

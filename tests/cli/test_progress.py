@@ -20,6 +20,7 @@ def quantize(novels, folder, *options, script=OFTEN):
     return done.stdout.decode(), done.stderr.decode()
 
 
+@pytest.mark.slow
 def test_a_log_file_gets_plain_lines_with_speed_and_eta(novels, tmp_path):
     _, stderr = quantize(novels, tmp_path)
     lines = stderr.splitlines()
@@ -30,11 +31,13 @@ def test_a_log_file_gets_plain_lines_with_speed_and_eta(novels, tmp_path):
     assert not re.search(r"[\r\x1b]", stderr)
 
 
+@pytest.mark.slow
 def test_a_run_of_seconds_has_no_progress_to_tell(novels, tmp_path):
     _, stderr = quantize(novels, tmp_path, script="from tqgguf.cli import main; main()")
     assert stderr == ""
 
 
+@pytest.mark.slow
 def test_verbose_lines_stand_between_those_of_progress(novels, tmp_path):
     _, stderr = quantize(novels, tmp_path, "--verbose")
     lines = stderr.splitlines()

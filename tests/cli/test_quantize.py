@@ -30,6 +30,7 @@ def fails(*args, says, code=1):
     assert "Traceback" not in result.output
 
 
+@pytest.mark.slow
 def test_quantize_beside_the_input_under_the_conventional_name(novels, tmp_path):
     source = tmp_path / "novels-5m-f16.gguf"
     source.write_bytes(novels.read_bytes())
@@ -121,6 +122,7 @@ def test_every_mode_verifies_and_dequantizes(novels, tmp_path, mode):
     assert "tqgguf.rotation.mode = none" in run("inspect", back).stdout
 
 
+@pytest.mark.slow
 def test_inspect_shows_the_rotation(novels, tmp_path):
     run("quantize", novels, "-o", tmp_path / "q.gguf", "--rotate", "fused", "--seed", 7, "-q")
     result = run("inspect", tmp_path / "q.gguf")
@@ -150,6 +152,7 @@ def test_mistakes_get_one_line(novels, stories, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_quantized_input_needs_consent(novels, tmp_path):
     run("quantize", novels, "-t", "q8_0", "-o", tmp_path / "q8.gguf", "--rotate", "none", "-q")
     again = ("quantize", tmp_path / "q8.gguf", "-o", tmp_path / "q4.gguf", "--quiet")
@@ -158,6 +161,7 @@ def test_quantized_input_needs_consent(novels, tmp_path):
     assert run("verify", tmp_path / "q4.gguf", novels).exit_code == 0
 
 
+@pytest.mark.slow
 def test_a_rotated_input_is_not_rotated_twice(novels, tmp_path):
     fused = ("--rotate", "fused")
     run("quantize", novels, "-t", "f32", "-o", tmp_path / "f.gguf", "-q", *fused)
@@ -193,6 +197,7 @@ def test_every_command_s_help_ends_with_an_example():
         assert f"Example: tqgguf {name}" in " ".join(result.output.split())
 
 
+@pytest.mark.slow
 def test_a_full_disk_gives_one_line_and_leaves_nothing(novels, tmp_path):
     script = "import resource as r; r.setrlimit(r.RLIMIT_FSIZE, (10**6, 10**6)); "
     script += "import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "

@@ -80,6 +80,7 @@ def test_report_mse_of_a_model_has_the_contracts_keys_and_the_librarys_numbers(
     assert novels_document["rotation"]["mode"] == "fused"
 
 
+@pytest.mark.slow
 def test_report_mse_judges_by_the_outputs_where_an_imatrix_tells_the_inputs(novels, tmp_path):
     tokens = np.random.default_rng(0).integers(3, 2048, (1, 64)).astype(np.int32)
     path = tmp_path / "imatrix.gguf"
@@ -152,6 +153,7 @@ def test_the_reports_say_what_qjl_buys_and_what_the_paper_rounds():
     assert "0.047" in text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("suffix", "magic"), [("png", b"\x89PNG"), ("pdf", b"%PDF")])
 def test_plots_are_pictures(stories, tmp_path, suffix, magic):
     path = tmp_path / f"model.{suffix}"

@@ -55,6 +55,7 @@ def test_codes_are_the_nearest(name):
     assert (chosen <= distance.min(axis=-1) + 1e-6).all()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("two_blas_threads")
 @pytest.mark.parametrize("name", BLOCKS)
 @pytest.mark.parametrize("importance", [None, "real"])

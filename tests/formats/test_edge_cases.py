@@ -33,6 +33,7 @@ def test_one_nonzero_weight(name, place, value):
     assert np.abs(y).max() <= abs(value) * 0.01  # IQ4's level nearest 0 is 1 of 127
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BLOCKS)
 @pytest.mark.parametrize("size", [1e-45, 1e-40, 1e-30, 1e-12])
 def test_weights_too_small_for_float16_scales_become_small(name, size):

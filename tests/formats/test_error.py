@@ -39,6 +39,7 @@ def test_the_error_is_at_most_ggmls_with_an_imatrix_of_ones(name, kind):
     assert weights.error(x, ours(x, name)) <= weights.error(x, reference)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BLOCKS)
 def test_the_weighted_error_is_at_most_ggmls(name):
     x, importance = weights.rows("real"), weights.real_importance()

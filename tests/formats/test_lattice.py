@@ -91,6 +91,7 @@ def test_tiny_weights_stay_tiny(name, size):
     assert np.abs(decoded).max() <= 2 * np.abs(x).max() + 1e-7
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LATTICES)
 def test_bytes_do_not_depend_on_the_memory_layout(name):
     rng = np.random.default_rng(5)

@@ -76,6 +76,7 @@ def test_any_second_moments_will_do(name, h):
     assert np.square(w - q).sum() < 4 * np.square(w).sum()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SCALAR)
 def test_zeros_stay_zero(name):
     _, q = rounded(np.zeros((256, 4), np.float32), name, np.eye(256))

@@ -69,6 +69,7 @@ def run(folder: Path, *options: object, code: int = 0) -> str:
     return result.output
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("named", ["option", "environment", "cache"])
 def test_a_class_without_a_row_goes_through_the_converter(named, folder, program, monkeypatch):
     path, options = program(COPIES), ()

@@ -53,6 +53,7 @@ def check(found, x, y, gain=None):
     assert found.rel_mse_seen == pytest.approx(seen, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_a_rotated_file_is_compared_in_the_originals_basis(original, fused):
     found = {t.name: t for t in compare(original, fused).tensors}
     file, q = decoded(fused.path), residual_rotation(256)
@@ -114,6 +115,7 @@ def test_any_quantizers_file_will_do(original, tmp_path):
             assert found.rel_mse == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rotate", ["none", "fused", "tensor"])
 def test_an_f32_file_is_exact_whatever_its_rotation(original, tmp_path, rotate):
     report = compare(original, quantized(original, tmp_path / "x.gguf", type="f32", rotate=rotate))

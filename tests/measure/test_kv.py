@@ -38,6 +38,7 @@ def test_the_cache_report_is_attention_over_the_decompressed_vectors():
         assert (row.bits, row.keys) in ((3, "mse"), (4, "prod"))
 
 
+@pytest.mark.slow
 def test_the_cache_meets_its_theory():
     rows = {(r.keys, r.bits): r for r in kv.simulate_cache(length=2048)}
     for key, expected in ((("prod", 4), 0.974), (("mse", 3), 0.983), (("mse", 4), 0.995)):

@@ -137,6 +137,7 @@ def test_where_the_outputs_are_known_the_verdict_is_about_them(rotated, ending):
     assert total.verdict.endswith(f"median gain 0.90x; {ending}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sample_rows", [None, 512])
 def test_errors_of_outputs_are_those_of_weights_times_energies(novels_model, sample_rows):
     name, rng = "blk.2.attn_v.weight", np.random.default_rng(3)
@@ -197,6 +198,7 @@ def test_a_model_without_a_fold_is_rotated_matrix_by_matrix_and_says_why():
     assert (total.lowered, total.rotated) == (1, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("architecture", "outlier"), [("unknown", 30), ("llama", 2)])
 def test_the_default_sample_is_as_accurate_as_it_says(architecture, outlier):
     """Rows for a matrix rotated on its input, strips of columns where rows are mixed too."""

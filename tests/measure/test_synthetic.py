@@ -27,6 +27,7 @@ def rows(weights):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "mse"),
     [
@@ -104,6 +105,7 @@ def test_a_gguf_row_is_the_readers_error_in_the_original_frame(weights, rows, ro
     assert row.max_abs_err == pytest.approx(np.abs(error).max(), rel=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("two_blas_threads")
 def test_the_seed_decides_and_the_threads_do_not(weights):
     assert (weights[:640] == synthetic.make_weights(seed=0, threads=1)[:640]).all()

@@ -55,6 +55,7 @@ def test_every_architecture_is_checked(tmp_path, name):
             check_fold(model, replace(rotation, sides=sides), memory=PLENTY)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["gemma3-windowed", "gpt-oss", "deepseek2", "qwen35", "bloom"])
 def test_verify_forward_knows_other_graphs(tmp_path, name):
     original, ours = write_graph(tmp_path / "model.gguf", name), tmp_path / "ours.gguf"

@@ -45,6 +45,7 @@ def prose():
     return np.array([tokenize(NOVELS, text)[:256]], np.int32)
 
 
+@pytest.mark.slow
 def test_a_trained_model_matches_llama_cpp_on_prose(prose):
     """At every position, over the whole vocabulary, computed in float32 by both."""
     ours = ops.log_softmax(forward.logits(read_gguf(NOVELS), prose))[0]

@@ -54,6 +54,7 @@ def unseen(rng: np.random.Generator, weight: np.ndarray, inputs: tuple) -> np.nd
     return np.concatenate(parts).reshape(weight.shape)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SHALLOW)
 def test_every_matrix_is_announced_once(tmp_path, name):
     for went in passes(tmp_path, name):
@@ -67,6 +68,7 @@ def test_every_matrix_is_announced_once(tmp_path, name):
         assert set(announced) - {"ffn_gate_inp_shexp.weight"} == matrices
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SHALLOW)
 def test_only_what_the_inputs_see_of_a_matrix_matters(tmp_path, name):
     rng = np.random.default_rng(3)
@@ -80,6 +82,7 @@ def test_only_what_the_inputs_see_of_a_matrix_matters(tmp_path, name):
                 assert not np.allclose(went.run({matrix: weight + seen}), went.out, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SHALLOW)
 def test_a_stream_is_what_the_product_is_added_to(tmp_path, name):
     for went in passes(tmp_path, name):

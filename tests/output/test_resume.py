@@ -77,6 +77,7 @@ def test_a_run_killed_at_any_moment_resumes_to_the_same_bytes(novels, tmp_path):
     assert all(k["reported"] == 57 for k in kills if not k["finished"])
 
 
+@pytest.mark.slow
 def test_ctrl_c_keeps_what_is_done_and_says_how_to_go_on(novels, tmp_path, whole):
     path = tmp_path / "q.gguf"
     said = interrupt(novels, path, after=20)
@@ -91,6 +92,7 @@ def test_ctrl_c_keeps_what_is_done_and_says_how_to_go_on(novels, tmp_path, whole
     assert path.read_bytes() == whole
 
 
+@pytest.mark.slow
 def test_reports_of_a_resumed_run_are_those_of_the_first(novels, tmp_path):
     path = tmp_path / "q.gguf"
     first = {r.name: r for r in job(novels, tmp_path / "whole.gguf", threads=1)}
@@ -165,6 +167,7 @@ def test_another_run_is_not_resumed(novels, tmp_path, what, options, says):
     assert journal_path(partial_path(path)).read_bytes() == before
 
 
+@pytest.mark.slow
 def test_the_importance_of_a_finished_output_is_remembered(novels, tmp_path):
     path = tmp_path / "q.gguf"
     interrupt(novels, path, importance=importance(1))
@@ -248,6 +251,7 @@ def test_a_lost_partial_file_is_a_fresh_start(novels, tmp_path, whole):
     assert path.read_bytes() == whole
 
 
+@pytest.mark.slow
 def test_a_run_that_died_while_it_renamed_its_shards_is_finished(novels, tmp_path):
     split = Split(max_tensors=20)
     list(job(novels, tmp_path / "a.gguf", split=split))
@@ -286,6 +290,7 @@ def test_two_runs_into_one_output_are_not_mixed(novels, tmp_path, whole):
     assert path.read_bytes() == whole
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_found_before_the_work_and_leaves_nothing(novels, tmp_path):
     limited = """
 import resource

@@ -58,6 +58,7 @@ def test_shards_hold_together_what_one_file_holds(novels, tmp_path, split, count
         assert len(reader.tensors) == 1 or size <= (split.max_size or size)
 
 
+@pytest.mark.slow
 def test_llama_cpp_reads_shards_as_the_whole(novels, tmp_path):
     (whole,) = convert(novels, tmp_path / "whole.gguf")
     files = convert(novels, tmp_path / "m.gguf", Split(max_size=500_000))
@@ -87,6 +88,7 @@ def test_alignment_of_the_whole_is_that_of_every_shard(tmp_path):
         assert gguf.GGUFReader(file).alignment == 256
 
 
+@pytest.mark.slow
 def test_shards_of_an_earlier_run_are_neither_overwritten_unasked_nor_mixed_in(novels, tmp_path):
     path = tmp_path / "m.gguf"
     old = convert(novels, path, Split(max_tensors=12))

@@ -82,6 +82,7 @@ def special(kind, path):
         path.mkdir()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "says"),
     [
@@ -108,6 +109,7 @@ def test_a_link_that_leads_nowhere_counts_as_a_file(tmp_path):
     check_output(path, inputs=[], force=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sidecar", [partial_path, lambda p: journal_path(partial_path(p))])
 def test_what_lies_where_the_unfinished_output_goes_is_kept(tmp_path, novels, sidecar):
     path, precious = tmp_path / "o.gguf", tmp_path / "precious"

@@ -59,6 +59,7 @@ def test_what_matters_more_gets_more_bits():
     assert FORMATS[types["much"]].bits_per_weight > FORMATS[types["little"]].bits_per_weight + 1
 
 
+@pytest.mark.slow
 def test_ragged_rows_get_small_blocks_beside_k_types():
     chosen = [Item("ragged", 576 * 64, 576, 1.0), Item("even", 512 * 64, 512, 1.0)]
     for bpw in (4.6, 5.2, 5.8):

@@ -111,6 +111,7 @@ def uneven(tmp_path):
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [n for n in RECIPES if n != "TQ-Q4-FAST"])
 def test_a_ragged_models_bytes_are_spent_where_they_matter(uneven, name):
     model, options = open_model(uneven), Options(type=name, rotate="none")

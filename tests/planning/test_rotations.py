@@ -54,6 +54,7 @@ def test_planted_outliers_are_rotated_or_balanced_away(tmp_path, type, known):
         assert min(found, key=lambda c: c.cost).mode in modes
 
 
+@pytest.mark.slow
 def test_an_untied_head_has_to_earn_its_bytes(tmp_path):
     tied = write_tensors(
         tmp_path / "tied.gguf",
@@ -68,6 +69,7 @@ def test_an_untied_head_has_to_earn_its_bytes(tmp_path):
     assert dear.cost > 1.3 * dear.error
 
 
+@pytest.mark.slow
 def test_heavy_tails_are_seen_without_energies(tmp_path):
     options, why = choose_rotation(untied(tmp_path, heavy_tailed), AUTO)
     assert (options.rotate, "guessed from the norms' gains; none" in why) == ("fused", True)

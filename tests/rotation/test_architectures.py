@@ -133,6 +133,7 @@ def test_every_role_of_a_row_matters(tmp_path, monkeypatch, name):
         assert difference(reference, target) > 1e-2, forgotten
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TINY)
 def test_a_missing_role_is_refused(tmp_path, monkeypatch, name):
     model = open_model(write_tiny(tmp_path / "a.gguf", name))

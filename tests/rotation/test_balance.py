@@ -102,6 +102,7 @@ def plant_channels(tensors, rng):
     return tensors
 
 
+@pytest.mark.slow
 def test_outlier_channels_cost_nothing(tmp_path, rng):
     tensors = {name: t.read() for name, t in open_model(NOVELS).tensors.items()}
     source = write_tensors(tmp_path / "a.gguf", NOVELS, plant_channels(tensors, rng))
@@ -216,6 +217,7 @@ def test_norms_balance_to_the_last_bit(tmp_path, name):
     assert np.array_equal(before, after)
 
 
+@pytest.mark.slow
 def test_outlier_channels_of_norms_cost_nothing_without_a_rotation(tmp_path):
     source = write_twin(tmp_path / "a.gguf")
     reference, divergence = logprobs(NOVELS, TOKENS), {}

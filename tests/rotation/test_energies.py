@@ -111,6 +111,7 @@ def test_scales_by_energies_lower_the_output_error(rng):
         assert error(factors, importance) < 0.8 * error(np.ones(512, np.float32), importance)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "rotate"),
     [

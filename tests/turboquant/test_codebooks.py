@@ -59,6 +59,7 @@ def test_the_sphere_law_is_that_of_sampled_unit_vectors():
         assert sphere_coordinate(dim).cdf(np.array([at]))[0] == pytest.approx(share, abs=0.0025)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dim", [4, 64, None])
 def test_newton_ends_where_lloyds_iteration_does(dim):
     law = gaussian() if dim is None else sphere_coordinate(dim)
@@ -70,6 +71,7 @@ def test_newton_ends_where_lloyds_iteration_does(dim):
     np.testing.assert_allclose(found.levels, levels, atol=1e-9 * law.limit)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bits", [1, 2, 3, 4, 6, 8])
 @pytest.mark.parametrize("dim", [2, 7, 128, 100_000])
 def test_every_codebook_is_symmetric_ascending_and_stationary(bits, dim):

@@ -54,11 +54,13 @@ def test_prod_is_unbiased_over_100_000_pairs(bits, sketch):
     assert abs(mean) < 3 * stderr
 
 
+@pytest.mark.slow
 def test_mse_codes_shrink_inner_products():
     mean, stderr = bias(TurboQuantMSE(64, 3))
     assert mean < -10 * stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["magnitudes of S q", "no residual norm"])
 def test_the_circulating_estimators_are_biased(fault):
     """What copies of the algorithm do: |S q| in place of S q, or no |r| before the sketch."""
@@ -87,6 +89,7 @@ def bias(quantizer):
     return errors.mean(), errors.std() / math.sqrt(len(errors))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sketch", SKETCHES)
 def test_prod_is_unbiased_for_one_pair_over_many_seeds(sketch):
     """The theorem itself: the expectation is over the randomness of the quantizer."""
@@ -110,6 +113,7 @@ def test_d_prod_is_half_pi_times_the_error_at_one_bit_less(bits, expected, sketc
     assert expected == pytest.approx(math.pi / 2 * gaussian_codebook(bits - 1).mse, rel=2e-3)
 
 
+@pytest.mark.slow
 def test_prod_vectors_are_half_pi_as_far_as_its_base():
     """Up to 1/dim, and on average over the sketch: one S moves the ratio by 1.7 %."""
     x = unit_vectors(1000, 128, 9)

@@ -49,6 +49,7 @@ def edit(folder: Path, change) -> None:
     write_json(path, value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_tokens_equal_the_tokenizers_packages(name, tmp_path):
     tokenizer = train_byte_level(name, SIZE)
@@ -59,6 +60,7 @@ def test_tokens_equal_the_tokenizers_packages(name, tmp_path):
     assert tokenize_each(converted(folder), texts) == [tokenizer.encode(t).ids for t in texts]
 
 
+@pytest.mark.slow
 def test_a_released_tokenizer_is_recognised_by_its_hash(tmp_path):
     tokenizer = gpt2()
     assert identify_by_hash(tokenizer) == "gpt-2"

@@ -38,6 +38,7 @@ def folders(tmp_path_factory) -> list[Path]:
     return [pieces, words]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(MUTATIONS))
 def test_a_changed_file_gives_a_model_or_one_line(seed, folders):
     rng = random.Random(seed)
