@@ -50,7 +50,7 @@ class Resources:
 
     @property
     def seconds(self) -> float:
-        """About how long it takes here, by the speed of a small matrix product."""
+        """At least how long it takes here: its arithmetic at a small matrix product's speed."""
         return self.flops / (_speed() * self.workers)
 
 
@@ -62,9 +62,9 @@ def expectation(
     minutes = found.seconds / 60
     time = f"{minutes:.0f} min" if minutes >= 1.5 else f"{max(1, round(found.seconds))} s"
     return (
-        f"calibration on {shape[0] * shape[1]:,} tokens takes about {time} with {found.workers} at "
-        f"work, {found.memory / 1e9:.1f} GB of memory and {found.disk / 1e9:.1f} GB in the cache's "
-        "folder"
+        f"calibration on {shape[0] * shape[1]:,} tokens takes at least {time} with "
+        f"{found.workers} at work, {found.memory / 1e9:.1f} GB of memory and {found.disk / 1e9:.1f} GB in the "
+        "cache's folder"
     )
 
 
