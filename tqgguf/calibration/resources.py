@@ -63,8 +63,8 @@ def expectation(
     time = f"{minutes:.0f} min" if minutes >= 1.5 else f"{max(1, round(found.seconds))} s"
     return (
         f"calibration on {shape[0] * shape[1]:,} tokens takes at least {time} with "
-        f"{found.workers} at work, {found.memory / 1e9:.1f} GB of memory and {found.disk / 1e9:.1f} GB in the "
-        "cache's folder"
+        f"{found.workers} at work, {found.memory / 1e9:.1f} GB of memory and "
+        f"{found.disk / 1e9:.1f} GB in the cache's folder"
     )
 
 
