@@ -44,18 +44,12 @@ _FEWEST = 6  # tiles, however large
 Result = TypeVar("Result")
 
 
-@dataclass(frozen=True)
-class TypeErrors:
-    """One type's errors on one matrix, without rotation and with it."""
+class _BothErrors:
+    """What follows from an error of the weights without rotation and one with it."""
 
     bpw: float
-    mse: float
-    mse_rotated: float
     rel_mse: float
     rel_mse_rotated: float
-    standard_error: float  # relative, of the least certain of them
-    rel_output: float | None = None  # of the outputs, where the inputs' energies are known
-    rel_output_rotated: float | None = None
 
     @property
     def gain(self) -> float:
@@ -71,6 +65,20 @@ class TypeErrors:
     def gap_db_rotated(self) -> float:
         """The same with rotation."""
         return metrics.rate_distortion_gap_db(self.rel_mse_rotated, self.bpw)
+
+
+@dataclass(frozen=True)
+class TypeErrors(_BothErrors):
+    """One type's errors on one matrix, without rotation and with it."""
+
+    bpw: float
+    mse: float
+    mse_rotated: float
+    rel_mse: float
+    rel_mse_rotated: float
+    standard_error: float  # relative, of the least certain of them
+    rel_output: float | None = None  # of the outputs, where the inputs' energies are known
+    rel_output_rotated: float | None = None
 
 
 @dataclass(frozen=True)
@@ -98,7 +106,7 @@ class MatrixReport:
 
 
 @dataclass(frozen=True)
-class TypeTotal:
+class TypeTotal(_BothErrors):
     """One type over all matrices: means over weights, and how many matrices rotation helped."""
 
     type: str
@@ -112,21 +120,6 @@ class TypeTotal:
     median_gain: float
     predicted: float | None = None  # divergence by the outputs' errors, in nats
     predicted_rotated: float | None = None
-
-    @property
-    def gain(self) -> float:
-        """Mean relative error without rotation over that with it."""
-        return metrics.ratio(self.rel_mse, self.rel_mse_rotated) or 1.0
-
-    @property
-    def gap_db(self) -> float:
-        """Distance from the rate-distortion limit of Gaussian weights, without rotation."""
-        return metrics.rate_distortion_gap_db(self.rel_mse, self.bpw)
-
-    @property
-    def gap_db_rotated(self) -> float:
-        """The same with rotation."""
-        return metrics.rate_distortion_gap_db(self.rel_mse_rotated, self.bpw)
 
     @property
     def verdict(self) -> str:
