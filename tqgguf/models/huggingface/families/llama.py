@@ -1,0 +1,125 @@
+"""Llama's graph and those next to it: Mistral, Mixtral, SmolLM3, Granite, ERNIE 4.5."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from tqgguf.models.huggingface.architecture import Architecture, Key
+from tqgguf.models.huggingface.families._parts import (
+    ATTENTION,
+    BASE,
+    ENDS,
+    EXPERTS,
+    GATED,
+    GATED_BIAS,
+    HEADS,
+    MOE,
+    NO,
+    PAIRS,
+    QKV_BIAS,
+    RMS,
+    ROPE_WIDTH,
+    SILU,
+    number,
+)
+from tqgguf.models.huggingface.folder import Config
+
+_LLAMA = Architecture(
+    "llama",
+    {**ENDS, **ATTENTION, **QKV_BIAS, **GATED, **GATED_BIAS},
+    (*BASE, *RMS, *HEADS, *ROPE_WIDTH),
+    assumes={"hidden_act": SILU},
+    changes=PAIRS,
+    rope_factors=("llama3", "longrope"),
+)
+
+
+def _every_fourth_without_rope(config: Config) -> str | None:
+    """SmolLM3: llama.cpp's graph leaves out the rotation in every fourth layer."""
+    computed = [int((i + 1) % 4 != 0) for i in range(config.n_layer)]
+    step = config.count("no_rope_layer_interval") if config.get("no_rope_layer_interval") else 4
+    asked = config.get("no_rope_layers") or [
+        int((i + 1) % step != 0) for i in range(config.n_layer)
+    ]
+    if asked == computed:
+        return None
+    return "no_rope_layers is not every fourth layer, which is what llama.cpp's graph computes"
+
+
+_SMOLLM3 = Architecture(
+    "smollm3",
+    {**ENDS, **ATTENTION, **GATED},
+    (*BASE, *RMS, *HEADS, *ROPE_WIDTH),
+    assumes={
+        "hidden_act": SILU,
+        **dict.fromkeys(("attention_bias", "mlp_bias", "use_sliding_window"), NO),
+    },
+    defaults={"rope_theta": 2_000_000.0},
+    check=_every_fourth_without_rope,
+    changes=PAIRS,
+)
+
+_GRANITE = Architecture(
+    "granite",
+    _LLAMA.tensors,
+    (
+        *_LLAMA.keys,
+        number("attention.scale", "attention_multiplier"),
+        number("embedding_scale", "embedding_multiplier"),
+        number("residual_scale", "residual_multiplier"),
+        number("logit_scale", "logits_scaling"),
+    ),
+    assumes={"hidden_act": SILU},
+    defaults={
+        "attention_multiplier": 1.0,
+        "embedding_multiplier": 1.0,
+        "residual_multiplier": 1.0,
+        "logits_scaling": 1.0,
+    },
+    changes=PAIRS,
+)
+
+_ERNIE4_5 = Architecture(
+    "ernie4_5",
+    {**ENDS, **ATTENTION, **GATED},
+    (*BASE, *RMS, *HEADS),
+    assumes={"hidden_act": SILU, "use_bias": NO},
+    defaults={"rope_theta": 500_000.0},
+)
+
+
+def _temperature(config: Config) -> float | None:
+    """By how much queries grow with the position (Llama 4's scaling, in Ministral 3)."""
+    rope = config.section("rope_parameters", "rope_scaling")
+    name = "llama_4_scaling_beta"
+    return rope.number(name) if rope.get(name) else None
+
+
+_MISTRAL3 = replace(
+    _LLAMA,
+    name="mistral3",
+    tensors={**ENDS, **ATTENTION, "blk.{}.attn_output.bias": "E ?", **GATED},
+    keys=(*_LLAMA.keys, Key("attention.temperature_scale", _temperature)),
+    rope_reads=("llama_4_scaling_beta",),
+    yarn_ramps=True,
+)
+
+CLASSES: Mapping[str, Architecture] = {
+    "LlamaForCausalLM": _LLAMA,
+    "MistralForCausalLM": _LLAMA,
+    "MixtralForCausalLM": Architecture(
+        "llama",
+        {**ENDS, **ATTENTION, **EXPERTS},
+        (*_LLAMA.keys, *MOE),
+        assumes={"hidden_act": SILU},
+        defaults={"rope_theta": 1_000_000.0},
+        changes=PAIRS,
+        rope_factors=("llama3", "longrope"),
+    ),
+    "LlamaModel": _LLAMA,
+    "Mistral3ForConditionalGeneration": _MISTRAL3,
+    "Ministral3ForCausalLM": _MISTRAL3,
+    "SmolLM3ForCausalLM": _SMOLLM3,
+    "GraniteForCausalLM": _GRANITE,
+    "Ernie4_5ForCausalLM": _ERNIE4_5,
+    "Ernie4_5_ForCausalLM": _ERNIE4_5,
+}

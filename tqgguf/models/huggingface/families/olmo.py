@@ -1,0 +1,51 @@
+"""OLMo 2 and 3: norms stand on what a sub-layer gives."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from tqgguf.models.huggingface.architecture import Architecture, Key
+from tqgguf.models.huggingface.families._parts import (
+    BASE,
+    ENDS,
+    GATED,
+    NO,
+    RMS,
+    SILU,
+    count,
+    windows,
+)
+
+_OLMO2 = Architecture(
+    "olmo2",
+    {
+        **ENDS,
+        "output.weight": "V E",
+        "blk.{}.attn_q.weight": "E E",
+        "blk.{}.attn_k.weight": "K E",
+        "blk.{}.attn_v.weight": "K E",
+        "blk.{}.attn_q_norm.weight": "E",
+        "blk.{}.attn_k_norm.weight": "K",
+        "blk.{}.attn_output.weight": "E E",
+        "blk.{}.post_attention_norm.weight": "E",
+        **GATED,
+        "blk.{}.post_ffw_norm.weight": "E",
+    },
+    (*BASE, *RMS),
+    assumes={"hidden_act": SILU, "attention_bias": NO, "tie_word_embeddings": NO},
+    defaults={"rope_theta": 500_000.0},
+)
+
+_OLMO3 = replace(
+    _OLMO2,
+    keys=(
+        *_OLMO2.keys,
+        count("attention.sliding_window", "sliding_window"),
+        Key("attention.sliding_window_pattern", windows(4)),
+    ),
+    defaults={**_OLMO2.defaults, "sliding_window": 4096},
+)
+
+CLASSES: Mapping[str, Architecture] = {
+    "Olmo2ForCausalLM": _OLMO2,
+    "Olmo3ForCausalLM": _OLMO3,
+}

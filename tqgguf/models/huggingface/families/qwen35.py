@@ -1,0 +1,140 @@
+"""Qwen 3.5: every fourth layer attends, the others are delta nets."""
+
+import re
+from collections.abc import Mapping
+
+import numpy as np
+
+from tqgguf.errors import FileFormatError
+from tqgguf.kernels.dtypes import I64
+from tqgguf.models.huggingface.architecture import SIZES, Architecture, Key, rope_width
+from tqgguf.models.huggingface.changes import mapped, reordered, shifted, with_columns
+from tqgguf.models.huggingface.families._parts import (
+    BASE,
+    ENDS,
+    GATED,
+    HEADS,
+    NO,
+    QK_NORM,
+    RMS,
+    SILU,
+    count,
+)
+from tqgguf.models.huggingface.folder import Config
+
+
+def _qwen35_kind(config: Config, layer: int) -> str:
+    kinds = config.get("layer_types")
+    if isinstance(kinds, list) and layer < len(kinds):
+        return "full" if kinds[layer] == "full_attention" else "linear"
+    return "linear" if (layer + 1) % _full_every(config) else "full"
+
+
+def _full_every(config: Config) -> int:
+    name = "full_attention_interval"
+    return config.count(name) if config.get(name) else 4
+
+
+def _value_heads(config: Config, width: int) -> I64:
+    """Rows of a delta net's values in ggml's order: heads of one key far apart, not together."""
+    keys, values = config.count("linear_num_key_heads"), config.count("linear_num_value_heads")
+    if values % keys:
+        raise FileFormatError(f"{config.path}: {values} value heads are no multiple of {keys} keys")
+    order = np.arange(values * width).reshape(keys, values // keys, width)
+    return order.swapaxes(0, 1).reshape(-1)
+
+
+def _values_last(config: Config) -> I64:
+    """Rows of queries, keys and values of a delta net, the values in ggml's order."""
+    width = config.count("linear_value_head_dim")
+    before = 2 * config.count("linear_num_key_heads") * config.count("linear_key_head_dim")
+    return np.concatenate([np.arange(before), before + _value_heads(config, width)])
+
+
+def _qwen35_check(config: Config) -> str | None:
+    if config.get("linear_key_head_dim") == config.get("linear_value_head_dim"):
+        return None
+    return "key and value heads of different widths; llama.cpp's graph has one width for both"
+
+
+def _sections(config: Config) -> list[int]:
+    """How many rotated pairs follow each axis of an image; a text's positions are all alike."""
+    sections = config.section("rope_parameters", "rope_scaling").get("mrope_section")
+    if sections is None:
+        return [11, 11, 10, 0]
+    if not isinstance(sections, list) or not all(isinstance(n, int) for n in sections):
+        raise FileFormatError(f"{config.path}: mrope_section is no list of numbers")
+    return [*sections, 0, 0, 0, 0][:4]
+
+
+_QWEN35 = Architecture(
+    "qwen35",
+    {
+        **ENDS,
+        "blk.{}.attn_norm.weight": "E",
+        "blk.{}.attn_q.weight": "R E @full",
+        "blk.{}.attn_k.weight": "K E @full",
+        "blk.{}.attn_v.weight": "K E @full",
+        **{name: f"{size} @full" for name, size in QK_NORM.items()},
+        "blk.{}.attn_output.weight": "E Q @full",
+        "blk.{}.attn_qkv.weight": "W E @linear",
+        "blk.{}.attn_gate.weight": "Z E @linear",
+        "blk.{}.ssm_conv1d.weight": "W C @linear",
+        "blk.{}.ssm_dt.bias": "H @linear",
+        "blk.{}.ssm_a": "H @linear",
+        "blk.{}.ssm_beta.weight": "H E @linear",
+        "blk.{}.ssm_alpha.weight": "H E @linear",
+        "blk.{}.ssm_norm.weight": "S @linear",
+        "blk.{}.ssm_out.weight": "E Z @linear",
+        "blk.{}.post_attention_norm.weight": "E",
+        **GATED,
+    },
+    (
+        *BASE,
+        *RMS,
+        *HEADS,
+        Key("rope.dimension_count", rope_width),
+        Key("rope.dimension_sections", _sections),
+        count("ssm.conv_kernel", "linear_conv_kernel_dim"),
+        count("ssm.state_size", "linear_key_head_dim"),
+        count("ssm.group_count", "linear_num_key_heads"),
+        count("ssm.time_step_rank", "linear_num_value_heads"),
+        Key("ssm.inner_size", SIZES["Z"]),
+        Key(
+            "attention.recurrent_layers",
+            lambda c: [_qwen35_kind(c, i) == "linear" for i in range(c.n_layer)],
+        ),
+        Key("full_attention_interval", _full_every),
+    ),
+    assumes={"hidden_act": SILU, "attention_bias": NO, "attn_output_gate": (True, None)},
+    defaults={"partial_rotary_factor": 0.25},
+    check=_qwen35_check,
+    changes=(
+        (re.compile(r"(?<!linear_attn\.)norm\.weight$"), lambda t, _: shifted(t, 1.0)),
+        (re.compile(r"\.A_log$"), lambda t, _: mapped(t, lambda x: -np.exp(x))),
+        (
+            re.compile(r"\.(A_log|dt_proj\.bias|in_proj_a\.weight|in_proj_b\.weight)$"),
+            lambda t, c: reordered(t, _value_heads(c, 1)),
+        ),
+        (
+            re.compile(r"\.in_proj_z\.weight$"),
+            lambda t, c: reordered(t, _value_heads(c, c.count("linear_value_head_dim"))),
+        ),
+        (
+            re.compile(r"\.(in_proj_qkv|conv1d)\.weight$"),
+            lambda t, c: reordered(t, _values_last(c)),
+        ),
+        (
+            re.compile(r"linear_attn\.out_proj\.weight$"),
+            lambda t, c: with_columns(t, _value_heads(c, c.count("linear_value_head_dim"))),
+        ),
+    ),
+    layer_kind=_qwen35_kind,
+    partial_rotary=True,
+    rope_reads=("mrope_section", "mrope_interleaved"),
+)
+
+CLASSES: Mapping[str, Architecture] = {
+    "Qwen3_5ForCausalLM": _QWEN35,
+    "Qwen3_5ForConditionalGeneration": _QWEN35,
+}
