@@ -13,8 +13,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from tqgguf.calibration.cached import calibrate_model
-from tqgguf.calibration.calibrate import Feedback
 from tqgguf.llamacpp import Settings, programs
+from tqgguf.machine.machine import Machine
 from tqgguf.measure import eval as evaluate
 from tqgguf.measure.eval import QualityRow
 from tqgguf.models import open_model
@@ -76,19 +76,19 @@ class Maker:
         )
         if bits is None and target is None:
             options = replace(options, type=pair.ours)
-        prepared = prepare(model, options, threads=self.threads)
+        machine = Machine(self.threads)
+        prepared = prepare(model, options, machine)
         if prepared.tokens is None:
             raise AssertionError("no tokens without a forward pass")
-        settings = Feedback(threads=self.threads)
         made = calibrate_model(
             model,
             prepared.plan.rotation,
             prepared.plan.matrix_types,
             prepared.tokens,
-            settings=settings,
+            machine=machine,
         )
         reports = convert(
-            *(model, prepared.plan, path), rounded=made.rows, rounded_by=made.key, force=True
+            *(model, prepared.plan, path), calibrated=made, machine=machine, force=True
         )
         for _ in reports:
             pass

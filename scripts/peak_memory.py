@@ -22,8 +22,8 @@ import measuring
 import numpy as np
 
 from tqgguf.calibration.cached import calibrate_model
-from tqgguf.calibration.calibrate import Feedback
 from tqgguf.cli.options import byte_size
+from tqgguf.machine.machine import Machine
 from tqgguf.models import open_model
 from tqgguf.models.metadata import Value, encode
 from tqgguf.output.layout import TensorInfo, lay_out
@@ -144,9 +144,7 @@ def calibrate(asked: argparse.Namespace) -> None:
     types = {n: "Q4_K" for n in model.tensors if re.search(rf"blk\.0\.({asked.matrices})\.", n)}
     calibrate_model(
         *(model, NO_ROTATION, types, tokens.astype(np.int32)),
-        settings=Feedback(threads=int(asked.threads)),
-        max_memory=byte_size(asked.max_memory),
-        processes=True,
+        machine=Machine(int(asked.threads), byte_size(asked.max_memory), processes=True),
     )
 
 

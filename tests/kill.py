@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 from tqgguf import pipeline
+from tqgguf.machine.machine import Machine
 from tqgguf.models import open_model
 from tqgguf.output.files import partial_path, shard_paths
 from tqgguf.output.journal import journal_path
@@ -28,7 +29,12 @@ def convert(source: Path, path: Path, split: Split, **options: bool) -> int:
     """Quantize on one thread; the number of tensors that were reported."""
     model = open_model(source)
     plan = make_plan(model, Options(type="tq-q3", rotate="fused"))
-    return sum(1 for _ in pipeline.convert(model, plan, path, threads=1, split=split, **options))
+    return sum(
+        1
+        for _ in pipeline.convert(
+            model, plan, path, machine=Machine(threads=1), split=split, **options
+        )
+    )
 
 
 def digest(source: Path, path: Path, split: Split) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 from distributed import Client, LocalCluster
 
 from tqgguf.errors import ToolError
+from tqgguf.machine.machine import Machine
 from tqgguf.models import open_model
 from tqgguf.pipeline import convert
 from tqgguf.planning.plan import Options, make_plan
@@ -30,7 +31,9 @@ def main() -> None:
             first = client.run(os.getpid)
         reports, error = [], ""
         try:
-            for report in convert(model, plan, path, cluster=cluster.scheduler_address):
+            for report in convert(
+                model, plan, path, machine=Machine(cluster=cluster.scheduler_address)
+            ):
                 reports.append(report)
                 if len(reports) == 3 and victim == "worker":
                     os.kill(next(iter(first.values())), signal.SIGKILL)

@@ -46,7 +46,9 @@ def test_convert_makes_the_file_that_the_command_makes(novels, tmp_path):
             *("--effort", "fast", "--json", "--quiet"),
         )
     )
-    done = tqgguf.convert(str(novels), str(tmp_path / "b.gguf"), PLAIN, threads=1)
+    done = tqgguf.convert(
+        str(novels), str(tmp_path / "b.gguf"), PLAIN, machine=tqgguf.Machine(threads=1)
+    )
     assert done.files == (tmp_path / "b.gguf",)
     assert done.files[0].read_bytes() == (tmp_path / "a.gguf").read_bytes()
     assert (done.n_bytes, done.plan.bpw) == (said["bytes"], said["bpw"])

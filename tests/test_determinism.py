@@ -16,6 +16,7 @@ from tests.tiny_models import write_tiny
 from tqgguf import pipeline
 from tqgguf.errors import PlanError
 from tqgguf.kernels import hadamard
+from tqgguf.machine.machine import Machine
 from tqgguf.models import open_model
 from tqgguf.planning.plan import Options, make_plan
 
@@ -34,14 +35,14 @@ def convert(source, path, type="tq-q3", **options):
 
 @pytest.fixture(scope="module")
 def expected(novels, tmp_path_factory):
-    return convert(novels, tmp_path_factory.mktemp("one") / "q.gguf", threads=1)
+    return convert(novels, tmp_path_factory.mktemp("one") / "q.gguf", machine=Machine(threads=1))
 
 
 @pytest.mark.usefixtures("two_blas_threads")
 @pytest.mark.slow
 @pytest.mark.parametrize("options", [{"threads": 2}, {"threads": 7}, {"max_memory": 400 << 20}])
 def test_threads_and_memory_change_nothing(novels, tmp_path, expected, options):
-    assert convert(novels, tmp_path / "q.gguf", **options) == expected
+    assert convert(novels, tmp_path / "q.gguf", machine=Machine(**options)) == expected
 
 
 @pytest.mark.slow
@@ -120,5 +121,5 @@ def test_an_exact_rotation_is_the_product_rounded_once(kind, order):
 def test_too_little_memory_is_said_before_anything_is_written(tmp_path):
     source = write_tiny(tmp_path / "m.gguf", "llama")
     with pytest.raises(PlanError, match=r"--max-memory 99 MiB is too little .* needs \d+ MiB"):
-        convert(source, tmp_path / "q.gguf", max_memory=99 << 20)
+        convert(source, tmp_path / "q.gguf", machine=Machine(max_memory=99 << 20))
     assert [p.name for p in tmp_path.iterdir()] == ["m.gguf"]

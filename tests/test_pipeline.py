@@ -10,6 +10,7 @@ from tiny_models import write_tensors, write_tiny
 
 from tqgguf import pipeline
 from tqgguf.errors import MismatchError, OutputError, WeightError
+from tqgguf.machine.machine import Machine
 from tqgguf.measure.verify import require, verify
 from tqgguf.models import open_model
 from tqgguf.output.files import partial_path
@@ -36,7 +37,7 @@ def convert(source, path, *, threads=2, force=False, **options):
             model,
             make_plan(model, Options(**{"rotate": "fused"} | options)),
             path,
-            threads=threads,
+            machine=Machine(threads),
             force=force,
         )
     )

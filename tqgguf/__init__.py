@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = [
     "FORMATS",
     "Converted",
+    "Machine",
     "Model",
     "Options",
     "Plan",
@@ -40,6 +41,7 @@ _HOMES = {
     "api": ("Converted", "convert", "open_model", "plan"),
     "errors": ("TqggufError",),
     "formats": ("FORMATS", "dequantize", "quantize"),
+    "machine.machine": ("Machine",),
     "models": ("Model", "Tensor"),
     "output.layout": ("Split",),
     "pipeline": ("Report",),

@@ -6,8 +6,8 @@ from os import PathLike
 from pathlib import Path
 
 from tqgguf import pipeline
-from tqgguf.calibration.cached import Calibrated, calibrate_model
-from tqgguf.calibration.calibrate import Feedback
+from tqgguf.calibration.cached import NOT_CALIBRATED, Calibrated, calibrate_model
+from tqgguf.machine.machine import Machine
 from tqgguf.models import Model, input_files
 from tqgguf.models import open_model as _open_model
 from tqgguf.output.files import check_output
@@ -45,65 +45,38 @@ class Job:
     prepared: Prepared
     path: Path
     files: tuple[Path, ...]
+    machine: Machine
     split: Split
+    resume: bool
+    force: bool
 
     @property
     def plan(self) -> Plan:
         """What becomes of every tensor."""
         return self.prepared.plan
 
-    def calibrate(
-        self,
-        *,
-        threads: int | None = None,
-        max_memory: int | None = None,
-        cluster: str | None = None,
-        processes: bool = False,
-        advance: Callable[[int], object] = lambda _: None,
-    ) -> Calibrated | None:
+    def calibrate(self, *, advance: Callable[[int], object] = lambda _: None) -> Calibrated:
         """Round the matrices with error feedback, where the effort asks for it.
 
-        max_memory, cluster, processes: see `pipeline.convert`. advance: called with the number of
-        weights that are done.
+        advance: called with the number of weights that are done.
         """
         if self.prepared.tokens is None:
-            return None
-        return calibrate_model(
-            *(self.model, self.plan.rotation, self.plan.matrix_types, self.prepared.tokens),
-            settings=Feedback(threads=threads),
-            max_memory=max_memory,
-            cluster=cluster,
-            processes=processes,
-            advance=advance,
-        )
+            return NOT_CALIBRATED
+        wanted = self.model, self.plan.rotation, self.plan.matrix_types, self.prepared.tokens
+        return calibrate_model(*wanted, machine=self.machine, advance=advance)
 
     def write(
-        self,
-        calibrated: Calibrated | None,
-        *,
-        threads: int | None = None,
-        max_memory: int | None = None,
-        resume: bool = False,
-        force: bool = False,
-        cluster: str | None = None,
-        processes: bool = False,
-        advance: Callable[[int], object] = lambda _: None,
+        self, calibrated: Calibrated, *, advance: Callable[[int], object] = lambda _: None
     ) -> Iterator[Report]:
         """Write the output and yield a report of each tensor: see `pipeline.convert`."""
         return pipeline.convert(
-            self.model,
-            self.plan,
-            self.path,
-            rounded=calibrated.rows if calibrated else None,
-            rounded_by=calibrated.key if calibrated else "",
+            *(self.model, self.plan, self.path),
+            calibrated=calibrated,
             importance=self.prepared.importance,
-            threads=threads,
-            max_memory=max_memory,
+            machine=self.machine,
             split=self.split,
-            resume=resume,
-            force=force,
-            cluster=None if calibrated else cluster,  # what is left is copying
-            processes=processes,
+            resume=self.resume,
+            force=self.force,
             advance=advance,
         )
 
@@ -123,7 +96,7 @@ def open_model(path: AnyPath, *, vocab_from: AnyPath | None = None) -> Model:
 
 
 def plan(
-    model: Model | AnyPath, options: Options = Options(), *, threads: int | None = None
+    model: Model | AnyPath, options: Options = Options(), *, machine: Machine = Machine()
 ) -> Plan:
     """Decide the type, the rotation and the size of every tensor; nothing is written.
 
@@ -136,7 +109,7 @@ def plan(
     (4.5, 'Q4_K')
     """
     opened = _opened(model)
-    return prepare(opened, options, threads=threads, measure=is_quick(opened)).plan
+    return prepare(opened, options, machine, measure=is_quick(opened)).plan
 
 
 def convert(
@@ -144,23 +117,19 @@ def convert(
     output: AnyPath | None = None,
     options: Options = Options(),
     *,
-    threads: int | None = None,
-    max_memory: int | None = None,
+    machine: Machine = Machine(),
     split: Split = Split(),
     resume: bool = False,
     force: bool = False,
-    processes: bool = False,
-    cluster: str | None = None,
     advance: Callable[[int], object] = lambda _: None,
 ) -> Converted:
     """Rotate, round and write a model, as `tqgguf quantize` does with the options of these names.
 
-    output: beside the model and named after the recipe if None. processes: work in processes where
-    the model is large; needs a main module that can be imported (`if __name__ == "__main__":`).
-    advance: called with the number of bytes of each part written. Raises OutputError where a file
-    is in the way, the disk is full or the run cannot be resumed; WeightError for NaN and infinite
-    weights; MismatchError where a fold would change what the network computes; and what `plan`
-    raises. Nothing half-written ever has the name of an output.
+    output: beside the model and named after the recipe if None. advance: called with the number of
+    bytes of each part written. Raises OutputError where a file is in the way, the disk is full or
+    the run cannot be resumed; WeightError for NaN and infinite weights; MismatchError where a fold
+    would change what the network computes; and what `plan` raises. Nothing half-written ever has
+    the name of an output.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -174,20 +143,12 @@ def convert(
     """
     job = decide(
         *(_opened(model), options, None if output is None else Path(output)),
+        machine=machine,
         split=split,
-        again=resume or force,
-        threads=threads,
-    )
-    reports = job.write(
-        job.calibrate(threads=threads),
-        threads=threads,
-        max_memory=max_memory,
         resume=resume,
         force=force,
-        processes=processes,
-        cluster=cluster,
-        advance=advance,
     )
+    reports = job.write(job.calibrate(), advance=advance)
     return Converted(job.files, job.plan, tuple(reports))
 
 
@@ -196,27 +157,28 @@ def decide(
     options: Options,
     output: Path | None,
     *,
+    machine: Machine = Machine(),
     split: Split = Split(),
-    again: bool = False,
-    threads: int | None = None,
+    resume: bool = False,
+    force: bool = False,
     inputs: Sequence[Path] = (),
     others: Mapping[str, Path] | None = None,
 ) -> Job:
     """Decide all of a conversion; a file that must not be written is found before the work.
 
-    again: an output may be there, finished or not. inputs: what is read besides the model and the
-    options' files; others: what is written besides the output, by the options that name it.
+    resume, force: an output may be there, finished or not. inputs: what is read besides the model
+    and the options' files; others: what is written besides the output, by the options that name it.
     """
     given = (model.path, options.calibrate, options.imatrix, *inputs)
     read = [file for path in given if path for file in input_files(path)]
     if output is not None and not split:
-        check_output(output, inputs=read, force=again, others=others)
-    prepared = prepare(model, options, threads=threads)
+        check_output(output, inputs=read, force=resume or force, others=others)
+    prepared = prepare(model, options, machine)
     path = output or default_output(model.path, prepared.plan.recipe.name)
     files = tuple(pipeline.output_files(model, prepared.plan, path, split))
     count = len(files) if split else None
-    check_output(path, inputs=read, force=again, count=count, others=others)
-    return Job(model, prepared, path, files, split)
+    check_output(path, inputs=read, force=resume or force, count=count, others=others)
+    return Job(model, prepared, path, files, machine, split, resume, force)
 
 
 def _opened(model: Model | AnyPath) -> Model:

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from tqgguf.calibration.cached import NOT_CALIBRATED, Calibrated
 from tqgguf.errors import PlanError, TqggufError, WeightError
 from tqgguf.formats import FORMATS, dequantize, is_float
 from tqgguf.formats import quantize as encode
@@ -21,6 +22,7 @@ from tqgguf.kernels import metrics
 from tqgguf.kernels.dtypes import F32, U8
 from tqgguf.machine import cluster as clusters
 from tqgguf.machine.content import digest
+from tqgguf.machine.machine import Machine
 from tqgguf.machine.memory import default_memory
 from tqgguf.machine.processes import processes as start_processes
 from tqgguf.machine.threads import default_threads, in_order, single_threaded_blas
@@ -95,54 +97,45 @@ def convert(
     plan: Plan,
     path: Path,
     *,
-    rounded: Mapping[str, U8] | None = None,
-    rounded_by: str = "",
+    calibrated: Calibrated = NOT_CALIBRATED,
     importance: Callable[[str], F32 | None] = lambda _: None,
-    threads: int | None = None,
-    max_memory: int | None = None,
+    machine: Machine = Machine(),
     split: Split = Split(),
     resume: bool = False,
     force: bool = False,
-    cluster: str | None = None,
-    processes: bool = False,
     advance: Callable[[int], object] = lambda _: None,
 ) -> Iterator[Report]:
-    """Quantize a model into the file `path`, as planned; the bytes do not depend on `threads`.
+    """Quantize a model into the file `path`, as planned; the bytes do not depend on `machine`.
 
-    rounded: rows of tensors that were encoded already, (n_rows, n_bytes) uint8, by calibration;
-    rounded_by: a key of what made them. importance: of a tensor's columns in the stored basis, one
-    row for each of the matrices stacked in it, (n_mat, n_in) float32 >= 0, or None.
-    Yields a Report as each tensor is done; the file has its name once the iterator is exhausted.
-    max_memory: bytes that this process and its workers may use, which limits these (None: see
-    `default_memory`). resume: go on with what an interrupted run left; an output that is finished
-    already is left alone and yields nothing. cluster: the scheduler of a dask.distributed cluster,
-    tcp://HOST:PORT, or local:N processes, in place of threads. processes: use processes in place of
-    threads where it pays (`machine.processes`). advance is called with the number of
-    bytes of each part written. Raises OutputError, PlanError where the memory is too small,
-    WeightError naming the tensor, and MismatchError where a fold would change the network's output;
-    then nothing is left behind.
+    calibrated: rows of tensors that were encoded already. importance: of a tensor's columns in the
+    stored basis, one row for each of the matrices stacked in it, (n_mat, n_in) float32 >= 0, or
+    None. Yields a Report as each tensor is done; the file has its name once the iterator is
+    exhausted. resume: go on with what an interrupted run left; an output that is finished already
+    is left alone and yields nothing. advance is called with the number of bytes of each part
+    written. Raises OutputError, PlanError where the memory is too small, WeightError naming the
+    tensor, and MismatchError where a fold would change the network's output; then nothing is left
+    behind.
     """
-    if cluster and rounded:
-        raise PlanError("--calibrate rounds on this machine alone; leave out --cluster")
     inputs = model_files(model.path)
     n_files = len(output_files(model, plan, path, split)) if split else None
     check_output(path, inputs=inputs, force=force or resume, count=n_files)
     importances = {t.name: importance(t.name) for t in plan.tensors}
-    rotation = plan.rotation.with_vectors_of(model, threads=threads)
-    run = _Run(model, plan, rotation, rounded or {}, rounded_by, importances)
+    rotation = plan.rotation.with_vectors_of(model, threads=machine.threads)
+    run = _Run(model, plan, rotation, calibrated, importances)
     layouts = run.layouts(split)
     if resume and is_finished(path, layouts, split=bool(split), inputs=inputs):
         return
-    processes = processes and not rounded and plan.source_weights >= WORTH_PROCESSES
-    count, processes = _worker_count(plan, rotation, threads, max_memory, processes=processes)
-    memory = (max_memory or default_memory()) - FIXED_BYTES
+    if calibrated.rows:  # what is left is copying
+        machine = replace(machine, cluster=None, processes=False)
+    count, apart = _worker_count(plan, rotation, machine)
+    memory = (machine.max_memory or default_memory()) - FIXED_BYTES
     kept = {"split": bool(split), "resume": resume, "force": force}
     with (
         naming_damage(model),
         open_output(path, layouts, run=run.identity(layouts), inputs=inputs, **kept) as output,
         single_threaded_blas(),
         ThreadPoolExecutor(count) as pool,
-        _start_workers(model, pool, count, cluster, processes=processes) as workers,
+        _start_workers(model, pool, count, machine.cluster, processes=apart) as workers,
     ):
         check = pool.submit(check_fold, model, rotation, memory=memory)
         for report in _convert(run, output, workers, advance):
@@ -170,8 +163,7 @@ class _Run:
     model: Model
     plan: Plan
     rotation: Rotation  # the plan's, with its vectors
-    rounded: Mapping[str, U8]
-    rounded_by: str
+    calibrated: Calibrated
     importance: Mapping[str, F32 | None]
 
     @cached_property
@@ -184,7 +176,7 @@ class _Run:
     def layouts(self, split: Split) -> list[Layout]:
         """Every byte but the tensors'."""
         metadata = output_metadata(
-            self.model, self.plan, self.rotation, self.rounded_by, self.weighed_by
+            self.model, self.plan, self.rotation, self.calibrated.key, self.weighed_by
         )
         infos = _infos(self.plan)
         if not split:
@@ -204,7 +196,7 @@ class _Run:
             "--rotate": plan.rotation.mode,
             "--seed": str(plan.rotation.seed),
             "the number of files": str(len(layouts)),
-            "the content of --calibrate": self.rounded_by or "none",
+            "the content of --calibrate": self.calibrated.key or "none",
             "the content of --imatrix": self.weighed_by or "none",
             "the plan": digest([repr(plan.tensors).encode()]),
             "the metadata": digest(layout.header for layout in layouts),
@@ -218,7 +210,7 @@ class _Run:
                 p,
                 self.rotation,
                 output.slot(p.name),
-                self.rounded.get(p.name),
+                self.calibrated.rows.get(p.name),
                 self.importance[p.name],
             )
             for p in self.plan.tensors
@@ -237,21 +229,20 @@ def _state(path: Path) -> str:
     return f"{stat.st_size:,} bytes of {modified}.{nanoseconds:09d}"
 
 
-def _worker_count(
-    plan: Plan, rotation: Rotation, threads: int | None, max_memory: int | None, *, processes: bool
-) -> tuple[int, bool]:
+def _worker_count(plan: Plan, rotation: Rotation, machine: Machine) -> tuple[int, bool]:
     """How many workers there may be, and whether there is memory for them to be processes.
 
     The tiles themselves are fixed, or bytes would change.
     """
-    wanted = threads or default_threads()
-    allowed = default_memory() if max_memory is None else max_memory
+    wanted = machine.threads or default_threads()
+    allowed = default_memory() if machine.max_memory is None else machine.max_memory
     largest = max((t.weights for p in plan.tensors for t in _tiles(p, rotation)[:1]), default=0)
     free, each = allowed - FIXED_BYTES, max(1, largest * BYTES_PER_WEIGHT)
     affordable = min(wanted, free // (each + PROCESS_BYTES))
-    if processes and affordable > 1:
+    worth_it = machine.processes and plan.source_weights >= WORTH_PROCESSES
+    if worth_it and affordable > 1:
         return affordable, True
-    if free < each and max_memory is not None:
+    if free < each and machine.max_memory is not None:
         raise PlanError(
             f"--max-memory {allowed >> 20:,} MiB is too little for this model: one thread needs "
             f"{-(-(FIXED_BYTES + each) >> 20):,} MiB"

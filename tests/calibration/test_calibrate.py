@@ -10,6 +10,7 @@ from tests.network.small_models import N_VOCAB, RECIPES, write_model
 from tqgguf.calibration.calibrate import Feedback, calibrate
 from tqgguf.calibration.kept import Kept
 from tqgguf.formats import dequantize, quantize
+from tqgguf.machine import crew as crews
 from tqgguf.models.gguf import read_gguf
 from tqgguf.network import forward, ops
 from tqgguf.planning.plan import Options, make_plan
@@ -79,7 +80,8 @@ def test_the_divergence_falls_with_a_lattice_type():
 def test_the_bytes_do_not_depend_on_threads(tmp_path):
     model = read_gguf(write_model(tmp_path / "model.gguf", RECIPES["qwen3"]))
     types, tokens = types_of(model, "q4_0"), sequences(1, 160)
-    one, three = (dict(calibrate(model, types, tokens, Feedback(threads=n))) for n in (1, 3))
+    with crews.threads(1) as alone, crews.threads(3) as together:
+        one, three = (dict(calibrate(model, types, tokens, crew=c)) for c in (alone, together))
     assert all(np.array_equal(one[name], three[name]) for name in types if name in one)
 
 

@@ -16,6 +16,7 @@ from tqgguf.calibration.resources import resources
 from tqgguf.errors import OutputError, PlanError, ToolError, WeightError
 from tqgguf.machine import crew as crews
 from tqgguf.machine.crew import Crew
+from tqgguf.machine.machine import Machine
 from tqgguf.models.gguf import read_gguf
 from tqgguf.planning.plan import Options, make_plan
 from tqgguf.rotation.rotation import NO_ROTATION
@@ -157,15 +158,14 @@ def test_a_memory_that_is_too_small_says_how_much_is_needed(tmp_path):
     model = opened(tmp_path, "llama")
     plan = make_plan(model, Options(type="q4_0", rotate="none"))
     with pytest.raises(PlanError, match=r"--max-memory 200 MiB is too little .* needs \d+ MiB"):
-        resources(model, plan.matrix_types, (100, 32), max_memory=200 << 20)
+        resources(model, plan.matrix_types, (100, 32), Machine(max_memory=200 << 20))
 
 
 def test_less_memory_means_fewer_workers_and_nothing_held(tmp_path):
     model = opened(tmp_path, "llama")
     types = make_plan(model, Options(type="q4_0", rotate="none")).matrix_types
     much, little = (
-        resources(model, types, (1 << 14, 512), threads=8, max_memory=memory << 30)
-        for memory in (64, 1)
+        resources(model, types, (1 << 14, 512), Machine(8, memory << 30)) for memory in (64, 1)
     )
     assert (much.workers, much.held > 0) == (8, True)
     assert little.workers < 8

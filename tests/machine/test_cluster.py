@@ -9,11 +9,15 @@ import sys
 from pathlib import Path
 
 import dask
+import numpy as np
 import pytest
 
 from tests.models.huggingface.folders import write_folder
 from tests.tiny_models import write_tiny
-from tqgguf.errors import PlanError, ToolError
+from tqgguf.calibration.cached import Calibrated
+from tqgguf.errors import ToolError
+from tqgguf.formats import quantize
+from tqgguf.machine.machine import Machine
 from tqgguf.models import open_model
 from tqgguf.output.files import partial_path
 from tqgguf.output.journal import journal_path
@@ -99,9 +103,9 @@ def test_an_address_that_is_none(tmp_path, address):
     source = write_tiny(tmp_path / "m.gguf", "llama")
     if address:
         with pytest.raises(PlanError, match="is neither tcp://HOST:PORT nor local:N"):
-            list(job(source, tmp_path / "q.gguf", cluster=address))
+            list(job(source, tmp_path / "q.gguf", machine=Machine(cluster=address)))
     else:
-        assert len(list(job(source, tmp_path / "q.gguf", cluster=address))) > 0
+        assert len(list(job(source, tmp_path / "q.gguf", machine=Machine(cluster=address)))) > 0
 
 
 @pytest.fixture
@@ -116,14 +120,16 @@ def test_no_scheduler_is_said_in_time(tmp_path, nobody):
     source = write_tiny(tmp_path / "m.gguf", "llama")
     says = pytest.raises(ToolError, match=f"--cluster {nobody}: no scheduler with work")
     with says, dask.config.set({"distributed.comm.timeouts.connect": "1s"}):
-        list(job(source, tmp_path / "q.gguf", cluster=nobody))
+        list(job(source, tmp_path / "q.gguf", machine=Machine(cluster=nobody)))
     assert [p.name for p in tmp_path.iterdir()] == ["m.gguf"]
 
 
-def test_calibrated_rows_stay_on_this_machine(tmp_path):
-    source = write_tiny(tmp_path / "m.gguf", "llama")
-    with pytest.raises(PlanError, match="leave out --cluster"):
-        list(job(source, tmp_path / "q.gguf", cluster="local:2", rounded={"x": None}))
+def test_calibrated_rows_are_copied_without_the_cluster(tmp_path, nobody):
+    source, name = write_tiny(tmp_path / "m.gguf", "llama"), "blk.0.attn_q.weight"
+    weights = open_model(source).tensors[name].read()
+    made = Calibrated({name: quantize(np.zeros_like(weights), "Q3_K")}, "text")
+    list(job(source, tmp_path / "q.gguf", machine=Machine(cluster=nobody), calibrated=made))
+    assert not open_model(tmp_path / "q.gguf").tensors[name].read().any()
 
 
 def test_dask_is_not_needed_to_import_or_run_without_a_cluster():

@@ -14,6 +14,7 @@ from tests.processes import SLOW, alive, started, wait_for
 from tests.tiny_models import write_tensors
 from tqgguf import pipeline
 from tqgguf.errors import WeightError
+from tqgguf.machine.machine import Machine
 from tqgguf.models import open_model
 from tqgguf.output.files import partial_path
 from tqgguf.output.journal import journal_path
@@ -66,7 +67,7 @@ def processes_below(pid):
 @pytest.fixture(scope="module")
 def whole(novels, tmp_path_factory):
     path = tmp_path_factory.mktemp("whole") / "q.gguf"
-    list(job(novels, path, threads=1))
+    list(job(novels, path, machine=Machine(threads=1)))
     return path.read_bytes()
 
 
@@ -87,18 +88,24 @@ def test_processes_change_nothing(novels, tmp_path, whole, monkeypatch, threads)
         lambda n, **k: used.append(n) or start_processes(n, **k),
     )
     path = tmp_path / "q.gguf"
-    reports = list(job(novels, path, threads=threads, processes=True))
+    reports = list(job(novels, path, machine=Machine(threads=threads, processes=True)))
     assert used == [threads]
     assert path.read_bytes() == whole
-    expected = list(job(novels, tmp_path / "t.gguf", threads=1))
+    expected = list(job(novels, tmp_path / "t.gguf", machine=Machine(threads=1)))
     assert [(r.name, r.rel_mse) for r in reports] == [(r.name, r.rel_mse) for r in expected]
 
 
 @pytest.mark.usefixtures("small")
 def test_workers_that_began_in_another_folder_find_the_files(novels, tmp_path, whole, monkeypatch):
-    list(job(novels, tmp_path / "first.gguf", threads=2, processes=True))
+    list(job(novels, tmp_path / "first.gguf", machine=Machine(threads=2, processes=True)))
     monkeypatch.chdir(tmp_path)
-    list(job(Path(os.path.relpath(novels)), Path("q.gguf"), threads=2, processes=True))
+    list(
+        job(
+            Path(os.path.relpath(novels)),
+            Path("q.gguf"),
+            machine=Machine(threads=2, processes=True),
+        )
+    )
     assert (tmp_path / "q.gguf").read_bytes() == whole
 
 
@@ -106,7 +113,7 @@ def test_workers_that_began_in_another_folder_find_the_files(novels, tmp_path, w
 def test_where_memory_is_short_threads_do_the_work(novels, tmp_path, whole, monkeypatch):
     monkeypatch.setattr(pipeline, "start_processes", None)
     path = tmp_path / "q.gguf"
-    list(job(novels, path, threads=2, processes=True, max_memory=300 << 20))
+    list(job(novels, path, machine=Machine(threads=2, processes=True, max_memory=300 << 20)))
     assert path.read_bytes() == whole
 
 
@@ -116,7 +123,7 @@ def test_a_bad_weight_is_named_as_ever(stories, tmp_path):
     tensors["blk.1.attn_q.weight"][3, 5:8] = np.nan
     source = write_tensors(tmp_path / "m.gguf", stories, tensors)
     with pytest.raises(WeightError, match=r"^blk\.1\.attn_q\.weight: 3 NaN and 0 infinite weights"):
-        list(job(source, tmp_path / "q.gguf", threads=2, processes=True))
+        list(job(source, tmp_path / "q.gguf", machine=Machine(threads=2, processes=True)))
     assert [p.name for p in tmp_path.iterdir()] == ["m.gguf"]
 
 

@@ -14,7 +14,9 @@ import pytest
 
 from tests.models.huggingface.folders import write_folder
 from tests.processes import SLOW, started, wait_for
+from tqgguf.calibration.cached import Calibrated
 from tqgguf.errors import OutputError
+from tqgguf.machine.machine import Machine
 from tqgguf.models import open_model
 from tqgguf.output import files as output
 from tqgguf.output.files import partial_path
@@ -44,7 +46,7 @@ def importance(of_first):
 def interrupt(source, path, after=20, **options):
     """Stop a run, as Ctrl-C does, when `after` tensors are reported."""
     with pytest.raises(KeyboardInterrupt) as caught:  # noqa: PT012  the place is the point
-        reports = job(source, path, threads=1, **options)
+        reports = job(source, path, machine=Machine(threads=1), **options)
         for _ in range(after):
             next(reports)
         reports.throw(KeyboardInterrupt())
@@ -95,9 +97,9 @@ def test_ctrl_c_keeps_what_is_done_and_says_how_to_go_on(novels, tmp_path, whole
 @pytest.mark.slow
 def test_reports_of_a_resumed_run_are_those_of_the_first(novels, tmp_path):
     path = tmp_path / "q.gguf"
-    first = {r.name: r for r in job(novels, tmp_path / "whole.gguf", threads=1)}
+    first = {r.name: r for r in job(novels, tmp_path / "whole.gguf", machine=Machine(threads=1))}
     interrupt(novels, path, after=20)
-    for report in job(novels, path, threads=1, resume=True):
+    for report in job(novels, path, machine=Machine(threads=1), resume=True):
         assert report.shape == first[report.name].shape
         assert report.rel_mse == first[report.name].rel_mse
         assert report.rel_mse_unrotated == first[report.name].rel_mse_unrotated
@@ -153,7 +155,11 @@ def _change(tmp_path, what):
             {"importance": importance(2)},
             "content of --imatrix was [0-9a-f]{16} and is [0-9a-f]",
         ),
-        ("", {"rounded_by": "text"}, "content of --calibrate was none and is text now"),
+        (
+            "",
+            {"calibrated": Calibrated({}, "text")},
+            "content of --calibrate was none and is text now",
+        ),
     ],
 )
 def test_another_run_is_not_resumed(novels, tmp_path, what, options, says):
@@ -189,7 +195,7 @@ def test_another_tokenizer_under_the_same_name_is_another_run(novels, tmp_path):
             model, make_plan(model, Options(type="q8_0", rotate="fused")), tmp_path / "q", **options
         )
 
-    reports = run(threads=1)
+    reports = run(machine=Machine(threads=1))
     for _ in range(12):
         next(reports)
     reports.close()
@@ -272,7 +278,7 @@ def test_data_is_on_the_disk_before_the_journal_says_so(novels, tmp_path, monkey
         fsync(fd)
 
     monkeypatch.setattr(output.os, "fsync", logged)
-    list(job(novels, path, threads=1))
+    list(job(novels, path, machine=Machine(threads=1)))
     names = [name for name, _ in log if name != tmp_path.name]
     assert names[0] == "q.gguf.partial.journal"  # the run itself, before any tensor
     assert names[1::2].count("q.gguf.partial") == len(names[1::2]) > 1
@@ -319,7 +325,7 @@ def test_a_disk_that_fills_up_in_the_middle_keeps_what_is_done(
 
     monkeypatch.setattr(output, "_put", full)
     with pytest.raises(OutputError, match=r"no space left on .*; \d+ tensors are kept, cont"):
-        list(job(novels, path, threads=1))
+        list(job(novels, path, machine=Machine(threads=1)))
     monkeypatch.undo()
     list(job(novels, path, resume=True))
     assert path.read_bytes() == whole

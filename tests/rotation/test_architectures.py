@@ -13,6 +13,7 @@ import pytest
 from tests.llama import NotFiniteError, kl_divergence, logprobs
 from tests.tiny_models import ODD, TINY, write_tensors, write_tiny
 from tqgguf.errors import UnsupportedModelError
+from tqgguf.machine.machine import Machine
 from tqgguf.models import Model, open_model
 from tqgguf.pipeline import convert
 from tqgguf.planning.plan import Options, make_plan
@@ -33,7 +34,7 @@ def folded(source: Path, target: Path) -> Path:
     model = open_model(source)
     plan = make_plan(model, Options(type="F32", rotate=rotation_mode(model)))
     assert plan.rotation.sides
-    list(convert(model, plan, target, threads=1))
+    list(convert(model, plan, target, machine=Machine(threads=1)))
     return target
 
 

@@ -23,6 +23,7 @@ from tqgguf.machine import crew as crews
 from tqgguf.machine.cache import user_cache
 from tqgguf.machine.content import content_key, digest
 from tqgguf.machine.crew import Crew
+from tqgguf.machine.machine import Machine
 from tqgguf.models import Model, model_files
 from tqgguf.network.forward import Tokens
 from tqgguf.network.graph import read_graph
@@ -47,31 +48,29 @@ class Calibrated:
     notes: tuple[str, ...] = ()
 
 
+NOT_CALIBRATED = Calibrated({}, "")
+
+
 def calibrate_model(
     model: Model,
     rotation: Rotation,
     types: Mapping[str, str],
     tokens: Tokens,
     *,
-    settings: Feedback | None = None,
-    max_memory: int | None = None,
-    cluster: str | None = None,
-    processes: bool = False,
+    settings: Feedback = Feedback(),
+    machine: Machine = Machine(),
     advance: Callable[[int], object] = lambda _: None,
 ) -> Calibrated:
     """Round every matrix with error feedback on these tokens.
 
     rotation: what is folded in first. types: what each tensor of the output becomes.
-    tokens: (n_seq, n_tokens) int32. max_memory: bytes that this process and its workers may use.
-    cluster: the scheduler of a dask.distributed cluster that does the work, or local:N. processes:
-    use processes in place of threads where it pays (`machine.processes`). advance is called with
-    the weights of each finished matrix. The bytes are the same whoever does the work.
+    tokens: (n_seq, n_tokens) int32. advance is called with the weights of each finished matrix.
+    The bytes are the same whoever does the work.
     Raises UnsupportedModelError where the architecture has no forward pass, OutputError where the
     cache has no room, PlanError where the memory is too small, WeightError for NaN and Inf.
     """
     read_graph(model)
-    settings = settings or Feedback()
-    wanted = resources(model, types, tokens.shape, threads=settings.threads, max_memory=max_memory)
+    wanted = resources(model, types, tokens.shape, machine)
     settings = replace(settings, memory=wanted.held, factors=wanted.factors)
     rotation = rotation.with_vectors_of(model)
     statistics = kept_statistics(model, rotation, tokens, shares=wanted.workers)
@@ -81,7 +80,7 @@ def calibrate_model(
     folded = fold(model, rotation)
     rows: dict[str, U8] = {}
     experts = _Experts()
-    with _crew(wanted, cluster, processes=processes) as crew:
+    with _crew(wanted, machine) as crew:
         rounding = partial(
             calibrate,
             *(folded, types, tokens, settings),
@@ -133,10 +132,10 @@ class _Experts:
 
 
 @contextmanager
-def _crew(wanted: Resources, cluster: str | None, *, processes: bool) -> Iterator[Crew]:
-    if cluster:
-        crew = crews.cluster_workers(cluster)
-    elif processes and wanted.apart:
+def _crew(wanted: Resources, machine: Machine) -> Iterator[Crew]:
+    if machine.cluster:
+        crew = crews.cluster_workers(machine.cluster)
+    elif machine.processes and wanted.apart:
         crew = crews.separate_processes(wanted.workers, preload=work.__name__)
     else:
         crew = crews.threads(wanted.workers)

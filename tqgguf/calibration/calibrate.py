@@ -60,7 +60,6 @@ class Feedback:
     damping: float = feedback.DAMPING
     drift: float = 1.0  # the share of the inputs' and the stream's drift that is made up for
     ridge: float = 0.1  # of the mean of H's diagonal: keeps what makes up for drift small
-    threads: int | None = None
     memory: int = 2 << 30  # bytes of inner activations to keep; beyond that they are computed anew
     factors: int = 2  # how many second moments are factored at once
 
@@ -82,7 +81,7 @@ def calibrate(
     model: in the basis in which it is stored (see `fold`). types: tensor name -> GGUF type, float
     types are left alone. tokens: (n_seq, n_tokens) int32. known: what an earlier run with the same
     arguments yielded, or part of it. kept: what the original network computed on these tokens is
-    taken from here, or put here. crew: who does the work (None: settings.threads threads). desks:
+    taken from here, or put here. crew: who does the work (None: a thread per processor). desks:
     a folder for the arrays that they share (None: one for temporary files). on_experts is called
     with a matrix of experts' name and how many tokens each of them saw. Yields name and rows,
     (n_rows, n_bytes) uint8, in the order of the network. The bytes depend neither on the number of
@@ -100,7 +99,7 @@ def calibrate(
         return
     with ExitStack() as stack:
         stack.enter_context(single_threaded_blas())
-        crew = crew or stack.enter_context(crews.threads(settings.threads or default_threads()))
+        crew = crew or stack.enter_context(crews.threads(default_threads()))
         desk = stack.enter_context(_desk(desks))
         crew.check_sight(desk.folder)
         stack.callback(work.forget, desk)

@@ -11,6 +11,7 @@ from tqgguf.calibration.work import TILE
 from tqgguf.errors import PlanError
 from tqgguf.formats import is_float
 from tqgguf.kernels.dtypes import F32
+from tqgguf.machine.machine import Machine
 from tqgguf.machine.memory import default_memory
 from tqgguf.machine.threads import default_threads, single_threaded_blas
 from tqgguf.models import Model, Tensor
@@ -55,10 +56,10 @@ class Resources:
 
 
 def expectation(
-    model: Model, types: Mapping[str, str], shape: tuple[int, int], *, threads: int | None = None
+    model: Model, types: Mapping[str, str], shape: tuple[int, int], machine: Machine = Machine()
 ) -> str:
     """A line that says what calibration will take here."""
-    found = resources(model, types, shape, threads=threads)
+    found = resources(model, types, shape, machine)
     minutes = found.seconds / 60
     time = f"{minutes:.0f} min" if minutes >= 1.5 else f"{max(1, round(found.seconds))} s"
     return (
@@ -72,26 +73,24 @@ def resources(
     model: Model,
     types: Mapping[str, str],
     shape: tuple[int, int],
-    *,
-    threads: int | None = None,
-    max_memory: int | None = None,
+    machine: Machine = Machine(),
 ) -> Resources:
-    """What calibrating on (n_seq, n_tokens) tokens takes, within max_memory bytes.
+    """What calibrating on (n_seq, n_tokens) tokens takes.
 
-    max_memory: see `default_memory`, twice of which calibration takes where it may. Raises
-    PlanError where it is too little for a single worker.
+    Of memory it takes twice `default_memory` where it may. Raises PlanError where
+    machine.max_memory is too little for a single worker.
     """
     need = _Need.of(model, types, shape)
-    allowed = max_memory or 2 * default_memory()
+    allowed = machine.max_memory or 2 * default_memory()
     each = _WORKER_BYTES + max(need.passing, need.rounding)
     free = allowed - _CONDUCTOR_BYTES
     least = max(each, need.factoring + _WORKER_BYTES)
-    if max_memory is not None and free < least:
+    if machine.max_memory is not None and free < least:
         raise PlanError(
             f"--max-memory {allowed >> 20:,} MiB is too little to calibrate this model: one worker "
             f"needs {-(-(least + _CONDUCTOR_BYTES) >> 20):,} MiB"
         )
-    workers = int(max(1, min(threads or default_threads(), free // each)))
+    workers = int(max(1, min(machine.threads or default_threads(), free // each)))
     spare = max(0, free - workers * each)
     held = need.held if need.held <= spare else 0
     factors = max(1, (free - workers * _WORKER_BYTES) // max(1, need.factoring))

@@ -3,15 +3,16 @@
 import inspect
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import fields, is_dataclass
+from dataclasses import fields
 from functools import partial, wraps
-from itertools import chain
+from itertools import chain, starmap
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
 import typer
 
 from tqgguf.errors import PlanError
+from tqgguf.machine.machine import Machine
 from tqgguf.planning.plan import Options
 
 _SIZE = re.compile(r"(?P<number>\d+(\.\d+)?)\s*(?P<unit>|[KMGT]I?)B?", re.IGNORECASE)
@@ -105,19 +106,8 @@ SplitMaxTensors = Annotated[
 ]
 Resume = Annotated[bool, _file("--resume", help="Go on with what an interrupted run left.")]
 Force = Annotated[bool, _file("--force", help="Overwrite the output.")]
-Threads = Annotated[int | None, _machine(min=1, help="Worker threads; one per core if unset.")]
-MaxMemory = Annotated[
-    Any,
-    _machine(
-        parser=byte_size,
-        metavar="SIZE",
-        help="Memory to use, 4G say; a quarter of the machine's, <= 4G.",
-    ),
-]
-Cluster = Annotated[
-    str | None,
-    _machine(metavar="ADDRESS", help="Work on a dask cluster: tcp://HOST:PORT, or local:N."),
-]
+_threads = _machine(min=1, help="Worker threads; one per core if unset.")
+Threads = Annotated[int | None, _threads]
 DryRun = Annotated[bool, _print("--dry-run", help="Only plan; write nothing.")]
 Verbose = Annotated[
     bool, _print("--verbose", "-v", help="One line per tensor, and the slowest ones.")
@@ -125,85 +115,106 @@ Verbose = Annotated[
 Json = Annotated[bool, _print("--json", help="Print one JSON document.")]
 Quiet = Annotated[bool, _print("--quiet", "-q", help="Print nothing but errors.")]
 
-# How the fields of `Options` are shown; the fields themselves are the library's.
-_PLANNING: dict[str, Any] = {
-    "type": _types(
-        "--type",
-        "-t",
-        metavar="TYPE",
-        help="A recipe (tq-q4, tq-q3, tq-q2, tq-q4-fast ...) or any GGUF type.",
-    ),
-    "rotate": _rotation(
-        parser=str.lower,
-        metavar="MODE",
-        help="auto: whichever loses least; fused, values, scales, none, or tensor for study.",
-    ),
-    "block": _block,
-    "seed": _seed_option,
-    "balance": _rotation(help="Scale channels alike where a rotation is folded in."),
-    "tensor_type": _types(
-        parser=_tensor_type, metavar="REGEX=TYPE", help="Type of matching tensors; repeatable."
-    ),
-    "output_type": _types(metavar="TYPE", help="Type of the output head."),
-    "token_embedding_type": _types(metavar="TYPE", help="Type of the token embedding."),
-    "target_bpw": _types(
-        min=1, max=16, metavar="X", help="Choose each tensor's type: X bits per weight."
-    ),
-    "target_size": _types(
-        parser=byte_size, metavar="SIZE", help="Choose each tensor's type: a file of at most SIZE."
-    ),
-    "strict": _types("--strict", help="A fallback to another type is an error."),
-    "allow_requantize": _types(
-        "--allow-requantize", help="Accept weights that are quantized already."
-    ),
-    "effort": _text(
-        parser=str.lower,
-        metavar="LEVEL",
-        help="fast: no text. good, the default: a short pass over a built-in text, for rotation "
-        "and importance. best: error feedback on a text.",
-    ),
-    "calibrate": _text(
-        metavar="TEXT", help="--effort best on this text, or self: one that the model writes."
-    ),
-    "calibrate_tokens": _text(
-        min=1, metavar="N", help="Tokens of the text to use, 65536 if unset."
-    ),
-    "imatrix": _text(metavar="FILE", help="llama.cpp's importance matrix: weigh errors by it."),
+# How the fields of these types are shown; the fields themselves are the library's.
+_SHOWN: dict[type, dict[str, Any]] = {
+    Options: {
+        "type": _types(
+            "--type",
+            "-t",
+            metavar="TYPE",
+            help="A recipe (tq-q4, tq-q3, tq-q2, tq-q4-fast ...) or any GGUF type.",
+        ),
+        "rotate": _rotation(
+            parser=str.lower,
+            metavar="MODE",
+            help="auto: whichever loses least; fused, values, scales, none, or tensor for study.",
+        ),
+        "block": _block,
+        "seed": _seed_option,
+        "balance": _rotation(help="Scale channels alike where a rotation is folded in."),
+        "tensor_type": _types(
+            parser=_tensor_type, metavar="REGEX=TYPE", help="Type of matching tensors; repeatable."
+        ),
+        "output_type": _types(metavar="TYPE", help="Type of the output head."),
+        "token_embedding_type": _types(metavar="TYPE", help="Type of the token embedding."),
+        "target_bpw": _types(
+            min=1, max=16, metavar="X", help="Choose each tensor's type: X bits per weight."
+        ),
+        "target_size": _types(
+            parser=byte_size,
+            metavar="SIZE",
+            help="Choose each tensor's type: a file of at most SIZE.",
+        ),
+        "strict": _types("--strict", help="A fallback to another type is an error."),
+        "allow_requantize": _types(
+            "--allow-requantize", help="Accept weights that are quantized already."
+        ),
+        "effort": _text(
+            parser=str.lower,
+            metavar="LEVEL",
+            help="fast: no text. good, the default: a short pass over a built-in text, for "
+            "rotation and importance. best: error feedback on a text.",
+        ),
+        "calibrate": _text(
+            metavar="TEXT", help="--effort best on this text, or self: one that the model writes."
+        ),
+        "calibrate_tokens": _text(
+            min=1, metavar="N", help="Tokens of the text to use, 65536 if unset."
+        ),
+        "imatrix": _text(metavar="FILE", help="llama.cpp's importance matrix: weigh errors by it."),
+    },
+    Machine: {
+        "threads": _threads,
+        "max_memory": _machine(
+            parser=byte_size,
+            metavar="SIZE",
+            help="Memory to use, 4G say; a quarter of the machine's, <= 4G.",
+        ),
+        "cluster": _machine(
+            metavar="ADDRESS", help="Work on a dask cluster: tcp://HOST:PORT, or local:N."
+        ),
+    },
 }
 
 
 def spread(command: Callable[..., None]) -> Callable[..., None]:
-    """Show a command's parameter of type `Options` as the options that are its fields.
+    """Show a command's parameters of types such as `Options` as the options that are their fields.
 
-    Typer reads the signature made here; the command gets the value.
+    Typer reads the signature made here; the command gets the values.
     """
     signature = inspect.signature(command)
-    (group,) = (p.name for p in signature.parameters.values() if is_dataclass(p.annotation))
+    groups = {n: p.annotation for n, p in signature.parameters.items() if p.annotation in _SHOWN}
 
-    def shown(parameter: inspect.Parameter) -> Iterable[inspect.Parameter]:
-        return _planning_parameters() if parameter.name == group else [parameter]
+    def shown(name: str, parameter: inspect.Parameter) -> Iterable[inspect.Parameter]:
+        return _parameters(groups[name]) if name in groups else [parameter]
 
     @wraps(command)
     def run(**values: Any) -> None:
-        given = {f.name: values.pop(f.name) for f in fields(Options)}
-        options = Options(**{name: x for name, x in given.items() if x is not None})
-        command(**values, **{group: options})
+        given = {name: _value(type, values) for name, type in groups.items()}
+        command(**values, **given)
 
-    parameters = chain.from_iterable(map(shown, signature.parameters.values()))
+    parameters = chain.from_iterable(starmap(shown, signature.parameters.items()))
     keywords = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in parameters]
     run.__signature__ = signature.replace(parameters=keywords)  # type: ignore[attr-defined]  # see above
     return run
 
 
-def _planning_parameters() -> list[inspect.Parameter]:
-    """The fields of `Options` as parameters that Typer understands."""
-    types = get_type_hints(Options) | {"tensor_type": list[str] | None}  # Typer knows no Sequence
+def _value(type: type, values: dict[str, Any]) -> Any:
+    """Take the fields of a type out of an invocation's values; unset ones have their defaults."""
+    given = {name: values.pop(name) for name in _SHOWN[type]}
+    return type(**{name: x for name, x in given.items() if x is not None})
+
+
+def _parameters(type: type) -> list[inspect.Parameter]:
+    """The fields of a type as parameters that Typer understands."""
+    types = get_type_hints(type) | {"tensor_type": list[str] | None}  # Typer knows no Sequence
     return [
         inspect.Parameter(
             field.name,
             inspect.Parameter.KEYWORD_ONLY,
             default=None if field.default == () else field.default,
-            annotation=Annotated[types[field.name], _PLANNING[field.name]],
+            annotation=Annotated[types[field.name], _SHOWN[type][field.name]],
         )
-        for field in fields(Options)
+        for field in fields(type)
+        if field.name in _SHOWN[type]
     ]

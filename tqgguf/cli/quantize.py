@@ -2,15 +2,15 @@
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import typer
 
 from tqgguf.api import Job, decide
-from tqgguf.calibration.cached import Calibrated
+from tqgguf.calibration.cached import NOT_CALIBRATED, Calibrated
 from tqgguf.calibration.imatrix import read_imatrix, write_imatrix
 from tqgguf.calibration.resources import expectation
 from tqgguf.cli import options as o
@@ -27,6 +27,7 @@ from tqgguf.cli.console import (
 )
 from tqgguf.errors import TqggufError
 from tqgguf.llamacpp.converter import Conversion, discard, open_any
+from tqgguf.machine.machine import Machine
 from tqgguf.models import Model, model_files, open_model
 from tqgguf.output.layout import Split
 from tqgguf.output.names import default_output
@@ -61,9 +62,7 @@ def quantize_command(
     split_max_tensors: o.SplitMaxTensors = None,
     resume: o.Resume = False,
     force: o.Force = False,
-    threads: o.Threads = None,
-    max_memory: o.MaxMemory = None,
-    cluster: o.Cluster = None,
+    machine: Machine,
     dry_run: o.DryRun = False,
     json: o.Json = False,
     quiet: o.Quiet = False,
@@ -87,25 +86,17 @@ def quantize_command(
         read_imatrix(save_imatrix)  # a resumed run may find the one it wrote, and nothing else
     job = decide(
         *(opened, options, place),
+        machine=replace(machine, processes=True),
         split=split,
-        again=resume or force,
-        threads=threads,
+        resume=resume,
+        force=force,
         others=others,
         inputs=[model, *([vocab_from] if vocab_from else [])],
     )
     if save_imatrix is not None:
-        write_imatrix(save_imatrix, take_statistics(opened, job.prepared.inputs, threads=threads))
-    write = partial(
-        job.write,
-        _calibrate(job, threads, max_memory, cluster, quiet=quiet),
-        threads=threads,
-        max_memory=max_memory,
-        resume=resume,
-        force=force,
-        cluster=cluster,
-        processes=True,
-    )
-    _run(write, job, json=json, quiet=quiet, verbose=verbose)
+        found = take_statistics(opened, job.prepared.inputs, threads=machine.threads)
+        write_imatrix(save_imatrix, found)
+    _run(job, _calibrate(job, quiet=quiet), json=json, quiet=quiet, verbose=verbose)
     discard(opened, place)
 
 
@@ -138,14 +129,7 @@ def _open(path: Path, vocab_from: Path | None, through: Conversion | None, *, qu
     return model
 
 
-def _run(
-    write: Callable[..., Iterator[Report]],
-    job: Job,
-    *,
-    json: bool,
-    quiet: bool,
-    verbose: bool,
-) -> None:
+def _run(job: Job, calibrated: Calibrated, *, json: bool, quiet: bool, verbose: bool) -> None:
     plan, files = job.plan, job.files
     if not quiet:
         _warn(plan)
@@ -154,7 +138,7 @@ def _run(
     began = time.perf_counter()
     reports = []
     with progress(plan.n_bytes, files[0].name, quiet=quiet) as bar:
-        for report in write(advance=bar.update):
+        for report in job.write(calibrated, advance=bar.update):
             reports.append(report)
             if verbose:
                 bar.note(f"[{len(reports)}/{len(plan.tensors)}] {_line(report)}")
@@ -168,23 +152,15 @@ def _run(
         _say_summary(job, reports, seconds, slowest=_SLOWEST if verbose else 0)
 
 
-def _calibrate(
-    job: Job, threads: int | None, max_memory: int | None, cluster: str | None, *, quiet: bool
-) -> Calibrated | None:
+def _calibrate(job: Job, *, quiet: bool) -> Calibrated:
     """Round with error feedback where there is a text."""
     tokens = job.prepared.tokens
     if tokens is None:
-        return None
+        return NOT_CALIBRATED
     what = f"calibrating on {tokens.size:,} tokens"
     with progress(job.plan.rounded_weights, what, unit="w", quiet=quiet) as bar:
-        made = job.calibrate(
-            threads=threads,
-            max_memory=max_memory,
-            cluster=cluster,
-            processes=True,
-            advance=bar.update,
-        )
-    for note in made.notes if made and not quiet else ():
+        made = job.calibrate(advance=bar.update)
+    for note in () if quiet else made.notes:
         warn(note)
     return made
 

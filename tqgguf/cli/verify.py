@@ -10,6 +10,7 @@ from tqgguf.cli.application import app
 from tqgguf.cli.console import progress, say, say_json, say_table, say_written
 from tqgguf.errors import PlanError
 from tqgguf.formats import FLOATS
+from tqgguf.machine.machine import Machine
 from tqgguf.measure.verify import Check, require, verify
 from tqgguf.models import open_model
 from tqgguf.network.equivalence import Difference, compare, require_output
@@ -77,7 +78,8 @@ def dequantize_command(
     model = restored(open_model(quant))
     plan = make_plan(model, Options(type=type, rotate="none", allow_requantize=True))
     with progress(plan.n_bytes, output.name, quiet=quiet) as bar:
-        for _ in convert(model, plan, output, threads=threads, force=force, advance=bar.update):
+        machine = Machine(threads)
+        for _ in convert(model, plan, output, machine=machine, force=force, advance=bar.update):
             pass
     say_written()
 

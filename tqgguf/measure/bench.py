@@ -8,6 +8,7 @@ from tqgguf import llamacpp
 from tqgguf.llamacpp import Sample, Speed
 from tqgguf.machine.cache import user_cache
 from tqgguf.machine.content import content_key
+from tqgguf.machine.machine import Machine
 from tqgguf.measure.eval import open_gguf
 from tqgguf.models import Model
 from tqgguf.models.gguf import disk_bytes, shard_files
@@ -75,13 +76,14 @@ def ours(
     """
     model = open_gguf(source)
     options = Options(type=type, rotate=rotate, effort=effort)
-    prepared = prepare(model, options, threads=threads)
+    machine = Machine(threads)
+    prepared = prepare(model, options, machine)
     folder = user_cache() / "bench" / content_key(shard_files(source), rotate, effort)
     folder.mkdir(parents=True, exist_ok=True)
     name = prepared.plan.recipe.name
     path = folder / f"{_stem(source)}-{name if name.startswith('TQ-') else f'TQ-{name}'}.gguf"
     plan, importance = prepared.plan, prepared.importance
-    for _ in convert(model, plan, path, importance=importance, threads=threads, force=True):
+    for _ in convert(model, plan, path, importance=importance, machine=machine, force=True):
         pass
     return path
 

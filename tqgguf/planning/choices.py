@@ -16,6 +16,7 @@ from tqgguf.calibration.tokens import DEFAULT_TOKENS, LONGEST_CONTEXT
 from tqgguf.errors import PlanError, UnsupportedModelError
 from tqgguf.formats import is_float
 from tqgguf.kernels.dtypes import F32
+from tqgguf.machine.machine import Machine
 from tqgguf.models import Model
 from tqgguf.models.damage import naming_damage
 from tqgguf.network.forward import Tokens
@@ -55,7 +56,7 @@ class Prepared:
 
 
 def prepare(
-    model: Model, options: Options, *, threads: int | None = None, measure: bool = True
+    model: Model, options: Options, machine: Machine = Machine(), *, measure: bool = True
 ) -> Prepared:
     """Decide everything that has to be decided before weights are written.
 
@@ -64,18 +65,18 @@ def prepare(
     Inf where that matters, and whatever reading the text or the importance matrix raises.
     """
     with naming_damage(model):
-        return _prepare(model, options, threads=threads, measure=measure)
+        return _prepare(model, options, machine, measure=measure)
 
 
-def _prepare(model: Model, options: Options, *, threads: int | None, measure: bool) -> Prepared:
+def _prepare(model: Model, options: Options, machine: Machine, *, measure: bool) -> Prepared:
     if options.target_bpw is not None and options.target_size is not None:
         raise PlanError("--target-bpw and --target-size: give one of them")
     check_tensors(model)
-    inputs = find_inputs(model, options, threads=threads, measure=measure)
+    inputs = find_inputs(model, options, threads=machine.threads, measure=measure)
     why = ""
     if options.rotate == "auto":
         choose = choose_rotation if measure else _likely_rotation
-        options, why = choose(model, options, inputs.energies, threads=threads)
+        options, why = choose(model, options, inputs.energies, threads=machine.threads)
     planned = partial(make_plan, model, options, energies=inputs.energies)
     plan = planned()
     if options.imatrix is not None and inputs.imatrix is not None and inputs.tokens is None:
@@ -85,13 +86,13 @@ def _prepare(model: Model, options: Options, *, threads: int | None, measure: bo
     if budget is None and plan.mostly_ragged:
         budget = plan.n_bytes
     if budget is not None:
-        sensitivity = _sensitivity(model, plan, inputs.tokens, energies, threads)
-        errors = _type_errors(model, plan, energies, threads) if measure else None
+        sensitivity = _sensitivity(model, plan, inputs.tokens, energies, machine.threads)
+        errors = _type_errors(model, plan, energies, machine.threads) if measure else None
         plan = planned(budget=budget, sensitivity=sensitivity, errors=errors)
     if options.imatrix is not None and inputs.imatrix is not None and inputs.tokens is None:
         plan = _with_coverage(model, plan, inputs.imatrix, options.imatrix)
     importance = energies if inputs.tokens is None else _unknown
-    found = _expectation(model, plan, inputs, options, threads) if inputs.effort == "best" else ()
+    found = _expectation(model, plan, inputs, options, machine) if inputs.effort == "best" else ()
     notes = (*plan.notes, *found, *([why] if why else []), *inputs.notes)
     return Prepared(replace(plan, notes=notes), inputs, importance, why)
 
@@ -110,7 +111,7 @@ def _likely_rotation(
 
 
 def _expectation(
-    model: Model, plan: Plan, inputs: Inputs, options: Options, threads: int | None
+    model: Model, plan: Plan, inputs: Inputs, options: Options, machine: Machine
 ) -> tuple[str, ...]:
     """What calibrating will take; nothing where it cannot be done."""
     if inputs.tokens is not None:
@@ -119,7 +120,7 @@ def _expectation(
         n_tokens = LONGEST_CONTEXT
         n_seq = -(-(options.calibrate_tokens or DEFAULT_TOKENS) // n_tokens)
     try:
-        return (expectation(model, plan.matrix_types, (n_seq, n_tokens), threads=threads),)
+        return (expectation(model, plan.matrix_types, (n_seq, n_tokens), machine),)
     except UnsupportedModelError:
         return ()
 
