@@ -9,13 +9,14 @@ import sys
 from pathlib import Path
 
 import dask
+import distributed  # noqa: F401  fills dask's configuration, which a test changes
 import numpy as np
 import pytest
 
 from tests.models.huggingface.folders import write_folder
 from tests.tiny_models import write_tiny
 from tqgguf.calibration.cached import Calibrated
-from tqgguf.errors import ToolError
+from tqgguf.errors import PlanError, ToolError
 from tqgguf.formats import quantize
 from tqgguf.machine.machine import Machine
 from tqgguf.models import open_model
@@ -126,8 +127,10 @@ def test_no_scheduler_is_said_in_time(tmp_path, nobody):
 
 def test_calibrated_rows_are_copied_without_the_cluster(tmp_path, nobody):
     source, name = write_tiny(tmp_path / "m.gguf", "llama"), "blk.0.attn_q.weight"
-    weights = open_model(source).tensors[name].read()
-    made = Calibrated({name: quantize(np.zeros_like(weights), "Q3_K")}, "text")
+    model = open_model(source)
+    type = make_plan(model, Options(type="tq-q3", rotate="fused")).matrix_types[name]
+    zeros = np.zeros_like(model.tensors[name].read())
+    made = Calibrated({name: quantize(zeros, type)}, "text")
     list(job(source, tmp_path / "q.gguf", machine=Machine(cluster=nobody), calibrated=made))
     assert not open_model(tmp_path / "q.gguf").tensors[name].read().any()
 
