@@ -11,7 +11,7 @@ from tqgguf.calibration.statistics import input_energies
 from tqgguf.formats import dequantize, quantize
 from tqgguf.kernels.metrics import relative_mse
 from tqgguf.models import open_model
-from tqgguf.network.equivalence import compare
+from tqgguf.network.equivalence import measure_difference
 from tqgguf.planning.plan import is_matrix
 
 NAMES = ["token_embd.weight", "blk.0.ffn_down.weight", "blk.3.attn_v.weight", "blk.5.ffn_up.weight"]
@@ -46,7 +46,7 @@ def test_a_sensitivity_predicts_what_another_type_loses(model, tokens, weighed):
         energy = sensitivity.energy_of(model, energies, name)
         other, error = rounded(model, name, "Q5_0", energy)
         assert found[name] * error == pytest.approx(
-            compare(model, other, tokens).divergence, rel=0.3
+            measure_difference(model, other, tokens).divergence, rel=0.3
         )
 
 

@@ -13,7 +13,7 @@ from tests.tiny_models import TINY, write_tiny
 from tqgguf.errors import MismatchError
 from tqgguf.models.gguf import read_gguf
 from tqgguf.models.metadata import encode
-from tqgguf.network.equivalence import check_fold, compare
+from tqgguf.network.equivalence import check_fold, measure_difference
 from tqgguf.rotation import folding
 from tqgguf.rotation.architectures import STREAMS
 from tqgguf.rotation.rotation import NO_ROTATION
@@ -67,7 +67,7 @@ def test_verify_forward_knows_other_graphs(tmp_path, name):
     norm = model.tensors["output_norm.weight"]
     negative = replace(norm, rows=lambda a, b: -norm.rows(a, b), raw=None)
     wrong = replace(model, tensors={**model.tensors, norm.name: negative})
-    assert not compare(read_gguf(original), wrong).passed
+    assert not measure_difference(read_gguf(original), wrong).passed
 
 
 def test_nothing_folded_or_no_memory_is_no_check(tmp_path):
@@ -93,7 +93,7 @@ def test_verify_forward_accepts_ours_and_refuses_another_function(novels, tmp_pa
     norm = model.tensors["blk.3.ffn_norm.weight"]
     changed = replace(norm, rows=lambda a, b: np.full((b - a, norm.n_in), 40, np.float32))
     wrong = replace(model, tensors={**model.tensors, norm.name: changed})
-    assert not compare(read_gguf(novels), wrong).passed
+    assert not measure_difference(read_gguf(novels), wrong).passed
 
 
 def test_verify_forward_needs_a_forward_pass(novels, tmp_path):

@@ -13,7 +13,7 @@ from tqgguf.formats import FLOATS
 from tqgguf.machine.machine import Machine
 from tqgguf.measure.verify import Check, require, verify
 from tqgguf.models import open_model
-from tqgguf.network.equivalence import Difference, compare, require_output
+from tqgguf.network.equivalence import Difference, measure_difference, require_output
 from tqgguf.pipeline import convert
 from tqgguf.planning.plan import Options, make_plan
 from tqgguf.rotation.rotation import restored
@@ -43,7 +43,7 @@ def verify_command(
     with progress(total, "verify", unit="w", quiet=quiet) as bar:
         source = open_model(original)
         checks = list(verify(quantized, source, threads=threads, advance=bar.update))
-    difference = compare(source, quantized) if forward else None
+    difference = measure_difference(source, quantized) if forward else None
     if json:
         say_json(_document(checks, difference))
     elif not quiet:

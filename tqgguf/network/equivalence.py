@@ -45,7 +45,7 @@ def require_output(difference: Difference, path: object) -> None:
         )
 
 
-def compare(original: Model, other: Model, tokens: Tokens | None = None) -> Difference:
+def measure_difference(original: Model, other: Model, tokens: Tokens | None = None) -> Difference:
     """Run both models on some tokens (None: a few random ones).
 
     Raises UnsupportedModelError where an architecture has no forward pass.

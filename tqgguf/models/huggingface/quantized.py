@@ -48,7 +48,7 @@ class Parts:
 
 
 @dataclass(frozen=True)
-class Layout:
+class Packing:
     """How a quantizer stores a matrix: a codes tensor `stem + codes` and others beside it."""
 
     title: str
@@ -95,7 +95,7 @@ def decoded(
     return result
 
 
-def _found(weights: Mapping[str, Stored]) -> Iterator[tuple[str, tuple[str, Layout]]]:
+def _found(weights: Mapping[str, Stored]) -> Iterator[tuple[str, tuple[str, Packing]]]:
     """Codes tensor -> the stem of its matrix's names and their layout."""
     for name, stored in weights.items():
         for layout in LAYOUTS:
@@ -105,7 +105,7 @@ def _found(weights: Mapping[str, Stored]) -> Iterator[tuple[str, tuple[str, Layo
                 break
 
 
-def _undecodable(found: Mapping[str, tuple[str, Layout]]) -> Iterator[str]:
+def _undecodable(found: Mapping[str, tuple[str, Packing]]) -> Iterator[str]:
     return (layout.title for _, layout in found.values() if layout.decode is None)
 
 
@@ -121,7 +121,7 @@ def _unknown(settings: Config, found: Mapping[str, Any]) -> Iterator[str]:
         yield f"{method} (with transforms of its own)"
 
 
-def _joined(weights: Mapping[str, Stored], stem: str, layout: Layout, settings: Config) -> Stored:
+def _joined(weights: Mapping[str, Stored], stem: str, layout: Packing, settings: Config) -> Stored:
     ends = (layout.codes, *layout.beside, *layout.optional)
     name = f"{stem}.weight" if layout.codes else stem
     tensors = {end: weights[stem + end] for end in ends if stem + end in weights}
@@ -388,15 +388,15 @@ def _block_structure(settings: Config) -> Any:
 
 _NVFP4 = "NVFP4 (4-bit floats with scales of their own)"
 LAYOUTS = (
-    Layout("bitsandbytes, 4 bits", ".weight", ("U8",), (".weight.absmax",)),
-    Layout("bitsandbytes, 8 bits", ".weight", ("I8",), (".SCB",)),
-    Layout("MLX", ".weight", ("U32",), (".scales",)),
-    Layout(_NVFP4, ".weight_packed", ("U8",), (".weight_scale",)),
-    Layout(_NVFP4, ".weight", ("U8",), (".weight_scale",)),
-    Layout("HQQ", ".W_q", ("U8", "I32", "I8"), ()),
-    Layout("AQLM", ".codes", ("I8", "I16", "I32"), (".codebooks",)),
-    Layout("GPTQ or AWQ", ".qweight", ("I32",), (".qzeros", ".scales"), _gptq_or_awq, (".g_idx",)),
-    Layout(
+    Packing("bitsandbytes, 4 bits", ".weight", ("U8",), (".weight.absmax",)),
+    Packing("bitsandbytes, 8 bits", ".weight", ("I8",), (".SCB",)),
+    Packing("MLX", ".weight", ("U32",), (".scales",)),
+    Packing(_NVFP4, ".weight_packed", ("U8",), (".weight_scale",)),
+    Packing(_NVFP4, ".weight", ("U8",), (".weight_scale",)),
+    Packing("HQQ", ".W_q", ("U8", "I32", "I8"), ()),
+    Packing("AQLM", ".codes", ("I8", "I16", "I32"), (".codebooks",)),
+    Packing("GPTQ or AWQ", ".qweight", ("I32",), (".qzeros", ".scales"), _gptq_or_awq, (".g_idx",)),
+    Packing(
         "compressed-tensors, packed integers",
         ".weight_packed",
         ("I32",),
@@ -404,7 +404,7 @@ LAYOUTS = (
         _packed,
         (".weight_zero_point", ".weight_g_idx"),
     ),
-    Layout(
+    Packing(
         "8-bit integers",
         ".weight",
         ("I8",),
@@ -412,5 +412,5 @@ LAYOUTS = (
         _int8,
         (".weight_zero_point", ".weight_g_idx"),
     ),
-    Layout("FP8", "", _FP8, (), _fp8, ("_scale_inv", "_scale")),
+    Packing("FP8", "", _FP8, (), _fp8, ("_scale_inv", "_scale")),
 )

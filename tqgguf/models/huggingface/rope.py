@@ -41,7 +41,7 @@ _BETAS = {"beta_fast": 32, "beta_slow": 1}  # what llama.cpp computes with
 
 
 @dataclass(frozen=True)
-class Scaling:
+class RopeKind:
     """One rope_type: the keys that it reads, and the GGUF keys and tensors that follow."""
 
     reads: tuple[str, ...] = ()
@@ -280,16 +280,16 @@ def _is_factor(value: Any) -> bool:
     return isinstance(value, int | float) and 0 < value < 1e30
 
 
-_SCALINGS: Mapping[str, Scaling] = {
-    "default": Scaling(everywhere=True),
-    "linear": Scaling(("factor",), _linear_keys, everywhere=True),
-    "yarn": Scaling(
+_SCALINGS: Mapping[str, RopeKind] = {
+    "default": RopeKind(everywhere=True),
+    "linear": RopeKind(("factor",), _linear_keys, everywhere=True),
+    "yarn": RopeKind(
         ("factor", "attention_factor", "mscale", "mscale_all_dim", *_BETAS),
         _yarn_keys,
         everywhere=True,
     ),
-    "llama3": Scaling(("factor", "low_freq_factor", "high_freq_factor"), tensors=_llama3_tensors),
-    "longrope": Scaling(
+    "llama3": RopeKind(("factor", "low_freq_factor", "high_freq_factor"), tensors=_llama3_tensors),
+    "longrope": RopeKind(
         ("factor", "attention_factor", "short_factor", "long_factor"),
         _longrope_keys,
         _longrope_tensors,
