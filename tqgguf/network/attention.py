@@ -2,12 +2,11 @@
 
 from collections.abc import Generator
 
-import numpy as np
-
+from tqgguf.kernels.arrays import like, namespace
 from tqgguf.network import ops
 from tqgguf.network.graph import Graph
 from tqgguf.network.ops import Array
-from tqgguf.network.step import Layer, LayerContext, Step, Weights, linear, norm, step
+from tqgguf.network.step import Layer, LayerContext, Step, Weights, cut, halves, linear, norm, step
 
 _Heads = tuple[Array, Array, Array]  # queries, keys and values, (n_seq, n_tokens, heads, size)
 _SPLIT = ("attn_q", "attn_k", "attn_v")
@@ -19,7 +18,7 @@ def attention(x: Array, stream: Array | None, w: Weights, ctx: LayerContext) -> 
     q, k, v = yield from _project(x, w, graph)
     gate = None
     if graph.row.gated_attention:
-        q, gate = np.split(q.reshape(*q.shape[:2], graph.n_head, -1), 2, axis=-1)
+        q, gate = halves(_heads(q, graph.n_head))
     q, k = (_head_norm(a, w, name, graph) for a, name in ((q, "attn_q_norm"), (k, "attn_k_norm")))
     mixed = _flat(_attend(_turned(q, ctx), _turned(k, ctx), v, w, ctx))
     if gate is not None:
@@ -42,10 +41,10 @@ def latent_attention(x: Array, stream: Array | None, w: Weights, ctx: LayerConte
         q = norm(q, w, "attn_q_a_norm", ctx.graph)
         yield step(("attn_q_b",), q)
         q = linear(q, w, "attn_q_b")
-    q = q.reshape(*q.shape[:2], ctx.graph.n_head, -1)
-    latent, position = np.split(compressed, [w["attn_kv_a_norm.weight"].size], axis=-1)
-    latent = norm(latent, w, "attn_kv_a_norm", ctx.graph)[:, :, None]
-    parts = latent, _turned(position[:, :, None], ctx)
+    q = _heads(q, ctx.graph.n_head)
+    latent, position = cut(compressed, w["attn_kv_a_norm.weight"].shape[-1])
+    latent = norm(latent, w, "attn_kv_a_norm", ctx.graph)[:, :, None, :]
+    parts = latent, _turned(position[:, :, None, :], ctx)
     whole = "attn_kv_b.weight" in w
     mixed = yield from (_decompressed if whole else _absorbed)(q, *parts, w, ctx)
     mixed = _flat(mixed)
@@ -59,17 +58,17 @@ def _project(x: Array, w: Weights, graph: Graph) -> Generator[Step, None, _Heads
         yield step(("attn_qkv",), x)
         joined = linear(x, w, "attn_qkv")
         if "attn_q.bias" in w:
-            joined += np.concatenate([w[f"{name}.bias"] for name in _SPLIT])
+            joined += namespace(x).concat([w[f"{name}.bias"] for name in _SPLIT])
         n_q = graph.n_head * graph.head_dim * (1 + graph.row.gated_attention)
-        q, k, v = np.split(joined, (n_q, n_q + graph.n_head_kv * graph.head_dim), axis=-1)
+        q, k, v = cut(joined, n_q, n_q + graph.n_head_kv * graph.head_dim)
     else:
         yield step(_SPLIT, x)
         q, k, v = (linear(x, w, name) for name in _SPLIT)
     heads = graph.n_head, graph.n_head_kv, graph.n_head_kv
     if graph.projection_clamp:
-        limit = ops.like(x, graph.projection_clamp)
-        q, k, v = (np.clip(a, -limit, limit) for a in (q, k, v))
-    q, k, v = (a.reshape(*x.shape[:2], n, -1) for a, n in zip((q, k, v), heads, strict=True))
+        limit = graph.projection_clamp
+        q, k, v = (namespace(x).clip(a, -limit, limit) for a in (q, k, v))
+    q, k, v = (_heads(a, n) for a, n in zip((q, k, v), heads, strict=True))
     return q, k, v
 
 
@@ -78,8 +77,11 @@ def _head_norm(x: Array, w: Weights, name: str, graph: Graph) -> Array:
     gain = w.get(f"{name}.weight")
     if gain is None:
         return x
-    together = gain.ndim == 1 and gain.size == x.shape[-2] * x.shape[-1]
-    return norm(_flat(x), w, name, graph).reshape(x.shape) if together else norm(x, w, name, graph)
+    together = gain.shape == (x.shape[-2] * x.shape[-1],)
+    if not together:
+        return norm(x, w, name, graph)
+    normed: Array = namespace(x).reshape(norm(_flat(x), w, name, graph), x.shape)
+    return normed
 
 
 def _turned(x: Array, ctx: LayerContext) -> Array:
@@ -93,7 +95,7 @@ def _turned(x: Array, ctx: LayerContext) -> Array:
 def _attend(q: Array, k: Array, v: Array, w: Weights, ctx: LayerContext) -> Array:
     graph = ctx.graph
     if ctx.temperatures is not None:
-        q = q * ctx.temperatures
+        q = q * like(ctx.temperatures, q)
     slopes = None
     if graph.max_alibi_bias:
         slopes = ops.alibi_slopes(graph.n_head, graph.max_alibi_bias)
@@ -113,10 +115,11 @@ def _absorbed(
     q: Array, latent: Array, position: Array, w: Weights, ctx: LayerContext
 ) -> Generator[Step, None, Array]:
     """Attention among latents: (n_seq, n_tokens, n_head, value size)."""
-    own, turning = np.split(q, [q.shape[-1] - position.shape[-1]], axis=-1)
+    concat = namespace(q).concat
+    own, turning = cut(q, q.shape[-1] - position.shape[-1])
     own = yield from _each_head(own, "attn_k_b", w)
-    q = np.concatenate([own, _turned(turning, ctx)], axis=-1)
-    found = _attend(q, np.concatenate([latent, position], axis=-1), latent, w, ctx)
+    q = concat([own, _turned(turning, ctx)], axis=-1)
+    found = _attend(q, concat([latent, position], axis=-1), latent, w, ctx)
     return (yield from _each_head(found, "attn_v_b", w))
 
 
@@ -124,24 +127,30 @@ def _decompressed(
     q: Array, latent: Array, position: Array, w: Weights, ctx: LayerContext
 ) -> Generator[Step, None, Array]:
     """Attention among decompressed keys and values: (n_seq, n_tokens, n_head, value size)."""
-    n_own = q.shape[-1] - position.shape[-1]
-    own, turning = np.split(q, [n_own], axis=-1)
-    q = np.concatenate([own, _turned(turning, ctx)], axis=-1)
+    xp, n_own = namespace(q), q.shape[-1] - position.shape[-1]
+    own, turning = cut(q, n_own)
+    q = xp.concat([own, _turned(turning, ctx)], axis=-1)
     yield step(("attn_kv_b",), latent)
-    both = linear(latent, w, "attn_kv_b").reshape(*q.shape[:3], -1)
-    k, v = np.split(both, [n_own], axis=-1)
-    k = np.concatenate([k, np.broadcast_to(position, (*k.shape[:3], position.shape[-1]))], axis=-1)
+    k, v = cut(xp.reshape(linear(latent, w, "attn_kv_b"), (*q.shape[:3], -1)), n_own)
+    k = xp.concat([k, xp.broadcast_to(position, (*k.shape[:3], position.shape[-1]))], axis=-1)
     return _attend(q, k, v, w, ctx)
 
 
 def _each_head(x: Array, name: str, w: Weights) -> Generator[Step, None, Array]:
     """Every head times a matrix of its own: (..., n_head, n_in) -> (..., n_head, n_out)."""
-    rows = np.moveaxis(x, -2, 0).reshape(x.shape[-2], -1, x.shape[-1])
-    yield Step((name,), tuple(rows))
-    out = rows @ w[f"{name}.weight"].transpose(0, 2, 1)
-    heads: Array = np.moveaxis(out.reshape(x.shape[-2], *x.shape[:-2], -1), 0, -2)
+    xp, n_head = namespace(x), x.shape[-2]
+    each = xp.reshape(xp.moveaxis(x, -2, 0), (n_head, -1, x.shape[-1]))
+    yield Step((name,), tuple(each[h, ...] for h in range(n_head)))
+    out = each @ xp.permute_dims(w[f"{name}.weight"], (0, 2, 1))
+    heads: Array = xp.moveaxis(xp.reshape(out, (n_head, *x.shape[:-2], -1)), 0, -2)
+    return heads
+
+
+def _heads(x: Array, n_head: int) -> Array:
+    heads: Array = namespace(x).reshape(x, (*x.shape[:2], n_head, -1))
     return heads
 
 
 def _flat(x: Array) -> Array:
-    return x.reshape(*x.shape[:2], -1)
+    flat: Array = namespace(x).reshape(x, (*x.shape[:2], -1))
+    return flat

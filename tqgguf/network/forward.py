@@ -8,11 +8,13 @@ nothing else.
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from tqgguf.errors import UnsupportedModelError
+from tqgguf.kernels.arrays import like, namespace
 from tqgguf.models.model import Model
 from tqgguf.network import ops
 from tqgguf.network.attention import attention, latent_attention
@@ -27,6 +29,7 @@ from tqgguf.network.step import Step as Step
 from tqgguf.network.step import Weights as Weights
 
 Tokens = NDArray[np.int32]
+Put = Callable[[NDArray[Any]], Any]
 SubLayer = Callable[[Array, Array | None, Weights, LayerContext], Layer]
 
 
@@ -84,20 +87,26 @@ def _context(model: Model, graph: Graph, n_tokens: int, dtype: DTypeLike) -> Con
     )
 
 
-def logits(model: Model, tokens: Tokens, *, dtype: DTypeLike = np.float32) -> Array:
+def logits(
+    model: Model, tokens: Tokens, *, dtype: DTypeLike = np.float32, put: Put = np.asarray
+) -> Array:
     """Logits of every position. tokens: (n_seq, n_tokens) int -> (n_seq, n_tokens, n_vocab).
+
+    put: makes of NumPy's arrays those that the pass computes with.
 
     Raises:
         UnsupportedModelError: there is no forward pass for the model's architecture.
     """
-    return head(model, hidden_states(model, tokens, dtype=dtype))
+    return head(model, hidden_states(model, tokens, dtype=dtype, put=put))
 
 
-def hidden_states(model: Model, tokens: Tokens, *, dtype: DTypeLike = np.float32) -> Array:
+def hidden_states(
+    model: Model, tokens: Tokens, *, dtype: DTypeLike = np.float32, put: Put = np.asarray
+) -> Array:
     """The normed states that the head reads. tokens: (n_seq, n_tokens) -> (..., n_embd)."""
     ctx = context(model, tokens.shape[1], dtype)
-    x = embed(model, tokens, dtype=dtype)
-    for index, weights in enumerate(layers(model, ctx.graph, dtype=dtype)):
+    x = put(embed(model, tokens, dtype=dtype))
+    for index, weights in enumerate(layers(model, ctx.graph, dtype=dtype, put=put)):
         x = drain(layer(x, weights, ctx, index))
     return final_norm(model, x)
 
@@ -116,17 +125,21 @@ def embed(model: Model, tokens: Tokens, *, dtype: DTypeLike = np.float32) -> Arr
     return _outer_norm(model, x, "token_embd_norm")
 
 
-def layers(model: Model, graph: Graph, *, dtype: DTypeLike = np.float32) -> Iterator[Weights]:
+def layers(
+    model: Model, graph: Graph, *, dtype: DTypeLike = np.float32, put: Put = np.asarray
+) -> Iterator[Weights]:
     """The weights of one layer after the other."""
     for index in range(graph.n_layer):
-        yield layer_weights(model, index, dtype=dtype)
+        yield layer_weights(model, index, dtype=dtype, put=put)
 
 
-def layer_weights(model: Model, index: int, *, dtype: DTypeLike = np.float32) -> dict[str, Array]:
+def layer_weights(
+    model: Model, index: int, *, dtype: DTypeLike = np.float32, put: Put = np.asarray
+) -> dict[str, Array]:
     """All tensors of layer `index`, by their name without "blk.N."."""
     prefix = f"blk.{index}."
     return {
-        name.removeprefix(prefix): tensor.read().astype(dtype)
+        name.removeprefix(prefix): put(tensor.read().astype(dtype))
         for name, tensor in model.tensors.items()
         if name.startswith(prefix)
     }
@@ -160,7 +173,7 @@ def final_norm(model: Model, x: Array) -> Array:
 def _outer_norm(model: Model, x: Array, name: str, *, always: bool = False) -> Array:
     """A norm outside the layers, where it is one of the model's tensors or stands always."""
     names = (f"{name}.weight", f"{name}.bias")
-    weights = {n: model.tensors[n].read().astype(x.dtype) for n in names if n in model.tensors}
+    weights = {n: like(model.tensors[n].read(), x) for n in names if n in model.tensors}
     return norm(x, weights, name, read_graph(model)) if always or weights else x
 
 
@@ -176,9 +189,9 @@ def head(model: Model, normed: Array, *, chunk: int = 16384) -> Array:
     """
     graph, n_vocab = read_graph(model), model.tensors[head_name(model)].n_rows
     parts = [products(model, normed, at, at + chunk) for at in range(0, n_vocab, chunk)]
-    out: Array = np.concatenate(parts, axis=-1)
+    out: Array = namespace(normed).concat(parts, axis=-1)
     if graph.logit_scale != 1:
-        out *= ops.like(out, graph.logit_scale)
+        out *= graph.logit_scale
     return ops.capped(out, graph.logit_cap)
 
 
@@ -186,10 +199,10 @@ def products(model: Model, normed: Array, start: int, stop: int) -> Array:
     """Normed states times these rows of the head, with their bias: (..., n_embd) -> (..., n)."""
     tensor = model.tensors[head_name(model)]
     stop = min(stop, tensor.n_rows)
-    out: Array = normed @ tensor.rows(start, stop).astype(normed.dtype).T
+    out: Array = normed @ like(tensor.rows(start, stop), normed).T
     if "output.bias" in model.tensors:
         bias = model.tensors["output.bias"].read().reshape(-1)
-        out += bias[start:stop].astype(normed.dtype)
+        out += like(bias[start:stop], normed)
     return out
 
 
@@ -246,7 +259,7 @@ def _added(
     sub_layer: SubLayer, x: Array, stream: Array, w: Weights, norm_after: str, here: LayerContext
 ) -> Layer:
     """What a sub-layer that reads x adds to the stream, after a norm of its own if it has one."""
-    scale = ops.like(x, here.graph.residual_scale)
+    scale = here.graph.residual_scale
     has_norm = f"{norm_after}.weight" in w
     if has_norm:
         out = yield from sub_layer(x, None, w, here)

@@ -2,7 +2,9 @@
 
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 
+from tqgguf.kernels.arrays import namespace
 from tqgguf.network import ops
 from tqgguf.network.graph import Graph
 from tqgguf.network.ops import Array
@@ -45,8 +47,23 @@ class LayerContext:
 
 def step(matrices: tuple[str, ...], x: Array, stream: Array | None = None) -> Step:
     """A step whose matrices are multiplied with x: (..., n_in), stream: (..., n_embd)."""
-    flat = None if stream is None else stream.reshape(-1, stream.shape[-1])
-    return Step(matrices, (x.reshape(-1, x.shape[-1]),), flat)
+    return Step(matrices, (rows(x),), None if stream is None else rows(stream))
+
+
+def rows(x: Array) -> Array:
+    """All axes but the last as one: (..., n) -> (n_rows, n)."""
+    flat: Array = namespace(x).reshape(x, (-1, x.shape[-1]))
+    return flat
+
+
+def cut(x: Array, *edges: int) -> list[Array]:
+    """The columns before the first edge, between the first and the second, and so on."""
+    return [x[..., a:b] for a, b in pairwise((0, *edges, x.shape[-1]))]
+
+
+def halves(x: Array) -> list[Array]:
+    """The first and the second half of the columns."""
+    return cut(x, x.shape[-1] // 2)
 
 
 def linear(x: Array, w: Weights, name: str) -> Array:
