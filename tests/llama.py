@@ -6,6 +6,7 @@ compared on the same tokens and nothing is cut off.
 """
 
 import ctypes
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -45,6 +46,9 @@ class _ContextParameters(ctypes.Structure):
         ("cb_eval_user_data", ctypes.c_void_p),
         ("type_k", ctypes.c_int32),
         ("type_v", ctypes.c_int32),
+        *((name, ctypes.c_void_p) for name in ("abort_callback", "abort_callback_data", "unnamed")),
+        *((name, ctypes.c_bool) for name in ("embeddings", "offload_kqv", "no_perf")),
+        *((name, ctypes.c_bool) for name in ("op_offload", "swa_full", "kv_unified")),
         ("rest", ctypes.c_uint32 * 256),
     )
 
@@ -65,6 +69,8 @@ _DEFAULTS: dict[str, float | None] = dict(  # they tell whether the struct is th
     cb_eval=None,
     type_k=1,  # GGML_TYPE_F16
     type_v=1,
+    offload_kqv=True,
+    swa_full=True,
 )
 
 
@@ -111,6 +117,20 @@ def _tokenize(lib: ctypes.CDLL, vocab: int, text: bytes) -> list[int]:
     room = (ctypes.c_int32 * (len(text) + 8))()
     count = lib.llama_tokenize(vocab, text, len(text), room, len(room), True, True)
     return list(room[:count])
+
+
+def cache_mib(path: Path, n_ctx: int) -> float:
+    """MiB that llama.cpp takes for what a model's layers remember, by its own words."""
+    said: list[str] = []
+    listen = _LogCallback(lambda _, text, __: said.append(text.decode(errors="replace")))
+    with _model(path) as (lib, model):
+        params = _context_parameters(lib)
+        params.n_ctx, params.swa_full = n_ctx, False  # as llama.cpp's programs have it
+        lib.llama_log_set(listen, None)
+        context = lib.llama_init_from_model(model, params)
+        lib.llama_log_set(_keep_errors, None)
+        lib.llama_free(context)
+    return sum(map(float, re.findall(r"(?:KV|RS) buffer size = +([\d.]+) MiB", "".join(said))))
 
 
 def generate(path: Path, prompt: Tokens, n_tokens: int) -> str:

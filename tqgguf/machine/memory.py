@@ -1,4 +1,4 @@
-"""How much memory this process should use."""
+"""How much memory this process should use, and how bytes are told."""
 
 import os
 from contextlib import suppress
@@ -21,3 +21,8 @@ def _total_memory() -> int:
     with suppress(ValueError, OSError):
         total = min(total, int(_CGROUP.read_text()))
     return total
+
+
+def readable_size(n_bytes: float) -> str:
+    """Bytes for people, in powers of 1000 as llama.cpp's tools tell them."""
+    return f"{n_bytes / 1e9:.2f} GB" if n_bytes >= 1e9 else f"{n_bytes / 1e6:.1f} MB"

@@ -1,0 +1,317 @@
+"""`tqgguf ladder`: several sizes of a model, measured, with the page that tells of them."""
+
+import shlex
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from tqgguf import llamacpp
+from tqgguf.api import Job
+from tqgguf.cli import measuring as m
+from tqgguf.cli import options as o
+from tqgguf.cli.application import app
+from tqgguf.cli.console import progress, say, say_json, say_table, say_written, warn
+from tqgguf.cli.front import draw_front
+from tqgguf.cli.plots import new_figure
+from tqgguf.errors import TqggufError
+from tqgguf.llamacpp import Settings, Workload
+from tqgguf.machine.memory import readable_size
+from tqgguf.measure import eval as evaluate
+from tqgguf.measure.eval import Original
+from tqgguf.models import Model, open_model
+from tqgguf.planning.plan import Options
+from tqgguf.publishing import card, judge
+from tqgguf.publishing import ladder as making
+from tqgguf.publishing.ladder import Rung
+from tqgguf.publishing.record import (
+    PICTURE,
+    Ladder,
+    check_card,
+    open_ladder,
+    write_card,
+    write_sums,
+)
+
+_TYPES = "tq-q2,tq-q3,tq-q4,q6_k,q8_0"
+_ROUNDS = 3
+_RESUME = "continue with --resume"  # of quantize's words after an accident
+_as_quantize = "As of quantize."
+
+Folder = Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="The folder.")]
+Types = Annotated[
+    str | None, typer.Option(metavar="TYPES", help=f"Recipes or types; {_TYPES} if unset.")
+]
+Sizes = Annotated[
+    str | None, typer.Option(metavar="SIZES", help="Files of at most so much: 2G,3G,4G.")
+]
+Effort = Annotated[str | None, typer.Option(parser=str.lower, metavar="LEVEL", help=_as_quantize)]
+Calibrate = Annotated[
+    Path | None, typer.Option(metavar="TEXT", help="Round with error feedback on this text.")
+]
+CalibrateTokens = Annotated[
+    int | None, typer.Option(min=1, metavar="N", help="Tokens of it to use, 65536 if unset.")
+]
+Rotate = Annotated[
+    str, typer.Option(parser=str.lower, metavar="MODE", help=f"{_as_quantize} One for all files.")
+]
+Text = Annotated[
+    Path | None, typer.Option("--eval", metavar="TEXT", help="Measure all files on this text.")
+]
+Context = Annotated[
+    int | None, typer.Option("--ctx", min=8, help="Tokens a chunk; 512 or the model's.")
+]
+Chunks = Annotated[int | None, typer.Option(min=1, help="Read only so many chunks.")]
+Bench = Annotated[bool, typer.Option("--bench", help="Measure the speed too.")]
+BaseModel = Annotated[
+    str | None, typer.Option(metavar="ORG/NAME", help="The original's name on the hub.")
+]
+QuantizedBy = Annotated[str, typer.Option(metavar="NAME", help="Who made the files.")]
+Force = Annotated[bool, typer.Option("--force", help="Overwrite a card that was edited.")]
+
+
+@app.command("ladder")
+def ladder_command(
+    model: o.Model,
+    output: Folder,
+    types: Types = None,
+    sizes: Sizes = None,
+    effort: Effort = None,
+    calibrate: Calibrate = None,
+    calibrate_tokens: CalibrateTokens = None,
+    rotate: Rotate = "auto",
+    text: Text = None,
+    context: Context = None,
+    chunks: Chunks = None,
+    bench: Bench = False,
+    rounds: m.Rounds = _ROUNDS,
+    base_model: BaseModel = None,
+    quantized_by: QuantizedBy = "tqgguf",
+    threads: o.Threads = None,
+    max_memory: o.MaxMemory = None,
+    force: Force = False,
+    json: o.Json = False,
+    quiet: o.Quiet = False,
+) -> None:
+    """Make several sizes of a model, measure them, and write the page that tells of them.
+
+    What is finished is kept: the same command goes on where it was interrupted.
+
+    Example: tqgguf ladder model-f16.gguf -o out --calibrate calib.txt --eval held-out.txt
+    """
+    shared = Options(
+        effort=effort, calibrate=calibrate, calibrate_tokens=calibrate_tokens, rotate=rotate
+    )
+    wanted = making.rungs(*_asked(types, sizes), shared)
+    measured = _Measured(text, context, chunks, rounds if bench else 0)
+    _check_tools(measured, context=context, chunks=chunks, rounds=rounds)
+    opened = _open(model, quiet=quiet)
+    ladder = open_ladder(output, making.identity(opened, shared))
+    check_card(ladder, force=force)
+    work = _Work(ladder, opened, threads, max_memory, quiet)
+    with _going_on(ladder):
+        base = work.look_at_original(measured)
+        work.make(wanted)
+        work.measure(base, measured)
+    words = card.Words(
+        card.model_name(opened),
+        model.name,
+        base_model or card.base_model(opened),
+        quantized_by,
+        _command(model, output, wanted, shared, measured),
+    )
+    _write_page(ladder, opened, words)
+    say_written()
+    if json:
+        say_json(_document(ladder))
+    elif not quiet:
+        _say(ladder, words)
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """What is to be measured: on which text, cut how; rounds of llama-bench, 0 for none."""
+
+    text: Path | None
+    context: int | None
+    chunks: int | None
+    rounds: int
+
+    def settings(self, original: Path, threads: int | None) -> Settings:
+        context = self.context or evaluate.default_context(original)
+        return Settings(context, self.chunks, threads)
+
+
+@dataclass(frozen=True)
+class _Work:
+    """A ladder that is being made, shown as it goes."""
+
+    ladder: Ladder
+    model: Model
+    threads: int | None
+    max_memory: int | None
+    quiet: bool
+
+    def look_at_original(self, measured: _Measured) -> Original | None:
+        """The original's predictions come first: a text that is too short is found here."""
+        if measured.text is None:
+            return None
+        with progress(1, "the original", unit="file", quiet=self.quiet) as bar:
+            path = judge.original_gguf(self.model, threads=self.threads)
+            settings = measured.settings(path, self.threads)
+            base = judge.prepare_original(self.ladder, path, measured.text, settings)
+            bar.update()
+        return base
+
+    def make(self, wanted: Sequence[Rung]) -> None:
+        """Every file that is not there yet."""
+        lacking = making.missing(self.ladder, wanted)
+        for rung in wanted:
+            if rung not in lacking:
+                self._tell(f"{self.ladder.files[rung.asked].file}: is there")
+        alike = making.settle_rotation(self.ladder, self.model, lacking, threads=self.threads)
+        jobs = making.decide_all(self.ladder, self.model, alike, threads=self.threads)
+        making.check_space(self.ladder.folder, list(jobs.values()))
+        for number, rung in enumerate(alike, 1):
+            job = jobs[rung.asked]
+            size = readable_size(job.plan.n_bytes)
+            self._tell(f"{job.path.name}: {size}, {job.plan.bpw:.2f} bits, {number} of {len(jobs)}")
+            making.write_importance(self.ladder, job, threads=self.threads)
+            self._make(rung, job)
+
+    def _make(self, rung: Rung, job: Job) -> None:
+        began = time.perf_counter()
+        calibrated = None
+        if job.prepared.tokens is not None:
+            with progress(
+                job.plan.rounded_weights, "calibrating", unit="w", quiet=self.quiet
+            ) as bar:
+                calibrated = job.calibrate(**self._means(), advance=bar.update)
+        with progress(job.plan.n_bytes, job.path.name, quiet=self.quiet) as bar:
+            changed = rung.asked in self.ladder.files  # or lost: made anew
+            writing = partial(job.write, calibrated, force=changed, resume=not changed)
+            for _ in writing(**self._means(), advance=bar.update):
+                pass
+        making.finish(self.ladder, rung, job, time.perf_counter() - began)
+
+    def _means(self) -> dict[str, Any]:
+        return {"threads": self.threads, "max_memory": self.max_memory, "processes": True}
+
+    def measure(self, base: Original | None, measured: _Measured) -> None:
+        """Quality and speed of every file, as far as that was not done."""
+        if base is not None:
+            settings = measured.settings(Path(base.model), self.threads)
+            with progress(len(self.ladder.files), "quality", unit="file", quiet=self.quiet) as bar:
+                judge.judge(self.ladder, base, settings, advance=bar.update)
+        if measured.rounds:
+            workload = Workload(threads=self.threads)
+            paths = judge.untimed(self.ladder, workload, rounds=measured.rounds)
+            if paths:
+                samples = m.run_rounds(paths, workload, rounds=measured.rounds, quiet=self.quiet)
+                judge.note_speeds(self.ladder, samples)
+
+    def _tell(self, line: str) -> None:
+        if not self.quiet:
+            warn(line)
+
+
+@contextmanager
+def _going_on(ladder: Ladder) -> Iterator[None]:
+    """What is kept after an accident is what the same command goes on with."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(
+            f"{ladder.folder}: interrupted; {len(ladder.files)} files are finished, and the same "
+            "command goes on with the others"
+        ) from None
+    except TqggufError as error:
+        error.args = tuple(str(x).replace(_RESUME, "the same command does") for x in error.args)
+        raise
+
+
+def _asked(types: str | None, sizes: str | None) -> tuple[list[str], list[tuple[str, int]]]:
+    """The types, and the sizes in bytes beside the user's words for them."""
+    if types is None and sizes is None:
+        types = _TYPES
+    given = m.names(sizes or "")
+    return m.names(types or ""), [(text.upper(), o.byte_size(text)) for text in given]
+
+
+def _check_tools(
+    measured: _Measured, *, context: int | None, chunks: int | None, rounds: int
+) -> None:
+    """What cannot be measured is found before any file is made; so is an option without effect."""
+    if measured.text is None and (context is not None or chunks is not None):
+        raise typer.BadParameter("--ctx and --chunks cut the text of --eval; add that")
+    if not measured.rounds and rounds != _ROUNDS:
+        raise typer.BadParameter("--rounds counts those of --bench; add that")
+    if measured.text is not None:
+        evaluate.check_files([], measured.text)
+        llamacpp.find("llama-perplexity")
+        new_figure()
+    if measured.rounds:
+        llamacpp.find("llama-bench")
+
+
+def _open(path: Path, *, quiet: bool) -> Model:
+    model = open_model(path)
+    for line in () if quiet else model.notes:
+        warn(f"note: {line}")
+    return model
+
+
+def _command(
+    model: Path, folder: Path, wanted: Sequence[Rung], shared: Options, measured: _Measured
+) -> str:
+    """The command as it was typed, of files the names alone."""
+    plain = [r.asked for r in wanted if r.options.target_size is None]
+    sizes = [r.asked for r in wanted if r.options.target_size is not None]
+    given: dict[str, Any] = {
+        "-o": folder.name,
+        "--types": ",".join(plain),
+        "--sizes": ",".join(sizes),
+        "--effort": shared.effort,
+        "--calibrate": shared.calibrate and shared.calibrate.name,
+        "--calibrate-tokens": shared.calibrate_tokens,
+        "--rotate": shared.rotate if shared.rotate != "auto" else None,
+        "--eval": measured.text and measured.text.name,
+        "--ctx": measured.context,
+        "--chunks": measured.chunks,
+    }
+    words = [str(word) for pair in given.items() if pair[1] for word in pair]
+    bench = ["--bench", "--rounds", str(measured.rounds)] if measured.rounds else []
+    return shlex.join(["tqgguf", "ladder", model.name, *words, *bench])
+
+
+def _write_page(ladder: Ladder, model: Model, words: card.Words) -> None:
+    write_sums(ladder)
+    rows = judge.quality_rows(ladder)
+    if rows:
+        draw_front(rows, ladder.folder / PICTURE)
+    write_card(ladder, card.render(ladder, model, words))
+
+
+def _document(ladder: Ladder) -> dict[str, Any]:
+    """The JSON of ladder; its keys are a contract."""
+    return {
+        "folder": str(ladder.folder),
+        "rotation": ladder.rotation,
+        "original": ladder.original,
+        "judged": ladder.judged,
+        "files": [asdict(file) for file in ladder.ordered()],
+    }
+
+
+def _say(ladder: Ladder, words: card.Words) -> None:
+    say_table(*card.table(ladder, plain=True))
+    for file, need in card.advice(ladder):
+        say(f"with {readable_size(need.total)} of free memory: {file.file}")
+    if words.base_model is None:
+        say("the card names no base_model, for nobody told: --base-model ORG/NAME")
+    say(f"card:      {ladder.folder / 'README.md'}")
