@@ -4,8 +4,7 @@ import shlex
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from functools import partial
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,6 +20,7 @@ from tqgguf.cli.front import draw_front
 from tqgguf.cli.plots import new_figure
 from tqgguf.errors import TqggufError
 from tqgguf.llamacpp import Settings, Workload
+from tqgguf.machine.machine import Machine
 from tqgguf.machine.memory import readable_size
 from tqgguf.measure import eval as evaluate
 from tqgguf.measure.eval import Original
@@ -76,7 +76,9 @@ Force = Annotated[bool, typer.Option("--force", help="Overwrite a card that was 
 
 
 @app.command("ladder")
+@o.spread
 def ladder_command(
+    *,
     model: o.Model,
     output: Folder,
     types: Types = None,
@@ -92,8 +94,7 @@ def ladder_command(
     rounds: m.Rounds = _ROUNDS,
     base_model: BaseModel = None,
     quantized_by: QuantizedBy = "tqgguf",
-    threads: o.Threads = None,
-    max_memory: o.MaxMemory = None,
+    machine: Machine,
     force: Force = False,
     json: o.Json = False,
     quiet: o.Quiet = False,
@@ -113,7 +114,7 @@ def ladder_command(
     opened = _open(model, quiet=quiet)
     ladder = open_ladder(output, making.identity(opened, shared))
     check_card(ladder, force=force)
-    work = _Work(ladder, opened, threads, max_memory, quiet)
+    work = _Work(ladder, opened, replace(machine, processes=True), quiet)
     with _going_on(ladder):
         base = work.look_at_original(measured)
         work.make(wanted)
@@ -153,8 +154,7 @@ class _Work:
 
     ladder: Ladder
     model: Model
-    threads: int | None
-    max_memory: int | None
+    machine: Machine
     quiet: bool
 
     def look_at_original(self, measured: _Measured) -> Original | None:
@@ -162,8 +162,8 @@ class _Work:
         if measured.text is None:
             return None
         with progress(1, "the original", unit="file", quiet=self.quiet) as bar:
-            path = judge.original_gguf(self.model, threads=self.threads)
-            settings = measured.settings(path, self.threads)
+            path = judge.original_gguf(self.model, self.machine)
+            settings = measured.settings(path, self.machine.threads)
             base = judge.prepare_original(self.ladder, path, measured.text, settings)
             bar.update()
         return base
@@ -174,42 +174,35 @@ class _Work:
         for rung in wanted:
             if rung not in lacking:
                 self._tell(f"{self.ladder.files[rung.asked].file}: is there")
-        alike = making.settle_rotation(self.ladder, self.model, lacking, threads=self.threads)
-        jobs = making.decide_all(self.ladder, self.model, alike, threads=self.threads)
+        alike = making.settle_rotation(self.ladder, self.model, lacking, self.machine)
+        jobs = making.decide_all(self.ladder, self.model, alike, self.machine)
         making.check_space(self.ladder.folder, list(jobs.values()))
         for number, rung in enumerate(alike, 1):
             job = jobs[rung.asked]
             size = readable_size(job.plan.n_bytes)
             self._tell(f"{job.path.name}: {size}, {job.plan.bpw:.2f} bits, {number} of {len(jobs)}")
-            making.write_importance(self.ladder, job, threads=self.threads)
+            making.write_importance(self.ladder, job)
             self._make(rung, job)
 
     def _make(self, rung: Rung, job: Job) -> None:
         began = time.perf_counter()
-        calibrated = None
-        if job.prepared.tokens is not None:
-            with progress(
-                job.plan.rounded_weights, "calibrating", unit="w", quiet=self.quiet
-            ) as bar:
-                calibrated = job.calibrate(**self._means(), advance=bar.update)
-        with progress(job.plan.n_bytes, job.path.name, quiet=self.quiet) as bar:
-            changed = rung.asked in self.ladder.files  # or lost: made anew
-            writing = partial(job.write, calibrated, force=changed, resume=not changed)
-            for _ in writing(**self._means(), advance=bar.update):
+        total, n_bytes = job.plan.rounded_weights, job.plan.n_bytes
+        calibrates = job.prepared.tokens is not None
+        with progress(total, "calibrating", unit="w", quiet=self.quiet or not calibrates) as bar:
+            calibrated = job.calibrate(advance=bar.update)
+        with progress(n_bytes, job.path.name, quiet=self.quiet) as bar:
+            for _ in job.write(calibrated, advance=bar.update):
                 pass
         making.finish(self.ladder, rung, job, time.perf_counter() - began)
-
-    def _means(self) -> dict[str, Any]:
-        return {"threads": self.threads, "max_memory": self.max_memory, "processes": True}
 
     def measure(self, base: Original | None, measured: _Measured) -> None:
         """Quality and speed of every file, as far as that was not done."""
         if base is not None:
-            settings = measured.settings(Path(base.model), self.threads)
+            settings = measured.settings(Path(base.model), self.machine.threads)
             with progress(len(self.ladder.files), "quality", unit="file", quiet=self.quiet) as bar:
                 judge.judge(self.ladder, base, settings, advance=bar.update)
         if measured.rounds:
-            workload = Workload(threads=self.threads)
+            workload = Workload(threads=self.machine.threads)
             paths = judge.untimed(self.ladder, workload, rounds=measured.rounds)
             if paths:
                 samples = m.run_rounds(paths, workload, rounds=measured.rounds, quiet=self.quiet)

@@ -11,6 +11,7 @@ from tqgguf.llamacpp import Sample, Settings, Workload
 from tqgguf.llamacpp.logits import open_tokens
 from tqgguf.machine.cache import prune, user_cache
 from tqgguf.machine.content import content_key
+from tqgguf.machine.machine import Machine
 from tqgguf.measure import eval as evaluate
 from tqgguf.measure.eval import QUALITY, Original, QualityRow
 from tqgguf.models import Model, model_files, open_model
@@ -22,7 +23,7 @@ from tqgguf.publishing.record import Ladder
 _KEPT_BYTES = 64 << 30  # originals kept for later runs; the least recently used go first
 
 
-def original_gguf(model: Model, *, threads: int | None = None) -> Path:
+def original_gguf(model: Model, machine: Machine) -> Path:
     """The model as llama.cpp loads it: itself, or what it is in GGUF, kept in the user's cache."""
     if model.path.suffix == ".gguf":
         return model.path
@@ -33,7 +34,7 @@ def original_gguf(model: Model, *, threads: int | None = None) -> Path:
     if not path.is_file():
         folder.mkdir(parents=True, exist_ok=True)
         plan = make_plan(model, Options(type=type, rotate="none"))
-        for _ in convert(model, plan, path, threads=threads, force=True):
+        for _ in convert(model, plan, path, machine=machine, force=True):
             pass
         prune(folder.parent, limit=_KEPT_BYTES, keep=key)
     return path

@@ -10,6 +10,7 @@ from tqgguf.calibration.imatrix import write_imatrix
 from tqgguf.errors import OutputError, PlanError
 from tqgguf.formats import FORMATS, is_float
 from tqgguf.machine.content import content_key
+from tqgguf.machine.machine import Machine
 from tqgguf.machine.memory import readable_size
 from tqgguf.models import Model, input_files, model_files
 from tqgguf.output.files import check_output, partial_path
@@ -69,7 +70,7 @@ def identity(model: Model, options: Options) -> dict[str, str]:
 
 
 def settle_rotation(
-    ladder: Ladder, model: Model, wanted: Sequence[Rung], *, threads: int | None
+    ladder: Ladder, model: Model, wanted: Sequence[Rung], machine: Machine
 ) -> list[Rung]:
     """The rungs with one rotation for all, so that one calibration serves them all.
 
@@ -78,7 +79,7 @@ def settle_rotation(
     rounded = [rung for rung in wanted if not is_float(recipe(rung.options.type).matrix)]
     if not ladder.rotation and rounded:
         least = min(rounded, key=lambda rung: rung.bits)
-        prepared = prepare(model, least.options, threads=threads)
+        prepared = prepare(model, least.options, machine)
         ladder.rotation = prepared.plan.rotation.mode
         ladder.why = prepared.why.removeprefix("--rotate auto: ") or "as asked"
         ladder.save()
@@ -101,13 +102,13 @@ def missing(ladder: Ladder, wanted: Sequence[Rung]) -> list[Rung]:
 
 
 def decide_all(
-    ladder: Ladder, model: Model, wanted: Sequence[Rung], *, threads: int | None
+    ladder: Ladder, model: Model, wanted: Sequence[Rung], machine: Machine
 ) -> dict[str, Job]:
     """Decide every file that is to be made, before the first is. Raises OutputError, PlanError."""
     jobs: dict[str, Job] = {}
     taken = {f.file: f.asked for f in ladder.files.values()}
     for rung in wanted:
-        prepared = prepare(model, rung.options, threads=threads)
+        prepared = prepare(model, rung.options, machine)
         name = default_output(model.path, prepared.plan.recipe.name).name
         if taken.setdefault(name, rung.asked) != rung.asked:
             raise PlanError(
@@ -116,7 +117,10 @@ def decide_all(
             )
         path = ladder.folder / name
         check_output(path, inputs=input_files(model.path), force=True)
-        jobs[rung.asked] = Job(model, prepared, path, (path,), Split())
+        anew = rung.asked in ladder.files  # it was changed, or lost
+        jobs[rung.asked] = Job(
+            *(model, prepared, path, (path,), machine, Split()), resume=not anew, force=anew
+        )
     return jobs
 
 
@@ -173,13 +177,14 @@ def spelled(options: Options) -> str:
     return " ".join(given)
 
 
-def write_importance(ladder: Ladder, job: Job, *, threads: int | None) -> None:
+def write_importance(ladder: Ladder, job: Job) -> None:
     """Write the importance matrix of the text that was used, unless it is there."""
     if ladder.imatrix and ladder.is_whole(ladder.imatrix["file"], ladder.imatrix["sha256"]):
         return
     if job.prepared.inputs.text is None:
         return
-    path = ladder.folder / f"{default_output(job.model.path, 'imatrix').name}"
+    path = ladder.folder / default_output(job.model.path, "imatrix").name
+    threads = job.machine.threads
     write_imatrix(path, take_statistics(job.model, job.prepared.inputs, threads=threads))
     ladder.imatrix = {"file": path.name, "sha256": checksum(path)}
     ladder.save()
