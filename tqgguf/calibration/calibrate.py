@@ -155,6 +155,7 @@ class _Conductor:
         self.n_layer, self.n_embd = context.graph.n_layer, context.graph.n_embd
         per_chunk = max(1, CHUNK // tokens.shape[1])
         self.edges = [*range(0, len(tokens), per_chunk), len(tokens)]
+        self.rows = [edge * tokens.shape[1] for edge in self.edges]
         self.chunks = range(len(self.edges) - 1)
         self.kept, self.holds = kept, self._fits()
 
@@ -182,7 +183,10 @@ class _Conductor:
                 coming = self.ahead.submit(self._put_layer, layer + 1)
             names = {name: f"blk.{layer}.{name}" for name in tensors}
             todo = (s for s, n in names.items() if n in self.types and n not in self.known)
-            yield Bench(self.desk, self.kept, self.holds, layer, tensors, frozenset(todo))
+            yield Bench(
+                *(self.desk, tuple(self.rows), self.kept, self.holds, layer),
+                *(tensors, frozenset(todo)),
+            )
 
     def _put_layer(self, layer: int) -> tuple[str, ...]:
         prefix = f"blk.{layer}."
@@ -222,16 +226,15 @@ class _Conductor:
         def found() -> list[F32]:
             self._put_streams("o", self.model)
             chunks = self.chunks[: self._enough()]
+            rows = self.rows[: len(chunks) + 1]
             for bench in self._layers():
                 todo = [partial(work.pass_original, bench, i) for i in chunks]
                 for _ in self.crew.run_at_home(todo):
                     pass
             for i in chunks:
                 stream = self.desk.get(f"o.{self.n_layer % 2}.{i}")
-                work.put_inputs(self.desk, f"x.0.0.{i}", self._normed(stream))
-            seen = int(self.tokens[: self.edges[len(chunks)]].size)
-            square = self.n_embd, self.n_embd
-            self._sum({"head": _Sum("x.0.0", "x.0.0", square, seen)}, chunks=len(chunks))
+                work.put_rows(self.desk, "x.0", self._normed(stream), rows, i)
+            self._sum({"head": _Sum("x.0", "x.0", (self.n_embd, self.n_embd), rows[-1])})
             return [np.array(self.desk.get("head"))]
 
         (h,) = self.kept.once("head", found) if self.kept else found()
@@ -289,15 +292,7 @@ class _Conductor:
         counts = tuple(map(sum, zip(*(step.counts for step in steps), strict=True)))
         n_in = self.model.tensors[names[0]].n_in
         share = _share(self.settings.drift, n_in, counts[0]) if steps[0].drifts else 0.0
-        x = [f"x.{stage}.{e}" for e in range(len(counts))]
-        square = (n_in, n_in)
-        kind = "h" if len(counts) == 1 else "u"
-        sums = {f"{kind}.{stage}.{e}": _Sum(x[e], x[e], square, n) for e, n in enumerate(counts)}
-        if share:
-            sums[f"hx.{stage}"] = _Sum(x[0], f"dx.{stage}", square, counts[0])
-        if share and steps[0].streams:
-            sums[f"hs.{stage}"] = _Sum(x[0], f"ds.{stage}", (n_in, self.n_embd), counts[0])
-        if not self._sum(sums):
+        if not self._sum(self._sums(stage, counts, n_in, steps[0], share=share)):
             raise WeightError(
                 f"{names[0]}: on this text the network computes NaN or Inf before it; the model "
                 "is damaged or needs more than float32: quantize it without --calibrate"
@@ -309,7 +304,26 @@ class _Conductor:
         self._factor(moments)
         return moments
 
-    def _sum(self, sums: "Mapping[str, _Sum]", *, chunks: int | None = None) -> bool:
+    def _sums(
+        self, stage: int, counts: Sequence[int], n_in: int, step: Reached, *, share: float
+    ) -> "dict[str, _Sum]":
+        """What is to be known of the inputs of a step."""
+        square, x = (n_in, n_in), f"x.{stage}"
+        if not step.drifts:
+            parts = tuple(f".{i}" for i in self.chunks)
+            return {
+                f"{'h' if len(counts) == 1 else 'u'}.{stage}.{e}": _Sum(
+                    f"{x}.{e}", f"{x}.{e}", square, n, parts
+                )
+                for e, n in enumerate(counts)
+            }
+        sums = {f"h.{stage}.0": _Sum(x, x, square, counts[0])}
+        if share:
+            width = self.n_embd if step.streams else n_in
+            sums[f"hd.{stage}"] = _Sum(x, f"d.{stage}", (n_in, width), counts[0])
+        return sums
+
+    def _sum(self, sums: "Mapping[str, _Sum]") -> bool:
         """Put means of products on the desk; False where there is one that is not finite."""
         todo = []
         for name, each in sums.items():
@@ -317,7 +331,7 @@ class _Conductor:
             rows, columns = (len(work.tile_edges(n)) - 1 for n in each.shape)
             inputs = self.desk, name, each.left, each.right
             todo += [
-                partial(work.sum_products, *inputs, (a, b), chunks or len(self.chunks), each.tokens)
+                partial(work.sum_products, *inputs, (a, b), each.parts, each.tokens)
                 for a in range(rows)
                 for b in range(a if each.left == each.right else 0, columns)
             ]
@@ -397,8 +411,8 @@ class _Conductor:
             meant, seen = (
                 self._normed(self.desk.get(f"{name}.{self.n_layer % 2}.{i}")) for name in "os"
             )
-            work.put_inputs(self.desk, f"x.0.0.{i}", seen)
-            work.put_inputs(self.desk, f"dx.0.{i}", meant - seen)
+            work.put_rows(self.desk, "x.0", seen, self.rows, i)
+            work.put_rows(self.desk, "d.0", meant - seen, self.rows, i)
         reached = Reached((), (self.tokens.size,), drifts=True, streams=False)
         yield HEAD, self._round_alone(HEAD, self._measure(0, [HEAD], [reached]))
 
@@ -411,6 +425,7 @@ class _Sum:
     right: str
     shape: tuple[int, int]
     tokens: int
+    parts: tuple[str, ...] = ("",)
 
 
 def _share(drift: float, n_in: int, tokens: int) -> float:

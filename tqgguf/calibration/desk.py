@@ -59,6 +59,22 @@ class Desk:
             if whole.size:
                 _write(file, whole.data.cast("B"))
 
+    def put_rows(self, name: str, rows: NDArray[Any], begin: int, n_rows: int) -> None:
+        """Put rows `begin` and after of an array of n_rows, of which others put the rest.
+
+        Raises OutputError where the disk has no room.
+        """
+        part = np.ascontiguousarray(rows)
+        head = _header((n_rows, *part.shape[1:]), part.dtype)
+        row = part.nbytes // max(1, len(part))
+        with self._writing(name) as file:
+            if os.fstat(file).st_size != len(head) + n_rows * row:
+                os.ftruncate(file, len(head) + n_rows * row)
+                _write(file, head)
+            os.lseek(file, len(head) + begin * row, os.SEEK_SET)
+            if part.size:
+                _write(file, part.data.cast("B"))
+
     def get(self, name: str) -> NDArray[Any]:
         """An array, to be read."""
         return self._mapped(name, mmap.ACCESS_READ)

@@ -2,32 +2,39 @@
 
 Every matrix on its own takes a pass through the network. Where those are too many, all matrices of
 a role are rounded together, then all of a few layers, and a matrix gets its role's sensitivity
-times its layers' factor.
+times its layers' factor. All passes go through the layers side by side, with the original's, so
+each layer is read and rounded once, and a pass is the original's up to the first matrix that it
+rounds.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import TypeVar
 
 import numpy as np
 
-from tqgguf.formats import FORMATS, dequantize, quantize
 from tqgguf.kernels import metrics
-from tqgguf.kernels.dtypes import F32
+from tqgguf.kernels.dtypes import F32, F64
+from tqgguf.kernels.search import reciprocal
+from tqgguf.machine.threads import default_threads, single_threaded_blas
 from tqgguf.models import Model
-from tqgguf.network import forward, ops
-from tqgguf.network.forward import Tokens
+from tqgguf.network import forward
+from tqgguf.network.forward import Context, Tokens, Weights
 from tqgguf.network.ops import Array
 from tqgguf.rotation.architectures import layer_prefix, role
 from tqgguf.rotation.folding import EMBEDDING, HEAD, tied_head
 from tqgguf.rotation.vectors import Energies
 
+Result = TypeVar("Result")
+
 TOKENS = 512
-_PROBE = "Q4_0"
+_BLOCK, _LEVELS = 32, 16  # of the probe: weights that share a scale, levels on either side of 0
 _ONE_BY_ONE = 1 << 30  # weights times matrices up to which every matrix is measured on its own
 _BANDS = 3  # of layers between the outer two at either end
-_AT_ONCE = 64  # tokens whose predictions are compared
+_HEAD_ROWS = 8192  # of the head at a time
 
 
 def measure_sensitivity(
@@ -42,18 +49,24 @@ def measure_sensitivity(
 
     model: in the basis in which it is stored. tokens: (n_seq, n_tokens) int32; about TOKENS of them
     are used. energies: of the inputs in that basis, where errors are meant to be those of outputs.
-    Raises UnsupportedModelError where the architecture has no forward pass.
+    The numbers do not depend on `threads`. Raises UnsupportedModelError where the architecture has
+    no forward pass.
     """
-    fitting = [n for n in names if model.tensors[n].n_in % FORMATS[_PROBE].block_size == 0]
-    trial = _Trial.of(model, tokens[: max(1, TOKENS // tokens.shape[1])], energies, threads)
+    fitting = [n for n in names if model.tensors[n].n_in % _BLOCK == 0]
     found = dict.fromkeys(names, 0.0)  # rows that fit no quantized type have no choice
-    if sum(model.tensors[n].size for n in fitting) * len(fitting) <= _ONE_BY_ONE:
-        return found | {name: trial.sensitivity([name]) for name in fitting}
-    for group in _by_role(fitting):
-        found |= dict.fromkeys(group, trial.sensitivity(group))
-    for group in _by_layers(fitting):
-        factor = trial.sensitivity(group, found)
-        found |= {name: found[name] * factor for name in group}
+    alone = sum(model.tensors[n].size for n in fitting) * len(fitting) <= _ONE_BY_ONE
+    first = [[n] for n in fitting] if alone else _by_role(fitting)
+    bands = [] if alone else _by_layers(fitting)
+    few = tokens[: max(1, TOKENS // tokens.shape[1])]
+    with single_threaded_blas(), ThreadPoolExecutor(threads or default_threads()) as pool:
+        passes = _Passes(model, few, energies, pool)
+        divergences, errors = passes.run([*first, *bands])
+    for group, divergence in zip(first, divergences, strict=False):
+        value = divergence / max(sum(errors[name] for name in group), 1e-12)
+        found |= dict.fromkeys(group, value)
+    for group, divergence in zip(bands, divergences[len(first) :], strict=True):
+        expected = sum(found[name] * errors[name] for name in group)
+        found |= {name: found[name] * divergence / max(expected, 1e-12) for name in group}
     return found
 
 
@@ -64,6 +77,169 @@ def energy_of(model: Model, energies: Energies | None, name: str) -> F32 | None:
         found = energies(HEAD)
     mean: F32 | None = None if found is None else found.mean(axis=0)
     return mean
+
+
+class _LogSum:
+    """The logarithm of a sum of exponentials over a vocabulary so far, for each token."""
+
+    def __init__(self, n_tokens: int) -> None:
+        self.most = np.full(n_tokens, np.finfo(np.float32).min, np.float32)
+        self.total = np.zeros(n_tokens)
+
+    def add(self, x: Array) -> tuple[Array, F64]:
+        """Add logits of more of the vocabulary, (n_tokens, n).
+
+        Returns their exponentials, of the distance to the largest logit so far, and what sums of
+        earlier ones have to be multiplied by.
+        """
+        most = np.maximum(self.most, x.max(axis=-1))
+        powers = np.exp(x - most[:, None])
+        smaller = np.exp((self.most - most).astype(np.float64))
+        self.total = self.total * smaller + powers.sum(axis=-1, dtype=np.float64)
+        self.most = most
+        return powers, smaller
+
+    def value(self) -> F64:
+        """(n_tokens,) float64."""
+        return np.asarray(self.most + np.log(self.total), np.float64)
+
+
+class _Trial:
+    """A pass in which some matrices are rounded; none is the original's.
+
+    first: the layer before which it is the original's. state: (n_seq, n_tokens, n_embd), the stream
+    before the next layer. sums and moved: what its predictions come to so far.
+    """
+
+    def __init__(self, names: Sequence[str], state: Array) -> None:
+        self.names, self.state = names, state
+        self.first = min(map(_layer, names), default=0)
+        self.sums = _LogSum(state.shape[0] * state.shape[1])
+        self.moved = np.zeros(state.shape[0] * state.shape[1])
+
+    def through(self, weights: Weights, changed: Weights, ctx: Context, index: int) -> Array:
+        """The stream after a layer, some of whose matrices are changed if they are its own."""
+        mine = {n: x for n, x in changed.items() if f"blk.{index}.{n}" in self.names}
+        return forward.drain(forward.layer(self.state, {**weights, **mine}, ctx, index))
+
+    def weigh(self, ours: Array, powers: Array, smaller: F64, model: Model, at: slice) -> None:
+        """Take in some rows of the head: the original's logits and what `_LogSum.add` says."""
+        normed = forward.final_norm(model, self.state)
+        theirs = forward.scores(model, normed.reshape(len(ours), -1), at.start, at.stop)
+        self.sums.add(theirs)
+        self.moved = self.moved * smaller + np.einsum("tv,tv->t", powers, ours - theirs)
+
+    def divergence(self, original: _LogSum) -> float:
+        """Mean KL divergence from the original in nats: sum p (log p - log q)."""
+        found = self.moved / original.total - original.value() + self.sums.value()
+        return max(float(found.mean()), 0.0)
+
+
+@dataclass
+class _Passes:
+    """The original's pass and those of all trials, a layer at a time."""
+
+    model: Model
+    tokens: Tokens
+    energies: Energies | None
+    pool: Executor
+    errors: dict[str, float] = field(default_factory=dict)
+
+    def run(self, groups: Sequence[Sequence[str]]) -> tuple[list[float], dict[str, float]]:
+        """The divergence where each group is rounded; the relative error of every matrix."""
+        ctx = forward.context(self.model, self.tokens.shape[1])
+        start = forward.embed(self.model, self.tokens)
+        original, *trials = (_Trial(names, start) for names in ([], *groups))
+        for trial in trials:
+            if trial.first < 0:
+                trial.state = self._looked_up()
+        for index in range(ctx.graph.n_layer):
+            weights = forward.layer_weights(self.model, index)
+            changed = self._rounded(f"blk.{index}.", weights, groups)
+            going = [original, *(t for t in trials if t.first <= index)]
+            work = [partial(t.through, weights, changed, ctx, index) for t in going]
+            for trial, state in zip(going, self.pool.map(_do, work), strict=True):
+                trial.state = state
+            for trial in (t for t in trials if t.first > index):
+                trial.state = original.state
+        for name in {n for names in groups for n in names if not layer_prefix(n)}:
+            self.errors[name] = self._table_error(name)
+        return self._compare(original, trials), self.errors
+
+    def _looked_up(self) -> Array:
+        """The stream before the first layer where the embedding is rounded."""
+        tensors = dict(self.model.tensors)
+        table = tensors[EMBEDDING]
+        tensors[EMBEDDING] = table.derived(lambda a, b: probe(table.rows(a, b)))
+        return forward.embed(replace(self.model, tensors=tensors), self.tokens)
+
+    def _rounded(
+        self, prefix: str, weights: Weights, groups: Iterable[Iterable[str]]
+    ) -> dict[str, F32]:
+        """What the matrices of a layer that are rounded become, by their names without prefix."""
+        names = {n for group in groups for n in group if n.startswith(prefix)}
+        short = sorted(name.removeprefix(prefix) for name in names)
+
+        def change(name: str) -> F32:
+            rounded = probe(weights[name])
+            self.errors[prefix + name] = metrics.ratio(
+                *self._loss(prefix + name, weights[name], rounded)
+            )
+            return rounded
+
+        return dict(zip(short, self.pool.map(change, short), strict=True))
+
+    def _loss(self, name: str, x: F32, rounded: F32) -> tuple[float, float]:
+        """The energy of the error, and that of the weights."""
+        energy = energy_of(self.model, self.energies, name)
+        root = np.float32(1) if energy is None else np.sqrt(energy)
+        return metrics.error_and_energy(x * root, rounded * root)
+
+    def _table_error(self, name: str) -> float:
+        """The relative error of what is in no layer."""
+        table = self.model.tensors[name]
+
+        def loss(at: int) -> tuple[float, float]:
+            x = table.rows(at, min(at + _HEAD_ROWS, table.n_rows))
+            return self._loss(name, x, probe(x))
+
+        parts = list(self.pool.map(loss, range(0, table.n_rows, _HEAD_ROWS)))
+        return metrics.ratio(sum(e for e, _ in parts), sum(w for _, w in parts))
+
+    def _compare(self, original: _Trial, trials: Sequence[_Trial]) -> list[float]:
+        """The divergences of what all of them predict, some rows of the head at a time."""
+        name = forward.head_name(self.model)
+        table, p = self.model.tensors[name], original.sums
+        normed = forward.final_norm(self.model, original.state).reshape(len(p.total), -1)
+        for at in range(0, table.n_rows, _HEAD_ROWS):
+            here = slice(at, min(at + _HEAD_ROWS, table.n_rows))
+            rows = table.rows(here.start, here.stop)
+            plain, changed = (self._with_head(name, at, x) for x in (rows, probe(rows)))
+            ours = forward.scores(plain, normed, here.start, here.stop)
+            powers, smaller = p.add(ours)
+            todo = [
+                partial(t.weigh, ours, powers, smaller, changed if name in t.names else plain, here)
+                for t in trials
+            ]
+            list(self.pool.map(_do, todo))
+        return [trial.divergence(p) for trial in trials]
+
+    def _with_head(self, name: str, at: int, rows: F32) -> Model:
+        """The model with rows of the head from `at` on in memory."""
+        head = self.model.tensors[name].derived(lambda a, b: rows[a - at : b - at])
+        return replace(self.model, tensors={**self.model.tensors, name: head})
+
+
+def _do(work: Callable[[], Result]) -> Result:
+    return work()
+
+
+def probe(x: F32) -> F32:
+    """Weights rounded to a few levels of each block's largest, plainly: (..., n_in), like x."""
+    blocks = x.reshape(-1, _BLOCK)
+    step = np.maximum(blocks.max(axis=1), -blocks.min(axis=1))[:, None] / np.float32(_LEVELS)
+    out: F32 = np.rint(blocks * reciprocal(step)) * step
+    return out.reshape(x.shape)
 
 
 def _by_role(names: Iterable[str]) -> list[list[str]]:
@@ -82,91 +258,9 @@ def _by_layers(names: Sequence[str]) -> list[list[str]]:
     return [group for group in groups if group]
 
 
-@dataclass(frozen=True)
-class _Trial:
-    """What the original computes on the tokens: the stream before each layer and predictions."""
-
-    model: Model
-    tokens: Tokens
-    energies: Energies | None
-    threads: int | None
-    states: list[Array]
-    logits: Array
-
-    @classmethod
-    def of(
-        cls, model: Model, tokens: Tokens, energies: Energies | None, threads: int | None
-    ) -> "_Trial":
-        states = list(_states(model, tokens))
-        return cls(model, tokens, energies, threads, states, _logits(model, states[-1]))
-
-    def sensitivity(self, names: Sequence[str], known: dict[str, float] | None = None) -> float:
-        """Divergence per error of these matrices together, or per divergence that is expected.
-
-        known: sensitivities to expect by.
-        """
-        changed, expected = self._disturbed(names, known or {})
-        first = min(_layer(name) for name in names)
-        first = min(first, len(self.states) - 1)  # the head reads what the last layer leaves
-        x = forward.embed(changed, self.tokens) if first < 0 else self.states[first]
-        other = _logits(changed, _run(changed, x, max(first, 0), self.tokens.shape[1]))
-        return max(_divergence(self.logits, other), 0.0) / max(expected, 1e-12)
-
-    def _disturbed(self, names: Sequence[str], known: dict[str, float]) -> tuple[Model, float]:
-        """The model with these matrices rounded, and the sum of their errors, each times known."""
-        tensors, total = dict(self.model.tensors), 0.0
-        for name in names:
-            tensor = tensors[name]
-            x = tensor.read().reshape(-1, tensor.n_in)
-            energy = energy_of(self.model, self.energies, name)
-            data = quantize(x, _PROBE, energy, threads=self.threads)
-            rounded = dequantize(data, _PROBE, tensor.n_in)
-            root = np.float32(1) if energy is None else np.sqrt(energy)
-            error = metrics.relative_mse(x * root, rounded * root)
-            total += known.get(name, 1.0) * error
-            tensors[name] = tensor.derived(partial(_cut, rounded))
-        return replace(self.model, tensors=tensors), total
-
-
-def _states(model: Model, tokens: Tokens) -> Iterator[Array]:
-    """The stream before each layer, and after the last."""
-    ctx = forward.context(model, tokens.shape[1])
-    x = forward.embed(model, tokens)
-    yield x
-    for index, weights in enumerate(forward.layers(model, ctx.graph)):
-        x = forward.drain(forward.layer(x, weights, ctx, index))
-        yield x
-
-
-def _run(model: Model, x: Array, first: int, n_tokens: int) -> Array:
-    """The stream after the last layer, from the one before layer `first`."""
-    ctx = forward.context(model, n_tokens)
-    for index in range(first, ctx.graph.n_layer):
-        weights = forward.layer_weights(model, index)
-        x = forward.drain(forward.layer(x, weights, ctx, index))
-    return x
-
-
-def _logits(model: Model, x: Array) -> Array:
-    return forward.head(model, forward.final_norm(model, x))
-
-
 def _layer(name: str) -> int:
     """The layer a tensor is in; -1 for the embedding, beyond the last for the head."""
     prefix = layer_prefix(name)
     if prefix:
         return int(prefix.split(".")[1])
-    return -1 if name == "token_embd.weight" else 10**6
-
-
-def _divergence(ours: Array, theirs: Array) -> float:
-    """Mean KL divergence in nats of (..., n_vocab) logits."""
-    total, flat = 0.0, [a.reshape(-1, a.shape[-1]) for a in (ours, theirs)]
-    for at in range(0, len(flat[0]), _AT_ONCE):
-        p, q = (ops.log_softmax(a[at : at + _AT_ONCE].astype(np.float64)) for a in flat)
-        total += float((np.exp(p) * (p - q)).sum())
-    return total / len(flat[0])
-
-
-def _cut(values: F32, start: int, stop: int) -> F32:
-    return values[start:stop]
+    return -1 if name == EMBEDDING else 10**6

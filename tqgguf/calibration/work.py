@@ -2,12 +2,13 @@
 
 Names on the desk: `w.SLOT.NAME` a matrix as it was, `q.SLOT.NAME` as it became, `b.NAME` its bytes;
 `o.SLOT.I` and `s.SLOT.I` the original's and the quantized network's stream before a layer, tokens
-of chunk I. Layers take turns in two slots. Of the step number K of a layer and input E (an
-expert's, or 0): `x.K.E.I.T` what goes into its matrices, columns of tile T, `dx.K.I.T` how far the
-original's is from that, `ds.K.I.T` how far the original's stream is from the quantized network's;
-`h.K.E`, `hx.K` and `hs.K` the means of x x^T, x dx^T and x ds^T over all tokens (of experts first
-`u.K.E`, which become `h.K.E` blended with `all.K`); `v.K.E` the factor of the damped `h.K.E`, `r.K`
-that of h with a ridge.
+of chunk I. Layers take turns in two slots. Of the step number K of a layer: `x.K.T` what
+goes into its matrices, columns of tile T, of all tokens; `x.K.E.T.I` where every expert E has
+inputs of its own, chunk I's. `d.K.T` what is to be made up for: how far the original's input is
+from that, or, of a matrix whose product is added to the stream, how far the original's stream is
+after that from the quantized network's, were the matrix left as it is. `h.K.E` and `hd.K` the means
+of x x^T and x d^T over all tokens (of experts first `u.K.E`, which become `h.K.E` blended with
+`all.K`); `v.K.E` the factor of the damped `h.K.E`, `r.K` that of h with a ridge.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,7 +29,7 @@ from tqgguf.network import forward
 from tqgguf.network.forward import Context, Step
 from tqgguf.network.ops import Array
 
-TILE = 512  # columns of the inputs that are multiplied with each other at a time
+TILE = 320  # columns of the inputs that are multiplied with each other at a time
 CONTEXT = "context"  # on the desk
 
 
@@ -36,12 +37,14 @@ CONTEXT = "context"  # on the desk
 class Bench:
     """What work on a layer needs to know.
 
-    kept: where what the original computes is kept. holds: whether passes wait, with all they have
-    computed, for the rest of their layer's matrices. layer: its number. tensors: their names
-    without "blk.N.". todo: those that are to be rounded. done: those that are on the desk rounded.
+    edges: of the chunks in all tokens. kept: where what the original computes is kept. holds:
+    whether passes wait, with all they have computed, for the rest of their layer's matrices. layer:
+    its number. tensors: their names without "blk.N.". todo: those that are to be rounded. done:
+    those that are on the desk rounded.
     """
 
     desk: Desk
+    edges: tuple[int, ...]
     kept: Kept | None
     holds: bool
     layer: int
@@ -129,10 +132,10 @@ def pass_original(bench: Bench, chunk: int) -> None:
     bench.desk.put(f"o.{(bench.layer + 1) % 2}.{chunk}", going.result)
 
 
-def put_inputs(desk: Desk, name: str, x: Array) -> None:
-    """Put (n, n_in) on the desk, `NAME.T` for the columns of tile T."""
+def put_rows(desk: Desk, name: str, x: Array, edges: Sequence[int], chunk: int) -> None:
+    """Put a chunk's rows, (n, n_in), on the desk, in `NAME.T` the columns of tile T."""
     for t, (begin, end) in enumerate(pairwise(tile_edges(x.shape[1]))):
-        desk.put(f"{name}.{t}", x[:, begin:end])
+        desk.put_rows(f"{name}.{t}", x[:, begin:end], edges[chunk], edges[-1])
 
 
 def tile_edges(n_in: int) -> list[int]:
@@ -142,13 +145,19 @@ def tile_edges(n_in: int) -> list[int]:
 
 
 def sum_products(
-    desk: Desk, out: str, left: str, right: str, tiles: tuple[int, int], chunks: int, tokens: int
+    desk: Desk,
+    out: str,
+    left: str,
+    right: str,
+    tiles: tuple[int, int],
+    parts: Sequence[str],
+    tokens: int,
 ) -> bool:
-    """One tile of the mean of x y^T over all tokens, summed up chunk after chunk; is it finite?"""
+    """One tile of the mean of x y^T over all tokens, summed up part after part; is it finite?"""
     total: F32 | None = None
-    for i in range(chunks):
-        x = desk.get(f"{left}.{i}.{tiles[0]}")
-        y = x if (left, tiles[0]) == (right, tiles[1]) else desk.get(f"{right}.{i}.{tiles[1]}")
+    for part in parts:
+        x = desk.get(f"{left}.{tiles[0]}{part}")
+        y = x if (left, tiles[0]) == (right, tiles[1]) else desk.get(f"{right}.{tiles[1]}{part}")
         product = x.T @ y
         total = product if total is None else np.add(total, product, out=total)
     if total is None:
@@ -222,10 +231,11 @@ def _correction(desk: Desk, step: int, rows: F32, pieces: Sequence[Rows]) -> F32
 
     The least-squares solution of x^T c = dx^T w + ds: (H + ridge) c = E[x dx^T] w + E[x ds].
     """
-    wanted = desk.get(f"hx.{step}") @ rows.T
+    hd = desk.get(f"hd.{step}")
     if any(p.streams for p in pieces):
-        hs = desk.get(f"hs.{step}")
-        wanted += np.concatenate([hs[:, p.begin : p.end] for p in pieces], axis=1)
+        wanted = np.concatenate([hd[:, p.begin : p.end] for p in pieces], axis=1)
+    else:
+        wanted = hd @ rows.T
     solved: F32 = feedback.solve(desk.get(f"r.{step}"), wanted).T
     return solved
 
@@ -260,14 +270,27 @@ def _context(bench: Bench) -> Context:
 
 def _reached(bench: Bench, stage: int, chunk: int, original: Step, quantized: Step) -> Reached:
     """Put on the desk what rounding a step's matrices takes."""
-    desk, inputs = bench.desk, quantized.inputs
-    drifts = len(inputs) == 1
-    streams = original.stream is not None and quantized.stream is not None
+    inputs, drifts = quantized.inputs, len(quantized.inputs) == 1
+    streams = drifts and original.stream is not None and quantized.stream is not None
     if any(f"{matrix}.weight" in bench.todo for matrix in quantized.matrices):
-        for e, x in enumerate(inputs):
-            put_inputs(desk, f"x.{stage}.{e}.{chunk}", x)
         if drifts:
-            put_inputs(desk, f"dx.{stage}.{chunk}", original.inputs[0] - inputs[0])
-        if original.stream is not None and quantized.stream is not None:
-            put_inputs(desk, f"ds.{stage}.{chunk}", original.stream - quantized.stream)
+            put_rows(bench.desk, f"x.{stage}", inputs[0], bench.edges, chunk)
+            drift = _drift(bench, original, quantized)
+            put_rows(bench.desk, f"d.{stage}", drift, bench.edges, chunk)
+        for e, x in enumerate(() if drifts else inputs):
+            for t, (begin, end) in enumerate(pairwise(tile_edges(x.shape[1]))):
+                bench.desk.put(f"x.{stage}.{e}.{t}.{chunk}", x[:, begin:end])
     return Reached(quantized.matrices, tuple(map(len, inputs)), drifts, streams)
+
+
+def _drift(bench: Bench, original: Step, quantized: Step) -> Array:
+    """What a step's matrices have to make up for, of these tokens: see `d.K.T`."""
+    drift: Array = original.inputs[0] - quantized.inputs[0]
+    if original.stream is None or quantized.stream is None:
+        return drift
+    (matrix,) = quantized.matrices
+    weights = bench.desk.get(f"w.{bench.layer % 2}.{matrix}.weight")
+    out: Array = drift @ weights.T
+    out += original.stream
+    out -= quantized.stream
+    return out

@@ -20,7 +20,7 @@ from tqgguf.kernels.protocols import ScalarFormat
 from tqgguf.kernels.search import nearest, reciprocal, snapper
 
 DAMPING = 0.01  # of the mean of H's diagonal, added to it
-_SOLVED = 256  # rows of a triangular system at a time
+_SOLVED = 64  # rows of a triangular system at a time
 _STRIP = 8  # columns between two updates of the rest of a group or block
 
 Snap = Callable[[F32], None]
@@ -68,23 +68,41 @@ def factor(h: F32, *, damping: float) -> tuple[float, F32]:
     while True:
         added = damping * mean
         try:
-            lower = np.linalg.cholesky(_with_added(h, added)[::-1, ::-1])
+            lower = _cholesky(np.ascontiguousarray(_with_added(h, added)[::-1, ::-1]))
         except np.linalg.LinAlgError:
             damping *= 4
             continue
         return added, lower[::-1, ::-1]
 
 
+def _cholesky(a: F32) -> F32:
+    """The lower triangular L of a = L L^T, which a is written over with, by products of panels.
+
+    Raises LinAlgError where a is not positive definite.
+    """
+    for here in _slices(0, len(a), _SOLVED):
+        a[here.start :, here] -= a[here.start :, : here.start] @ a[here, : here.start].T
+        a[here, here] = np.linalg.cholesky(a[here, here])
+        a[here.stop :, here] = a[here.stop :, here] @ _inverse(a[here, here]).T
+        a[here, here.stop :] = 0
+    return a
+
+
 def solve(v: F32, b: F32) -> F32:
     """The x of V V^T x = b, a block of rows at a time: v (n, n) upper triangular, b (n, m)."""
     x = np.array(b)
-    blocks = list(_slices(0, len(v), _SOLVED))
-    inverses = [_inverse(v[here, here]) for here in blocks]
-    for here, inverse in zip(reversed(blocks), reversed(inverses), strict=True):
-        x[here] = inverse @ (x[here] - v[here, here.stop :] @ x[here.stop :])
-    for here, inverse in zip(blocks, inverses, strict=True):
-        x[here] = inverse.T @ (x[here] - v[: here.start, here].T @ x[: here.start])
-    return x
+    for here in reversed(list(_slices(0, len(v), _SOLVED))):
+        rest = x[here] - v[here, here.stop :] @ x[here.stop :]
+        x[here] = _inverse(v[here, here]) @ rest
+    return _solve_lower(v, x)
+
+
+def _solve_lower(v: F32, b: F32) -> F32:
+    """The x of V^T x = b: v (n, n) upper triangular, b (n, m), which is written over."""
+    for here in _slices(0, len(v), _SOLVED):
+        rest = b[here] - v[: here.start, here].T @ b[: here.start]
+        b[here] = _inverse(v[here, here]).T @ rest
+    return b
 
 
 def _with_added(h: F32, added: float) -> F32:
@@ -148,7 +166,7 @@ def _greedy(state: _State, here: slice, w: F32, v: F32, fmt: ScalarFormat) -> Bl
     own = np.ascontiguousarray(v[here, here])
     carried = v[: here.start, here].T @ state.error[: here.start]  # (size, n)
     diagonal = np.diagonal(own)[:, None]
-    corrected = w + _inverse(own).T @ carried
+    corrected = w + _solve_lower(own, np.array(carried))
     blocks = fmt.fit(corrected, np.broadcast_to(diagonal**2, corrected.shape))
     step, offset = fmt.grid(blocks)
     inverse, units, error = reciprocal(step), state.units[here], state.error[here]

@@ -187,9 +187,15 @@ def head(model: Model, normed: Array, *, chunk: int = 16384) -> Array:
 
     normed: (..., n_embd) -> (..., n_vocab).
     """
-    graph, n_vocab = read_graph(model), model.tensors[head_name(model)].n_rows
-    parts = [products(model, normed, at, at + chunk) for at in range(0, n_vocab, chunk)]
+    n_vocab = model.tensors[head_name(model)].n_rows
+    parts = [scores(model, normed, at, at + chunk) for at in range(0, n_vocab, chunk)]
     out: Array = namespace(normed).concat(parts, axis=-1)
+    return out
+
+
+def scores(model: Model, normed: Array, start: int, stop: int) -> Array:
+    """Logits of these rows of the head from normed states: (..., n_embd) -> (..., n)."""
+    out, graph = products(model, normed, start, stop), read_graph(model)
     if graph.logit_scale != 1:
         out *= graph.logit_scale
     return ops.capped(out, graph.logit_cap)
