@@ -64,6 +64,15 @@ class Case:
     byte_level: bool = False
     added: tuple[str, ...] = ()  # special tokens that the official converter looks for
     rotate: str = "fused"  # how far the architecture can be folded
+    auto: str = "AutoModelForCausalLM"
+
+
+def seeing(config: str, text: Mapping[str, Any], vision: Mapping[str, Any], **more: Any) -> "Case":
+    """A multimodal model: its language model as in the other cases, and a small vision tower."""
+    values = {"text_config": {**SIZES, **text}, "vision_config": vision, **more}
+    return Case(
+        config, values, {}, byte_level=True, rotate="values", auto="AutoModelForImageTextToText"
+    )
 
 
 def longrope(original: int) -> dict[str, Any]:
@@ -94,6 +103,21 @@ DEEPSEEK = {
     "v_head_dim": 12,
     "num_key_value_heads": 4,
 }
+DELTA = {
+    "head_dim": 32,
+    "linear_key_head_dim": 16,
+    "linear_value_head_dim": 16,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "num_hidden_layers": 4,
+    "rope_parameters": {
+        "rope_type": "default",
+        "rope_theta": 10000.0,
+        "mrope_section": [2, 1, 1],
+        "partial_rotary_factor": 0.25,
+    },
+}
+TOWER = {"hidden_size": 32, "num_heads": 2, "intermediate_size": 32, "out_hidden_size": 64}
 CASES = {
     "llama": Case("LlamaConfig", {"attention_bias": True, "mlp_bias": True}),
     "llama-wide-heads": Case("LlamaConfig", {"head_dim": 32}),
@@ -160,6 +184,75 @@ CASES = {
         rotate="values",
     ),
     "ernie4_5": Case("Ernie4_5Config", {"head_dim": 32, "use_bias": False}),
+    "ernie4_5-moe": Case(
+        "Ernie4_5_MoeConfig",
+        {
+            "moe_num_experts": 4,
+            "moe_k": 2,
+            "moe_intermediate_size": 48,
+            "moe_num_shared_experts": 2,
+            "moe_layer_start_index": 1,
+        },
+    ),
+    "arcee": Case("ArceeConfig", {"hidden_act": "relu2"}),
+    "seed-oss": Case("SeedOssConfig", {"head_dim": 32, "attention_bias": True}, byte_level=True),
+    "olmoe": Case(
+        "OlmoeConfig",
+        {"num_experts": 4, "num_experts_per_tok": 2, "num_key_value_heads": 4},
+        byte_level=True,
+    ),
+    "exaone4": Case(
+        "Exaone4Config",
+        {
+            "sliding_window": None,
+            "layer_types": ["full_attention"] * 3,
+            "rope_parameters": LLAMA3,
+        },
+        byte_level=True,
+        rotate="values",
+    ),
+    "glm4": Case(
+        "Glm4Config",
+        {"head_dim": 32, "partial_rotary_factor": 0.5, "attention_bias": True},
+        byte_level=True,
+        added=("<|endoftext|>", "<|user|>"),
+        rotate="values",
+    ),
+    "qwen2-moe": Case(
+        "Qwen2MoeConfig",
+        {**EXPERTS, "shared_expert_intermediate_size": 96, "norm_topk_prob": False},
+        byte_level=True,
+    ),
+    "qwen2_5-vl": seeing(
+        "Qwen2_5_VLConfig",
+        {
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 1e4,
+                "mrope_section": [2, 3, 3],
+            }
+        },
+        {
+            "depth": 1,
+            "hidden_size": 32,
+            "num_heads": 2,
+            "intermediate_size": 32,
+            "out_hidden_size": 64,
+        },
+    ),
+    "qwen3-vl": seeing(
+        "Qwen3VLConfig",
+        {
+            "head_dim": 32,
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 1e4,
+                "mrope_section": [6, 5, 5],
+                "mrope_interleaved": True,
+            },
+        },
+        {**TOWER, "depth": 2, "deepstack_visual_indexes": [0]},
+    ),
     "ministral3": Case(
         "Ministral3Config",
         {
@@ -183,6 +276,28 @@ CASES = {
             "rope_parameters": {**YARN, "mscale": 1.0, "mscale_all_dim": 1.0},
         },
         byte_level=True,
+    ),
+    "deepseek2": Case(
+        "DeepseekV2Config",
+        {**DEEPSEEK, "norm_topk_prob": False, "n_group": 1, "topk_group": 1},
+        byte_level=True,
+    ),
+    "deepseek2-lite": Case(
+        "DeepseekV2Config",
+        {
+            **DEEPSEEK,
+            "norm_topk_prob": False,
+            "n_group": 1,
+            "topk_group": 1,
+            "q_lora_rank": None,
+            "rope_parameters": {**YARN, "mscale": 0.707, "mscale_all_dim": 0.707},
+            "num_hidden_layers": 27,  # by which llama.cpp knows it
+            "first_k_dense_replace": 25,
+        },
+        byte_level=True,
+    ),
+    "deepseek3-plain-queries": Case(
+        "DeepseekV3Config", {**DEEPSEEK, "q_lora_rank": None}, byte_level=True
     ),
     "gpt-oss": Case(
         "GptOssConfig",
@@ -214,22 +329,10 @@ CASES = {
         byte_level=True,
         added=("[gMASK]", "<|user|>", "<|observation|>"),
     ),
-    "qwen3_5": Case(
-        "Qwen3_5TextConfig",
-        {
-            "head_dim": 32,
-            "linear_key_head_dim": 16,
-            "linear_value_head_dim": 16,
-            "linear_num_key_heads": 2,
-            "linear_num_value_heads": 4,
-            "num_hidden_layers": 4,
-            "rope_parameters": {
-                "rope_type": "default",
-                "rope_theta": 10000.0,
-                "mrope_section": [2, 1, 1],
-                "partial_rotary_factor": 0.25,
-            },
-        },
+    "qwen3_5": Case("Qwen3_5TextConfig", DELTA, byte_level=True),
+    "qwen3_5-moe": Case(
+        "Qwen3_5MoeTextConfig",
+        {**DELTA, **EXPERTS, "shared_expert_intermediate_size": 32},
         byte_level=True,
     ),
     "gemma": Case("GemmaConfig", {"head_dim": 32, "tie_word_embeddings": True}, rotate="values"),
@@ -280,14 +383,13 @@ def write_folder(folder: Path, case: Case) -> np.ndarray:
     torch.manual_seed(0)
     torch.set_num_threads(1)
     config = getattr(transformers, case.config)(**{**case.sizes, **case.values})
-    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    auto = getattr(transformers, case.auto)
+    model = auto.from_config(config, attn_implementation="eager")
     for name, parameter in model.named_parameters():
         scramble(name, parameter, centre=0 if "Gemma" in case.config else 1)
     model.to(getattr(torch, case.dtype)).save_pretrained(folder, max_shard_size=case.shard)
     write_tokenizer(folder, byte_level=case.byte_level, added=case.added)
-    model = transformers.AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, attn_implementation="eager"
-    ).eval()
+    model = auto.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
     with torch.no_grad():
         logits = model(torch.tensor([TOKENS])).logits[0]
         return torch.log_softmax(logits.double(), -1).numpy()

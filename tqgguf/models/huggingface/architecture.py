@@ -11,6 +11,8 @@ from tqgguf.models.model import Tensor
 
 Size = Callable[[Config], int]
 
+EXPERT_COUNTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+SHARED_COUNTS = ("n_shared_experts", "moe_num_shared_experts")
 # Letters for the widths of tensors.
 SIZES: Mapping[str, Size] = {
     "V": lambda c: c.count("vocab_size"),
@@ -23,9 +25,10 @@ SIZES: Mapping[str, Size] = {
     "A": lambda c: (c.n_head + 2 * c.n_head_kv) * c.head_dim,
     "F": lambda c: c.n_ff,
     "G": lambda c: 2 * c.n_ff,
-    "X": lambda c: c.count("num_local_experts", "num_experts", "n_routed_experts"),
+    "X": lambda c: c.count(*EXPERT_COUNTS),
     "M": lambda c: c.count("moe_intermediate_size", "intermediate_size"),
-    "N": lambda c: c.count("moe_intermediate_size") * c.count("n_shared_experts"),
+    "N": lambda c: c.count("moe_intermediate_size") * c.count(*SHARED_COUNTS),
+    "T": lambda c: c.count("shared_expert_intermediate_size"),
     "R": lambda c: 2 * c.n_head * c.head_dim,
     "H": lambda c: c.count("linear_num_value_heads"),
     "S": lambda c: c.count("linear_value_head_dim"),
@@ -65,7 +68,8 @@ class Architecture:
     """One row: how a Hugging Face class becomes a GGUF graph.
 
     tensors: GGUF name -> letters of its shape, then "?" where the graph does without it, and
-    "@kind" where only layers of that kind have it. assumes: config key -> the values that
+    "@kind" where only layers of that kind have it; layer_kind gives a
+    layer's kinds, separated by spaces. assumes: config key -> the values that
     llama.cpp's graph computes; where the key is absent it
     has transformers' default, None unless defaults says otherwise. check: what else it cannot
     compute, in words, or None.

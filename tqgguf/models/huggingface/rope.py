@@ -37,6 +37,7 @@ _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "partial_rotary_factor": (1,),
     _ORIGINAL: (),
 }
+_OLDER = {"su": "longrope", "mrope": "default"}  # what mrope adds are its sections
 _BETAS = {"beta_fast": 32, "beta_slow": 1}  # what llama.cpp computes with
 
 
@@ -103,7 +104,7 @@ def _beside_layers(config: Config) -> Config:
 
 def _kind(config: Config, scaling: Config, architecture: Architecture) -> str:
     name = str(scaling.get("rope_type", "type") or "default").lower()
-    name = "longrope" if name == "su" else name
+    name = _OLDER.get(name, name)
     known = [k for k, row in _SCALINGS.items() if row.everywhere or k in architecture.rope_factors]
     if name not in known:
         raise UnsupportedModelError(

@@ -110,13 +110,15 @@ def _used(
 
 
 def _plain(stored: Stored) -> Stored:
-    """The tensor under the name that gguf-py knows; a kernel over time as the matrix it is."""
+    """The tensor under the name that gguf-py knows; kernels over time and rows as what they are."""
     name = stored.name
     for pattern, known in _RENAMED:
         name = pattern.sub(known, name)
     array = stored.array
     if ".conv1d." in name and array.ndim == 3 and array.shape[1] == 1:
         array = array[:, 0]
+    if stored.decoded is None and array.ndim == 2 and len(array) == 1:
+        array = array[0]
     return replace(stored, name=name, array=array)
 
 
@@ -292,10 +294,11 @@ def _expected_shapes(
     kinds = [architecture.layer_kind(config, layer) for layer in range(config.n_layer)]
     for pattern, spec in architecture.tensors.items():
         letters = [word for word in spec.split() if word.isalnum()]
-        only = [word[1:] for word in spec.split() if word.startswith("@")]
-        shape = tuple(SIZES[letter](config) for letter in letters)
-        for layer in range(config.n_layer) if "{}" in pattern else [0]:
-            if not only or kinds[layer] in only:
+        only = {word[1:] for word in spec.split() if word.startswith("@")}
+        having = [i for i, kind in enumerate(kinds) if not only or only & set(kind.split())]
+        if having:
+            shape = tuple(SIZES[letter](config) for letter in letters)
+            for layer in having if "{}" in pattern else [0]:
                 yield pattern.format(layer), (shape, "?" not in spec)
 
 

@@ -4,8 +4,9 @@ Shapes are letters of `architecture.SIZES`; "?" where the graph does without the
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
+from tqgguf.errors import FileFormatError
 from tqgguf.models.huggingface.architecture import SIZES, Key
 from tqgguf.models.huggingface.changes import interleaved, shifted
 from tqgguf.models.huggingface.folder import Config
@@ -99,8 +100,9 @@ HEADS = (
 )
 MOE = (
     Key("expert_count", SIZES["X"]),
-    count("expert_used_count", "num_experts_per_tok"),
+    count("expert_used_count", "num_experts_per_tok", "moe_k"),
 )
+EXPERT_WIDTH = (count("expert_feed_forward_length", "moe_intermediate_size"),)
 ROPE_WIDTH = (Key("rope.dimension_count", lambda c: c.head_dim),)
 
 
@@ -141,12 +143,39 @@ def first_dense(config: Config, layer: int) -> str:
 
 def dense_layers(config: Config) -> int:
     """Layers with one FFN, which come first."""
-    name = "first_k_dense_replace"
-    return config.count(name) if config.get(name) else 0
+    names = ("first_k_dense_replace", "moe_layer_start_index")
+    return config.count(*names) if config.get(*names) else 0
 
 
+def with_keys(keys: tuple[Key, ...], *others: Key) -> tuple[Key, ...]:
+    """The keys, some of them replaced by others of the same name."""
+    named = {key.name: key for key in others}
+    return tuple(named.get(key.name, key) for key in keys)
+
+
+def of_kind(kind: str, tensors: Mapping[str, str]) -> dict[str, str]:
+    """The same tensors, which only layers of one kind have."""
+    return {name: f"{size} @{kind}" for name, size in tensors.items()}
+
+
+def sections(config: Config) -> list[int]:
+    """How many rotated pairs follow each axis of an image; a text's positions are all alike."""
+    found = config.section("rope_parameters", "rope_scaling").get("mrope_section")
+    found = [11, 11, 10] if found is None else found
+    if not isinstance(found, list) or not all(isinstance(n, int) for n in found):
+        raise FileFormatError(f"{config.path}: mrope_section is no list of numbers")
+    return [*found, 0, 0, 0, 0][:4]
+
+
+SECTIONS = (Key("rope.dimension_sections", sections),)
 SHARED = {
     "blk.{}.ffn_gate_shexp.weight": "N E @experts",
     "blk.{}.ffn_up_shexp.weight": "N E @experts",
     "blk.{}.ffn_down_shexp.weight": "E N @experts",
+}
+GATED_SHARED = {  # of one expert whose share a row of its own decides
+    "blk.{}.ffn_gate_inp_shexp.weight": "E",
+    "blk.{}.ffn_gate_shexp.weight": "T E",
+    "blk.{}.ffn_up_shexp.weight": "T E",
+    "blk.{}.ffn_down_shexp.weight": "E T",
 }

@@ -1,7 +1,8 @@
-"""DeepSeek V3: attention through a latent, experts in groups."""
+"""DeepSeek V2 and V3, and Kimi K2: attention through a latent, experts in groups."""
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 
 from gguf import ExpertGatingFuncType
 
@@ -10,6 +11,7 @@ from tqgguf.models.huggingface.changes import decompressed
 from tqgguf.models.huggingface.families._parts import (
     BASE,
     ENDS,
+    EXPERT_WIDTH,
     EXPERTS,
     GATED,
     MOE,
@@ -21,33 +23,47 @@ from tqgguf.models.huggingface.families._parts import (
     dense_layers,
     first_dense,
     number,
+    of_kind,
     optional_count,
+    with_keys,
 )
+from tqgguf.models.huggingface.folder import Config
 
+
+def _has_latent(config: Config) -> bool:
+    """Whether queries come from a latent too, as keys and values do."""
+    return config.get("q_lora_rank") is not None
+
+
+def _kind(config: Config, layer: int) -> str:
+    return f"{first_dense(config, layer)} {'latent' if _has_latent(config) else 'plain'}"
+
+
+_CHOICE = "blk.{}.exp_probs_b.bias"  # added where experts are chosen, not to their shares
 _DEEPSEEK3 = Architecture(
     "deepseek2",
     {
         **ENDS,
         "blk.{}.attn_norm.weight": "E",
-        "blk.{}.attn_q_a.weight": "Lq E",
-        "blk.{}.attn_q_a_norm.weight": "Lq",
-        "blk.{}.attn_q_b.weight": "Qm Lq",
+        "blk.{}.attn_q.weight": "Qm E @plain",
+        "blk.{}.attn_q_a.weight": "Lq E @latent",
+        "blk.{}.attn_q_a_norm.weight": "Lq @latent",
+        "blk.{}.attn_q_b.weight": "Qm Lq @latent",
         "blk.{}.attn_kv_a_mqa.weight": "Ka E",
         "blk.{}.attn_kv_a_norm.weight": "Lk",
         "blk.{}.attn_k_b.weight": "B Lk Nk",
         "blk.{}.attn_v_b.weight": "B Vv Lk",
         "blk.{}.attn_output.weight": "E Vm",
         "blk.{}.ffn_norm.weight": "E",
-        **{name: f"{size} @dense" for name, size in GATED.items()},
-        **{name: f"{size} @experts" for name, size in EXPERTS.items()},
-        "blk.{}.exp_probs_b.bias": "X @experts",
+        **of_kind("dense", GATED),
+        **of_kind("experts", EXPERTS),
+        _CHOICE: "X @experts",
         **SHARED,
     },
     (
-        *(key for key in BASE if key.name != "attention.head_count_kv"),
-        Key("attention.head_count_kv", lambda _: 1),  # one latent for all heads
+        *with_keys(BASE, Key("attention.head_count_kv", lambda _: 1)),  # one latent for all heads
         *RMS,
-        count("attention.q_lora_rank", "q_lora_rank"),
+        Key("attention.q_lora_rank", lambda c: c.count("q_lora_rank") if _has_latent(c) else 0),
         count("attention.kv_lora_rank", "kv_lora_rank"),
         Key("attention.key_length", SIZES["Ka"]),
         Key("attention.value_length", SIZES["Lk"]),
@@ -58,14 +74,14 @@ _DEEPSEEK3 = Architecture(
         count("attention.value_length_mla", "v_head_dim"),
         count("rope.dimension_count", "qk_rope_head_dim"),
         *MOE,
-        count("expert_feed_forward_length", "moe_intermediate_size"),
+        *EXPERT_WIDTH,
         count("expert_shared_count", "n_shared_experts"),
         Key("leading_dense_block_count", dense_layers),
         Key("expert_gating_func", lambda _: int(ExpertGatingFuncType.SIGMOID)),
         optional_count("expert_group_count", "n_group"),
         optional_count("expert_group_used_count", "topk_group"),
         number("expert_weights_scale", "routed_scaling_factor"),
-        Key("expert_weights_norm", lambda c: bool(c.get("norm_topk_prob"))),
+        Key("expert_weights_norm", lambda c: c.get("norm_topk_prob") is True or None),
     ),
     assumes={
         "hidden_act": SILU,
@@ -80,10 +96,36 @@ _DEEPSEEK3 = Architecture(
             lambda t, c: decompressed(t, c.n_head, c.count("qk_nope_head_dim")),
         ),
     ),
-    layer_kind=first_dense,
+    layer_kind=_kind,
     latent_yarn=True,
 )
 
+
+def _groups_by_their_best(config: Config) -> str | None:
+    """What llama.cpp's graph does otherwise in DeepSeek-V2, whose released files it runs."""
+    if config.get("topk_method") != "group_limited_greedy":
+        return None
+    return "groups of experts are chosen by their best one, in llama.cpp by their best two"
+
+
+_DEEPSEEK2 = replace(
+    _DEEPSEEK3,
+    tensors={name: size for name, size in _DEEPSEEK3.tensors.items() if name != _CHOICE},
+    keys=with_keys(
+        _DEEPSEEK3.keys, Key("expert_gating_func", lambda _: int(ExpertGatingFuncType.SOFTMAX))
+    ),
+    assumes={
+        **_DEEPSEEK3.assumes,
+        "mlp_bias": NO,
+        "norm_topk_prob": NO,
+        "scoring_func": ("softmax", None),
+        "topk_method": ("greedy", "group_limited_greedy", None),
+    },
+    defaults={"rms_norm_eps": 1e-6, "routed_scaling_factor": 1.0, "n_shared_experts": 2},
+    remark=_groups_by_their_best,
+)
+
 CLASSES: Mapping[str, Architecture] = {
+    "DeepseekV2ForCausalLM": _DEEPSEEK2,
     "DeepseekV3ForCausalLM": _DEEPSEEK3,
 }

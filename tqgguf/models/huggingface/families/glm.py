@@ -1,4 +1,4 @@
-"""GLM 4.x with experts."""
+"""GLM 4, dense and with experts."""
 
 from collections.abc import Mapping
 
@@ -6,12 +6,15 @@ from gguf import ExpertGatingFuncType
 
 from tqgguf.models.huggingface.architecture import Architecture, Key, rope_width
 from tqgguf.models.huggingface.families._parts import (
+    ATTENTION,
     BASE,
     ENDS,
+    EXPERT_WIDTH,
     EXPERTS,
     GATED,
     HEADS,
     MOE,
+    POST_NORMS,
     QK_NORM,
     QKV_BIAS,
     RMS,
@@ -21,6 +24,7 @@ from tqgguf.models.huggingface.families._parts import (
     dense_layers,
     first_dense,
     number,
+    of_kind,
     optional_count,
 )
 
@@ -36,8 +40,8 @@ _GLM4_MOE = Architecture(
         **{name: f"{size} ?" for name, size in QK_NORM.items()},
         "blk.{}.attn_output.weight": "E Q",
         "blk.{}.post_attention_norm.weight": "E",
-        **{name: f"{size} @dense" for name, size in GATED.items()},
-        **{name: f"{size} @experts" for name, size in EXPERTS.items()},
+        **of_kind("dense", GATED),
+        **of_kind("experts", EXPERTS),
         "blk.{}.exp_probs_b.bias": "X @experts",
         **SHARED,
     },
@@ -47,7 +51,7 @@ _GLM4_MOE = Architecture(
         *HEADS,
         Key("rope.dimension_count", rope_width),
         *MOE,
-        count("expert_feed_forward_length", "moe_intermediate_size"),
+        *EXPERT_WIDTH,
         count("expert_shared_count", "n_shared_experts"),
         Key("leading_dense_block_count", dense_layers),
         Key("expert_gating_func", lambda _: int(ExpertGatingFuncType.SIGMOID)),
@@ -63,6 +67,24 @@ _GLM4_MOE = Architecture(
     partial_rotary=True,
 )
 
+_GLM4 = Architecture(
+    "glm4",
+    {
+        **ENDS,
+        **ATTENTION,
+        **QKV_BIAS,
+        **POST_NORMS,
+        "blk.{}.ffn_up.weight": "G E",
+        "blk.{}.ffn_down.weight": "E F",
+    },
+    (*BASE, *RMS, *HEADS, Key("rope.dimension_count", rope_width)),
+    assumes={"hidden_act": SILU},
+    defaults={"partial_rotary_factor": 0.5},
+    special={"bos": "<|endoftext|>", "eot": "<|user|>", "unk": "<|endoftext|>"},
+    partial_rotary=True,
+)
+
 CLASSES: Mapping[str, Architecture] = {
+    "Glm4ForCausalLM": _GLM4,
     "Glm4MoeForCausalLM": _GLM4_MOE,
 }

@@ -1,4 +1,4 @@
-"""Llama's graph and those next to it: Mistral, Mixtral, SmolLM3, Granite, ERNIE 4.5."""
+"""Llama's graph and those next to it: Mistral, Mixtral, SmolLM3, Granite, Arcee, Seed-OSS."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -19,6 +19,7 @@ from tqgguf.models.huggingface.families._parts import (
     RMS,
     ROPE_WIDTH,
     SILU,
+    UP_DOWN,
     number,
 )
 from tqgguf.models.huggingface.folder import Config
@@ -78,12 +79,29 @@ _GRANITE = Architecture(
     changes=PAIRS,
 )
 
-_ERNIE4_5 = Architecture(
-    "ernie4_5",
-    {**ENDS, **ATTENTION, **GATED},
+_ARCEE = replace(
+    _LLAMA,
+    name="arcee",
+    tensors={**ENDS, **ATTENTION, **UP_DOWN},
+    assumes={"hidden_act": ("relu2",), "attention_bias": NO, "mlp_bias": NO},
+    defaults={"hidden_act": "relu2"},
+    rope_factors=(),
+)
+_SEED_OSS = Architecture(
+    "seed_oss",
+    {
+        **ENDS,
+        "blk.{}.attn_norm.weight": "E",
+        "blk.{}.attn_q.weight": "Q E",
+        "blk.{}.attn_k.weight": "K E",
+        "blk.{}.attn_v.weight": "K E",
+        **QKV_BIAS,
+        "blk.{}.attn_output.weight": "E Q",
+        "blk.{}.post_attention_norm.weight": "E",
+        **GATED,
+    },
     (*BASE, *RMS, *HEADS),
-    assumes={"hidden_act": SILU, "use_bias": NO},
-    defaults={"rope_theta": 500_000.0},
+    assumes={"hidden_act": SILU, "attention_out_bias": NO, "mlp_bias": NO},
 )
 
 
@@ -120,6 +138,6 @@ CLASSES: Mapping[str, Architecture] = {
     "Ministral3ForCausalLM": _MISTRAL3,
     "SmolLM3ForCausalLM": _SMOLLM3,
     "GraniteForCausalLM": _GRANITE,
-    "Ernie4_5ForCausalLM": _ERNIE4_5,
-    "Ernie4_5_ForCausalLM": _ERNIE4_5,
+    "ArceeForCausalLM": _ARCEE,
+    "SeedOssForCausalLM": _SEED_OSS,
 }

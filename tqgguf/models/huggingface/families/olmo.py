@@ -1,19 +1,23 @@
-"""OLMo 2 and 3: norms stand on what a sub-layer gives."""
+"""OLMo 2 and 3, whose norms stand on what a sub-layer gives, and OLMoE."""
 
 from collections.abc import Mapping
 from dataclasses import replace
 
 from tqgguf.models.huggingface.architecture import Architecture, Key
 from tqgguf.models.huggingface.families._parts import (
+    ATTENTION,
     BASE,
     ENDS,
+    EXPERTS,
     GATED,
+    MOE,
     NO,
     RMS,
     SILU,
     count,
     windows,
 )
+from tqgguf.models.huggingface.folder import Config
 
 _OLMO2 = Architecture(
     "olmo2",
@@ -45,7 +49,32 @@ _OLMO3 = replace(
     defaults={**_OLMO2.defaults, "sliding_window": 4096},
 )
 
+
+def _all_heads_have_keys(config: Config) -> str | None:
+    if config.n_head == config.n_head_kv:
+        return None
+    return (
+        f"{config.n_head_kv} heads have keys, {config.n_head} queries; llama.cpp's olmoe graph has "
+        "as many of both"
+    )
+
+
+_OLMOE = Architecture(
+    "olmoe",
+    {
+        **ENDS,
+        **ATTENTION,
+        "blk.{}.attn_q_norm.weight": "E",
+        "blk.{}.attn_k_norm.weight": "E",
+        **EXPERTS,
+    },
+    (*BASE, *RMS, *MOE),
+    assumes={"hidden_act": SILU, "attention_bias": NO, "norm_topk_prob": NO, "clip_qkv": (None,)},
+    check=_all_heads_have_keys,
+)
+
 CLASSES: Mapping[str, Architecture] = {
+    "OlmoeForCausalLM": _OLMOE,
     "Olmo2ForCausalLM": _OLMO2,
     "Olmo3ForCausalLM": _OLMO3,
 }

@@ -1,7 +1,8 @@
-"""Qwen 3.5: every fourth layer attends, the others are delta nets."""
+"""Qwen 3.5, dense and with experts: every fourth layer attends, the others are delta nets."""
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 
@@ -12,13 +13,21 @@ from tqgguf.models.huggingface.changes import mapped, reordered, shifted, with_c
 from tqgguf.models.huggingface.families._parts import (
     BASE,
     ENDS,
+    EXPERT_WIDTH,
+    EXPERTS,
     GATED,
+    GATED_SHARED,
     HEADS,
+    MOE,
     NO,
     QK_NORM,
     RMS,
+    SECTIONS,
     SILU,
     count,
+    of_kind,
+    optional_count,
+    with_keys,
 )
 from tqgguf.models.huggingface.folder import Config
 
@@ -57,16 +66,6 @@ def _qwen35_check(config: Config) -> str | None:
     return "key and value heads of different widths; llama.cpp's graph has one width for both"
 
 
-def _sections(config: Config) -> list[int]:
-    """How many rotated pairs follow each axis of an image; a text's positions are all alike."""
-    sections = config.section("rope_parameters", "rope_scaling").get("mrope_section")
-    if sections is None:
-        return [11, 11, 10, 0]
-    if not isinstance(sections, list) or not all(isinstance(n, int) for n in sections):
-        raise FileFormatError(f"{config.path}: mrope_section is no list of numbers")
-    return [*sections, 0, 0, 0, 0][:4]
-
-
 _QWEN35 = Architecture(
     "qwen35",
     {
@@ -75,7 +74,7 @@ _QWEN35 = Architecture(
         "blk.{}.attn_q.weight": "R E @full",
         "blk.{}.attn_k.weight": "K E @full",
         "blk.{}.attn_v.weight": "K E @full",
-        **{name: f"{size} @full" for name, size in QK_NORM.items()},
+        **of_kind("full", QK_NORM),
         "blk.{}.attn_output.weight": "E Q @full",
         "blk.{}.attn_qkv.weight": "W E @linear",
         "blk.{}.attn_gate.weight": "Z E @linear",
@@ -94,7 +93,7 @@ _QWEN35 = Architecture(
         *RMS,
         *HEADS,
         Key("rope.dimension_count", rope_width),
-        Key("rope.dimension_sections", _sections),
+        *SECTIONS,
         count("ssm.conv_kernel", "linear_conv_kernel_dim"),
         count("ssm.state_size", "linear_key_head_dim"),
         count("ssm.group_count", "linear_num_key_heads"),
@@ -134,7 +133,25 @@ _QWEN35 = Architecture(
     rope_reads=("mrope_section", "mrope_interleaved"),
 )
 
+_QWEN35_MOE = replace(
+    _QWEN35,
+    name="qwen35moe",
+    tensors={
+        **{name: size for name, size in _QWEN35.tensors.items() if name not in GATED},
+        **EXPERTS,
+        **GATED_SHARED,
+    },
+    keys=(
+        *with_keys(_QWEN35.keys, optional_count("feed_forward_length", "intermediate_size")),
+        *MOE,
+        *EXPERT_WIDTH,
+        count("expert_shared_feed_forward_length", "shared_expert_intermediate_size"),
+    ),
+)
+
 CLASSES: Mapping[str, Architecture] = {
+    "Qwen3_5MoeForCausalLM": _QWEN35_MOE,
+    "Qwen3_5MoeForConditionalGeneration": _QWEN35_MOE,
     "Qwen3_5ForCausalLM": _QWEN35,
     "Qwen3_5ForConditionalGeneration": _QWEN35,
 }
