@@ -200,6 +200,7 @@ CASES = {
         "OlmoeConfig",
         {"num_experts": 4, "num_experts_per_tok": 2, "num_key_value_heads": 4},
         byte_level=True,
+        added=("<|endoftext|>", "<|padding|>"),
     ),
     "exaone4": Case(
         "Exaone4Config",

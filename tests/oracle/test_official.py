@@ -130,8 +130,8 @@ DIFFERENCES = (
     Difference("tokenizer.ggml.add_bos_token", "said, where theirs relies on the default"),
     Difference(r".*\.vocab_size", "written for every architecture"),
     Difference(r".*\.attention\.(key|value)_length", "said, where theirs relies on the default"),
-    Difference("rope_freqs.weight", "the same within float32's rounding", "llama-llama3"),
-    Difference(r"blk\.\d+\.ssm_a", "the same within float32's rounding of exp", "qwen3_5"),
+    Difference("rope_freqs.weight", "the same within float32's rounding", "llama-llama3|exaone4"),
+    Difference(r"blk\.\d+\.ssm_a", "the same within float32's rounding of exp", "qwen3_5.*"),
     Difference(
         r".*\.rope\.scaling\.(yarn_)?attn_factor",
         "theirs writes a key that no graph of llama.cpp reads; test_transformers proves ours",
@@ -150,7 +150,7 @@ DIFFERENCES = (
     Difference(
         r"tokenizer\.ggml\.(bos|eos|eot|padding)_token_id",
         "ours takes the tokenizer's own files first, and no id beyond the vocabulary",
-        "starcoder2|gemma.*|phi3.*|smollm3.*|granite|olmo.|ernie.*|ministral3",
+        "starcoder2|gemma.*|phi3.*|smollm3.*|granite|olmo.*|ernie.*|ministral3|arcee|qwen2_5-vl",
     ),
     Difference(
         r"tokenizer\.ggml\.(model|pre|scores|token_type|merges)",
@@ -165,7 +165,22 @@ DIFFERENCES = (
     Difference(
         "deepseek2.expert_gating_func",
         "said, where theirs leaves it to the number of layers",
-        "deepseek3.*",
+        "deepseek.*",
+    ),
+    Difference(
+        "deepseek2.attention.q_lora_rank",
+        "0 said: without the key llama.cpp refuses all but two sizes of such models",
+        "deepseek2-lite|deepseek3-plain-queries",
+    ),
+    Difference(
+        r"blk\.\d+\.(exp_probs_b\.bias|ffn_gate_inp_shexp\.weight)",
+        "a row written as a vector; to ggml they are the same",
+        "ernie4_5-moe|qwen2-moe|qwen3_5-moe",
+    ),
+    Difference(
+        "ernie4_5-moe.expert_shared_feed_forward_length",
+        "theirs divides by the number of heads, which is that of the experts in released models",
+        "ernie4_5-moe",
     ),
     Difference(r"gemma2?\.rope\.freq_base", "said, where theirs relies on the default"),
     Difference(
@@ -174,7 +189,11 @@ DIFFERENCES = (
         "gemma3-other-pattern",
     ),
 )
-WITH_MTP = ("glm4-moe", "qwen3_5")  # classes of which the converter knows such layers
+WITH_MTP = (
+    "glm4-moe",
+    "qwen3_5",
+    "qwen3_5-moe",
+)  # classes of which the converter knows such layers
 UNCONVERTED = {
     "gpt2": "it wants n_ctx, which transformers 5 no longer writes",
     "gpt2-wide": "it wants n_ctx, which transformers 5 no longer writes",

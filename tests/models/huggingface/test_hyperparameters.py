@@ -67,6 +67,25 @@ EXTRA["DeepseekV3ForCausalLM"] = EXTRA["Glm4MoeForCausalLM"] | {
     "v_head_dim": 12,
     "n_shared_experts": 1,
 }
+EXTRA["DeepseekV2ForCausalLM"] = {
+    **EXTRA["DeepseekV3ForCausalLM"],
+    "norm_topk_prob": False,
+    "q_lora_rank": None,
+    "topk_method": "greedy",
+}
+SHARED = {**EXPERTS, "shared_expert_intermediate_size": 16}
+EXTRA["Qwen2MoeForCausalLM"] = SHARED
+EXTRA["OlmoeForCausalLM"] = {**EXPERTS, "num_key_value_heads": 4}
+EXTRA["Qwen3_5MoeForCausalLM"] = EXTRA["Qwen3_5ForCausalLM"] | SHARED
+EXTRA["Qwen3_5MoeForConditionalGeneration"] = EXTRA["Qwen3_5MoeForCausalLM"]
+EXTRA["ArceeForCausalLM"] = {"hidden_act": "relu2"}
+EXTRA["Ernie4_5_MoeForCausalLM"] = {
+    "moe_num_experts": 4,
+    "moe_k": 2,
+    "moe_intermediate_size": 16,
+    "moe_num_shared_experts": 1,
+    "moe_layer_start_index": 1,
+}
 CONFIGS = {name: {**LLAMA, **EXTRA.get(name, {})} for name in ARCHITECTURES}
 
 
@@ -155,6 +174,29 @@ def test_a_gemma_with_another_scale_is_refused():
     values = {**CONFIGS["Gemma3ForCausalLM"], "query_pre_attn_scalar": 256}
     with pytest.raises(UnsupportedModelError, match="query_pre_attn_scalar is 256"):
         convert("Gemma3ForCausalLM", values)
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "named"),
+    [
+        ("Ernie4_5_MoeForCausalLM", {"moe_layer_interval": 2}, "some layers behind the first"),
+        ("Exaone4ForCausalLM", {"sliding_window": 16}, "sliding_window is 16 in 2 layers"),
+        ("OlmoeForCausalLM", {"num_key_value_heads": 2}, "2 heads have keys, 4 queries"),
+        ("DeepseekV2ForCausalLM", {"scoring_func": "sigmoid"}, "scoring_func is 'sigmoid'"),
+    ],
+)
+def test_what_a_graph_computes_otherwise_is_refused(name, values, named):
+    assert convert(name, CONFIGS[name])
+    with pytest.raises(UnsupportedModelError, match=named):
+        convert(name, {**CONFIGS[name], **values})
+
+
+def test_a_plain_deepseek_has_no_latent_of_queries():
+    keys, _ = convert("DeepseekV2ForCausalLM", CONFIGS["DeepseekV2ForCausalLM"])
+    assert keys["attention.q_lora_rank"] == 0
+    assert keys["expert_gating_func"] == 1  # softmax
+    keys, _ = convert("DeepseekV3ForCausalLM", CONFIGS["DeepseekV3ForCausalLM"])
+    assert (keys["attention.q_lora_rank"], keys["expert_gating_func"]) == (24, 2)
 
 
 def test_yarn_with_other_ramps_is_refused():

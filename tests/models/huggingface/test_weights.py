@@ -193,6 +193,15 @@ def test_the_language_model_of_a_multimodal_one_is_found(prefix, tmp_path):
         np.testing.assert_array_equal(other.tensors[name].read(), tensor.read())
 
 
+@pytest.mark.parametrize(("outer", "inner"), [(True, False), (False, True)])
+def test_a_head_that_two_places_call_tied_and_not_is_what_was_saved(outer, inner, tmp_path):
+    config = {"text_config": {"tie_word_embeddings": inner}, "tie_word_embeddings": outer}
+    assert "output.weight" not in open_model(write_folder(tmp_path, config=config)).tensors
+    head = {"lm_head.weight": np.ones((2048, 32), np.float32)}
+    folder = write_folder(tmp_path, llama_weights() | head, config=config)
+    assert open_model(folder).tensors["output.weight"].read().min() == 1
+
+
 @pytest.mark.parametrize("name", ["mtp.fc.weight", "model.layers.2.eh_proj.weight"])
 def test_layers_that_predict_further_tokens_are_left_out_with_a_note(name, tmp_path):
     weights = llama_weights() | {name: np.ones((4, 4), np.float32)}

@@ -16,6 +16,7 @@ from tqgguf.errors import FileFormatError, UnsupportedModelError
 from tqgguf.models.content import what_it_is
 
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+_TIED = "tie_word_embeddings"
 _MAX_COUNT = 2**31  # GGUF's counts are uint32, llama.cpp's often int32
 
 
@@ -76,11 +77,18 @@ class Config:
 
     @classmethod
     def read(cls, path: Path) -> "Config":
-        """Read config.json; the keys under text_config take precedence."""
+        """Read config.json; the keys under text_config take precedence.
+
+        Whether the head is tied is open where the two say different things: whoever saved the
+        model knew, and did or did not save a head.
+        """
         values = read_json(path)
         text = values.get("text_config")
         if isinstance(text, dict):
-            values = {**values, **{k: v for k, v in text.items() if k != "architectures"}}
+            merged = {**values, **{k: v for k, v in text.items() if k != "architectures"}}
+            if values.get(_TIED) not in (None, merged.get(_TIED)):
+                merged[_TIED] = None
+            values = merged
         return cls(path, values)
 
     def get(self, *names: str) -> Any:

@@ -80,7 +80,12 @@ _GLM4 = Architecture(
     (*BASE, *RMS, *HEADS, Key("rope.dimension_count", rope_width)),
     assumes={"hidden_act": SILU},
     defaults={"partial_rotary_factor": 0.5},
-    special={"bos": "<|endoftext|>", "eot": "<|user|>", "unk": "<|endoftext|>"},
+    special={
+        "bos": "<|endoftext|>",
+        "eos": "<|endoftext|>",
+        "eot": "<|user|>",
+        "unk": "<|endoftext|>",
+    },
     partial_rotary=True,
 )
 
