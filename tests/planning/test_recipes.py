@@ -136,6 +136,14 @@ def test_a_single_type_and_the_fast_recipe_are_not_mixed(uneven, name):
     assert prepare(model, options).plan.matrix_types == make_plan(model, options).matrix_types
 
 
+def test_a_named_type_says_nothing_of_the_rows(tmp_path):
+    """A large head whose type an option names does not make the layers any less ragged."""
+    path = write_ragged(tmp_path / "m.gguf", width=576, ffn=1536, vocabulary=40000)
+    plan = make_plan(open_model(path), Options(rotate="none", output_type="q8_0"))
+    assert plan.mostly_ragged
+    assert plan.matrix_types["blk.0.ffn_up.weight"] == "Q5_0"
+
+
 def test_the_fast_recipe_keeps_q4_0(ragged):
     assert types(ragged, type="tq-q4-fast", rotate="none")["blk.1.ffn_up.weight"] == "Q4_0"
 

@@ -38,6 +38,23 @@ def energies_of(model):
     return input_energies(model, TOKENS).importance
 
 
+@pytest.mark.parametrize(
+    ("costs", "known", "blind"),
+    [
+        ((1.0, 1.01, 0.99, 1.2), "none", "scales"),
+        ((1.0, 0.9, 0.89, 1.2), "scales", "scales"),
+        ((1.0, 0.9, 0.8, 1.2), "values", "values"),
+        ((1.0, np.inf, 0.99, 0.9), "fused", "fused"),
+        ((1.0, np.inf, 0.99, 1.2), "none", "none"),
+    ],
+)
+def test_of_what_is_alike_the_simplest_is_taken(costs, known, blind):
+    """A difference of 2 % is none; where the inputs are unknown scales are taken even so."""
+    found = [rotations.Candidate(mode, cost=c) for mode, c in zip(MODES, costs, strict=True)]
+    assert rotations._best(found, blind=False).mode == known
+    assert rotations._best(found, blind=True).mode == blind
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("type", ["q4_0", "q3_k"])
 @pytest.mark.parametrize("known", [False, True])

@@ -15,7 +15,7 @@ from tqgguf.pipeline import convert
 from tqgguf.planning.plan import Options, make_plan
 from tqgguf.rotation import balance, folding
 from tqgguf.rotation.architectures import STREAMS
-from tqgguf.rotation.balance import ffn_balance, norm_balance
+from tqgguf.rotation.balance import expected_energies, ffn_balance, norm_balance
 from tqgguf.rotation.folded import fold
 from tqgguf.rotation.rotation import read_rotation, restored
 from tqgguf.rotation.steps import Sides
@@ -51,6 +51,20 @@ def test_dead_channels_stay(rng):
     factors = ffn_balance(tensor(up), tensor(down))
     assert factors[2] == factors[5] == 1
     assert np.array_equal(ffn_balance(tensor(0 * up), tensor(down)), np.ones(8))
+
+
+def test_expected_inputs_do_not_depend_on_where_a_factor_stands(rng):
+    """Outliers planted between gain and columns are inputs that are as much weaker."""
+    gain = rng.uniform(0.5, 2, 64).astype(np.float32)
+    q, k = (rng.standard_normal((n, 64)).astype(np.float32) for n in (48, 16))
+    q[:, 3], k[:, 3] = 4 * q[:, 3], 4 * k[:, 3]
+    planted = np.exp2(rng.integers(-5, 6, 64)).astype(np.float32)
+    healthy = expected_energies(gain, [tensor(q), tensor(k)])
+    twin = expected_energies(gain / planted, [tensor(q * planted), tensor(k * planted)])
+    stream = healthy / np.square(gain)
+    assert np.median(twin * np.square(planted) / healthy) == pytest.approx(1, rel=0.5)
+    assert np.ptp(np.log(twin * np.square(planted) / healthy)) < 1.5
+    assert stream[3] < 0.3 * np.median(stream)
 
 
 def test_the_factors_do_not_depend_on_chunks(rng, monkeypatch):

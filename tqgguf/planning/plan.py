@@ -57,7 +57,10 @@ class Options:
 
 @dataclass(frozen=True)
 class PlannedTensor:
-    """One tensor of the output: what it is made from, its type, and why if that is a fallback."""
+    """One tensor of the output: what it is made from, its type, and why if that is a fallback.
+
+    named: an option says its type, and no recipe or budget.
+    """
 
     name: str
     source: str
@@ -66,6 +69,7 @@ class PlannedTensor:
     type: str
     sides: Sides = field(default_factory=Sides)
     reason: str = ""
+    named: bool = False
 
     @property
     def size(self) -> int:
@@ -121,9 +125,9 @@ class Plan:
 
     @property
     def mostly_ragged(self) -> bool:
-        """Whether most weights of matrices are in rows that the recipe's types do not fit."""
-        matrices = sum(t.size for t in self.tensors if len(t.shape) > 1)
-        ragged = sum(t.size for t in self.fallbacks)
+        """Whether most weights that get the recipe's types are in rows that these do not fit."""
+        matrices = sum(t.size for t in self.tensors if len(t.shape) > 1 and not t.named)
+        ragged = sum(t.size for t in self.fallbacks if not t.named)
         return self.recipe.ragged is not None and 2 * ragged > matrices
 
 
@@ -175,7 +179,7 @@ def make_plan(
         plan = replace(plan, tensors=tuple(replace(t, type=other.type) for t, other in pairs))
     said: tuple[str, ...] = ()
     if budget is not None:
-        plan, said = _spend(model, plan, options, head, budget, sensitivity or {}, errors or {})
+        plan, said = _spend(model, plan, head, budget, sensitivity or {}, errors or {})
     idle = tuple(_named_types(options).idle({n: model.tensors[s] for n, s in sources.items()}))
     plan = replace(plan, notes=(*_notes(plan), *said), idle=(*idle, *_idle(options, plan.rotation)))
     _check(model, plan, options)
@@ -185,7 +189,6 @@ def make_plan(
 def _spend(
     model: Model,
     plan: Plan,
-    options: Options,
     head: str,
     budget: int,
     sensitivity: Mapping[str, float],
@@ -193,12 +196,7 @@ def _spend(
 ) -> tuple[Plan, tuple[str, ...]]:
     """Choose the types of all matrices that no option names, within the budget."""
     sources = model.tensors
-    free = [
-        t
-        for t in plan.tensors
-        if is_matrix(sources[t.source])
-        and _named_type(sources[t.source], t.name, options, head) is None
-    ]
+    free = [t for t in plan.tensors if is_matrix(sources[t.source]) and not t.named]
     n_layer = len({layer_prefix(name) for name in model.tensors} - {""})
     items = [_item(n_layer, t, head, sensitivity, errors) for t in free]
     fixed = plan.n_bytes - sum(t.n_bytes for t in free)
@@ -285,7 +283,10 @@ def _plan_tensor(
     else:
         wanted = named or _kept_type(source, chosen)
         type, reason = fitting(wanted, source.n_in) if wanted in FORMATS else (wanted, "")
-    return PlannedTensor(name, source.name, source.shape, source.type, type, sides, reason)
+    is_named = named is not None
+    return PlannedTensor(
+        name, source.name, source.shape, source.type, type, sides, reason, is_named
+    )
 
 
 def _named_type(source: Tensor, name: str, options: Options, head: str) -> str | None:

@@ -24,6 +24,7 @@ from tqgguf.planning.matrices import is_matrix
 from tqgguf.planning.plan import Options, Plan, PlannedTensor, make_plan
 from tqgguf.rotation import folding
 from tqgguf.rotation.architectures import LAYER, role
+from tqgguf.rotation.balance import expected_energies
 from tqgguf.rotation.energies import Energies, rotated_energies
 from tqgguf.rotation.rotation import Rotation, read_rotation
 from tqgguf.rotation.steps import RESIDUAL, Sides
@@ -32,9 +33,9 @@ MODES = ("none", "scales", "values", "fused")  # in the order in which they are 
 _LAYERS = 6  # that are looked at
 _RUNS, _RUN_WEIGHTS = 4, 1 << 13  # of consecutive rows of a matrix, and weights in each
 _MOST_BITS = 64.0  # more a weight: nothing but small tensors is rounded, and no error matters
-# By how much a mode has to be better than `values` where the inputs are unknown: real streams have
-# channels of many times the mean energy, which `fused` spreads and which values balances unseen.
-_DOUBT = {"none": 1.1, "scales": 1.02, "fused": 1.5}
+# Predictions nearer to each other than this are alike, and the simpler mode is taken: files differ
+# from what is predicted by as much (docs/decisions/0041).
+_ALIKE = 1.025
 
 
 @dataclass(frozen=True)
@@ -70,8 +71,19 @@ def choose_rotation(
     if not make_plan(model, unrotated).rounded_weights:
         return unrotated, "--rotate auto: none; nothing is rounded"
     found = candidates(model, options, energies, threads=threads)
-    best = min(found, key=lambda c: c.cost)
+    best = _best(found, blind=energies is None)
     return replace(options, rotate=best.mode), _sentence(best, found, blind=energies is None)
+
+
+def _best(found: Sequence[Candidate], *, blind: bool) -> Candidate:
+    """The simplest of those that are predicted to be as good as the best.
+
+    blind: the inputs are unknown, so outliers may be; scales undo these and cost a healthy model
+    nothing, and are preferred even to nothing.
+    """
+    least = min(c.cost for c in found)
+    alike = [c for c in found if c.cost <= _ALIKE * least]
+    return next((c for c in alike if blind and c.mode == "scales"), alike[0])
 
 
 def candidates(
@@ -86,7 +98,7 @@ def candidates(
     found = [_plan(model, replace(options, rotate=mode), energies) for mode in _modes(options)]
     inputs = _Inputs(model, energies)
     predicted = [_predicted(c, inputs, rows, threads) for c in found]
-    return [_priced(c, predicted[0], blind=energies is None) for c in predicted]
+    return [_priced(c, predicted[0]) for c in predicted]
 
 
 def _modes(options: Options) -> list[str]:
@@ -120,22 +132,22 @@ def _predicted(
     return replace(candidate, error=loss)
 
 
-def _priced(candidate: Candidate, unrotated: Candidate, *, blind: bool) -> Candidate:
+def _priced(candidate: Candidate, unrotated: Candidate) -> Candidate:
     """With its cost: a bit more a weight would have made the unrotated error a quarter."""
     if candidate.plan is None or unrotated.plan is None:
         return candidate
     more = candidate.plan.n_bytes - unrotated.plan.n_bytes
     bits = min(_MOST_BITS, 8 * more / max(1, unrotated.plan.rounded_weights))
-    doubt = _DOUBT.get(candidate.mode, 1.0) if blind else 1.0
-    return replace(candidate, cost=candidate.error * 4.0**bits * doubt)
+    return replace(candidate, cost=candidate.error * 4.0**bits)
 
 
 def _sentence(best: Candidate, found: Sequence[Candidate], *, blind: bool) -> str:
     others = "; ".join(_told_all([c for c in found if c is not best], found[0]))
     guess = ", the inputs guessed from the norms' gains" if blind else ""
-    doubt = ", and taken in doubt" if any(c.error < best.error for c in found) and blind else ""
+    nearly = best.cost > min(c.cost for c in found)
+    simpler = f", and {_ALIKE - 1:.1%} less would be no difference" if nearly else ""
     would = "rotated it would be: " if best.mode == "none" else ""
-    error = f"predicted output error {best.error:.4g}{guess}{doubt}"
+    error = f"predicted output error {best.error:.4g}{guess}{simpler}"
     return f"--rotate auto: {best.mode}, {error}; {would}{others}"
 
 
@@ -188,11 +200,15 @@ class _Inputs:
         return max(1.0, float(np.median(ratios))) if ratios else 1.0
 
     def _expected(self, name: str, shape: tuple[int, ...]) -> F32 | None:
-        """The norm's gain squared, as if all channels of the stream were alike."""
-        gain = self.model.tensors.get(f"{folding.norm_above(self.model, name)}.weight")
+        """What the norm's gain and the weights of all that reads it let expect."""
+        norm = folding.norm_above(self.model, name)
+        gain = self.model.tensors.get(f"{norm}.weight")
         if gain is None or gain.shape != shape[-1:]:
             return None
-        return np.broadcast_to(np.square(gain.read()), (math.prod(shape[:-2]), shape[-1]))
+        readers = folding.readers(self.model, norm)
+        alike = readers and all(t.n_in == gain.size for t in readers)
+        found = expected_energies(gain.read(), readers) if alike else np.square(gain.read())
+        return np.broadcast_to(found, (math.prod(shape[:-2]), shape[-1]))
 
 
 @dataclass(frozen=True)

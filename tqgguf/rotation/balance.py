@@ -32,6 +32,8 @@ CHUNK = 1 << 18  # weights at a time: their float64 copy stays in a core's cache
 SAMPLE = 256  # weights of a channel that are looked at: enough for a root of their energy
 _MOST = 24.0  # exponent of a factor: no gain leaves float32's range by it
 _INPUTS = 1 / 8  # exponent of the inputs' energies
+_STREAM = -0.8  # exponent that tells a channel's energy in the stream from its readers' weights
+_LOUDEST = 2  # times the median channel: most of what exceeds that is the same for every token
 STEPS = 16  # to a factor of two: finer ones gain nothing
 _MOST_STEPS = 127  # a byte holds them
 
@@ -53,18 +55,39 @@ def norm_balance(readers: Sequence[Tensor], inputs: F32 | None = None) -> F32:
     readers: (..., n_out, n_in) each; they have equal say, whatever their size. inputs: energies of
     what they read, (n_mat, n_in). See `_by_inputs`, and without inputs `_powers_of_two`.
     """
-    total = np.zeros(readers[0].n_in)
-    for reader in readers:
-        energy = _column_energy(reader).reshape(-1, reader.n_in).sum(axis=0)
-        total += energy / max(float(energy.sum()), 1e-300)
+    total = column_shares(readers)
     if inputs is not None:
         return power(_by_inputs(total, inputs.sum(axis=0, dtype=np.float64)[None]))
     return _powers_of_two(np.ones_like(total), total, root=2)
 
 
+def expected_energies(gain: F32, readers: Sequence[Tensor]) -> F32:
+    """What a norm of this gain is expected to give its readers: (n_in,) float32.
+
+    gain: (n_in,), readers: (..., n_out, n_in) each. Training gives weight to channels that have
+    little of the stream: E[x_c^2] goes with (g_c^2 |column_c|^2)^-0.8, however a factor is split
+    between gain and columns (docs/decisions/0041).
+    """
+    squares = np.square(gain, dtype=np.float64)
+    weight = squares * column_shares(readers)
+    x = np.power(weight, _STREAM, out=np.zeros_like(weight), where=weight > 0)
+    x = np.minimum(x, _LOUDEST * np.median(x))
+    expected: F32 = (squares * x / max(float(x.mean()), 1e-300)).astype(np.float32)
+    return expected
+
+
 def power(steps: F32) -> F32:
     """The factors that exponents in steps stand for: float32."""
     return np.exp2(steps.astype(np.float64) / STEPS).astype(np.float32)
+
+
+def column_shares(readers: Sequence[Tensor]) -> F64:
+    """The energies of columns of all that read one norm, each matrix with equal say: (n_in,)."""
+    total = np.zeros(readers[0].n_in)
+    for reader in readers:
+        energy = _column_energy(reader).reshape(-1, reader.n_in).sum(axis=0)
+        total += energy / max(float(energy.sum()), 1e-300)
+    return total
 
 
 def _by_inputs(weights: F64, inputs: F32 | F64) -> F32:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from tqgguf.errors import PlanError, UnsupportedModelError
 from tqgguf.kernels import hadamard
-from tqgguf.models.model import Model
+from tqgguf.models.model import Model, Tensor
 from tqgguf.rotation.architectures import STREAMS, Stream, layer_prefix, role
 from tqgguf.rotation.rotation import Axis, Rotation
 from tqgguf.rotation.steps import BLOCK, RESIDUAL, VALUE, Sides, Step
@@ -304,6 +304,13 @@ def norm_above(model: Model, name: str) -> str:
     if row is None or not (kind == "output" or kind in row.readers):
         return ""
     return _norm_above(model, row, kind, layer_prefix(name))
+
+
+def readers(model: Model, norm: str) -> list[Tensor]:
+    """The matrices that read a layer's norm, `blk.3.attn_norm` say; none where none is known."""
+    row, prefix = STREAMS.get(model.architecture), layer_prefix(f"{norm}.weight")
+    names = _readers(model, row, norm) if row else []
+    return [model.tensors[f"{prefix}{name}.weight"] for name in names]
 
 
 def _on_stream(model: Model, row: Stream, name: str) -> Sides:
