@@ -8,6 +8,7 @@ TqggufError                one line: subject, fact, expectation, cure; exit stat
 │   └── UnknownClassError  ... because Hugging Face's class of it has no row in our table
 ├── PlanError              options that contradict the model or each other
 ├── MismatchError          a file is not what its original would have become
+├── HubError               a repository of the hub that cannot be read or written
 ├── OutputError            an output that must not or cannot be written
 └── ToolError              llama.cpp's programs are missing or failed
 
@@ -45,6 +46,10 @@ class UnknownClassError(UnsupportedModelError):
 
 class PlanError(TqggufError):
     """Options that contradict the model or each other."""
+
+
+class HubError(TqggufError):
+    """A repository of the hub that cannot be read or written."""
 
 
 class OutputError(TqggufError):

@@ -1,6 +1,7 @@
 """`tqgguf ladder`: several sizes of a model, measured, with the page that tells of them."""
 
 import shlex
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from tqgguf.cli import options as o
 from tqgguf.cli.application import app
 from tqgguf.cli.console import progress, say, say_json, say_table, say_written, warn
 from tqgguf.cli.front import draw_front
+from tqgguf.cli.hub import local_model
 from tqgguf.cli.plots import new_figure
 from tqgguf.errors import TqggufError
 from tqgguf.llamacpp import Settings, Workload
@@ -25,6 +27,7 @@ from tqgguf.machine.memory import readable_size
 from tqgguf.measure import eval as evaluate
 from tqgguf.measure.eval import Original
 from tqgguf.models import Model, open_model
+from tqgguf.models.download import hub_name
 from tqgguf.planning.plan import Options
 from tqgguf.publishing import card, judge
 from tqgguf.publishing import ladder as making
@@ -34,9 +37,11 @@ from tqgguf.publishing.record import (
     Ladder,
     check_card,
     open_ladder,
+    publishable,
     write_card,
     write_sums,
 )
+from tqgguf.publishing.upload import check_access, send
 
 _TYPES = "tq-q2,tq-q3,tq-q4,q6_k,q8_0"
 _ROUNDS = 3
@@ -72,6 +77,10 @@ BaseModel = Annotated[
     str | None, typer.Option(metavar="ORG/NAME", help="The original's name on the hub.")
 ]
 QuantizedBy = Annotated[str, typer.Option(metavar="NAME", help="Who made the files.")]
+Upload = Annotated[
+    str | None, typer.Option(metavar="ORG/NAME", help="Send all to this repository of the hub.")
+]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Upload without asking.")]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite a card that was edited.")]
 
 
@@ -95,6 +104,8 @@ def ladder_command(
     base_model: BaseModel = None,
     quantized_by: QuantizedBy = "tqgguf",
     machine: Machine,
+    upload: Upload = None,
+    yes: Yes = False,
     force: Force = False,
     json: o.Json = False,
     quiet: o.Quiet = False,
@@ -111,7 +122,10 @@ def ladder_command(
     wanted = making.rungs(*_asked(types, sizes), shared)
     measured = _Measured(text, context, chunks, rounds if bench else 0)
     _check_tools(measured, context=context, chunks=chunks, rounds=rounds)
-    opened = _open(model, quiet=quiet)
+    if upload:
+        _check_upload(upload, yes=yes)
+    source = local_model(model, quiet=quiet)
+    opened = _open(source, quiet=quiet)
     ladder = open_ladder(output, making.identity(opened, shared))
     check_card(ladder, force=force)
     work = _Work(ladder, opened, replace(machine, processes=True), quiet)
@@ -121,15 +135,16 @@ def ladder_command(
         work.measure(base, measured)
     words = card.Words(
         card.model_name(opened),
-        model.name,
+        _named(model),
         base_model or card.base_model(opened),
         quantized_by,
         _command(model, output, wanted, shared, measured),
     )
     _write_page(ladder, opened, words)
     say_written()
+    commit = _send(ladder, upload, yes=yes, quiet=quiet) if upload else None
     if json:
-        say_json(_document(ladder))
+        say_json(_document(ladder) | {"commit": commit})
     elif not quiet:
         _say(ladder, words)
 
@@ -279,7 +294,7 @@ def _command(
     }
     words = [str(word) for pair in given.items() if pair[1] for word in pair]
     bench = ["--bench", "--rounds", str(measured.rounds)] if measured.rounds else []
-    return shlex.join(["tqgguf", "ladder", model.name, *words, *bench])
+    return shlex.join(["tqgguf", "ladder", _named(model), *words, *bench])
 
 
 def _write_page(ladder: Ladder, model: Model, words: card.Words) -> None:
@@ -288,6 +303,36 @@ def _write_page(ladder: Ladder, model: Model, words: card.Words) -> None:
     if rows:
         draw_front(rows, ladder.folder / PICTURE)
     write_card(ladder, card.render(ladder, model, words))
+
+
+def _check_upload(repo: str, *, yes: bool) -> None:
+    """Refuse before the work what could not be sent after it."""
+    name = hub_name(repo)
+    if name is None or str(name) != name.repo or name.repo != repo:
+        raise typer.BadParameter(f"--upload {repo}: expected ORG/NAME, a repository of the hub")
+    if not (yes or sys.stdin.isatty()):
+        raise typer.BadParameter("--upload asks before it sends, and nobody is there; add --yes")
+    check_access(repo)
+
+
+def _send(ladder: Ladder, repo: str, *, yes: bool, quiet: bool) -> str | None:
+    """Upload after asking; the commit's address, None if the answer is no."""
+    names = publishable(ladder)
+    n_bytes = sum((ladder.folder / name).stat().st_size for name in names)
+    what = f"{len(names)} files, {readable_size(n_bytes)}, to {repo}"
+    if not yes and not typer.confirm(f"Send {what}?", err=True):
+        warn(f"nothing was sent; {ladder.folder} holds all of it")
+        return None
+    commit = send(repo, ladder.folder, names, quiet=quiet)
+    if not quiet:
+        warn(f"sent {what}: {commit}")
+    return commit
+
+
+def _named(model: Path) -> str:
+    """What the model is called in commands: a name on the hub, of files the names alone."""
+    name = None if model.exists() else hub_name(str(model))
+    return str(name) if name else model.name
 
 
 def _document(ladder: Ladder) -> dict[str, Any]:

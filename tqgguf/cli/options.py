@@ -67,7 +67,8 @@ _print = partial(typer.Option, rich_help_panel="What to print")
 Model = Annotated[
     Path,
     typer.Argument(
-        metavar="MODEL", help="A .gguf file (or its first shard), a folder, or .safetensors."
+        metavar="MODEL",
+        help="A .gguf file (or its first shard), a folder, .safetensors, or org/name on the hub.",
     ),
 ]
 _block = _rotation(

@@ -25,6 +25,7 @@ from tqgguf.cli.console import (
     say_written,
     warn,
 )
+from tqgguf.cli.hub import local_model
 from tqgguf.errors import TqggufError
 from tqgguf.llamacpp.converter import Conversion, discard, open_any
 from tqgguf.machine.machine import Machine
@@ -74,6 +75,7 @@ def quantize_command(
     """
     if save_imatrix is not None and effort_of(options) == "fast":
         raise typer.BadParameter("--save-imatrix needs a text; leave out --effort fast")
+    model = local_model(model, quiet=quiet)
     split = Split(split_max_size, split_max_tensors)
     place = output or default_output(model, recipe(options.type).name)
     through = Conversion(place, converter, converter_python, resume=resume, force=resume or force)
@@ -109,6 +111,7 @@ def plan_command(
 
     Example: tqgguf plan model-f16.gguf --type tq-q3
     """
+    model = local_model(model)
     _plan(_open(model, vocab_from, None, quiet=False), options, None, json=json)
 
 
