@@ -4,6 +4,7 @@ NumPy is one of these namespaces, so there is one implementation. Where NumPy do
 than the standard has words for, the choice is made here and nowhere else.
 """
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -43,12 +44,16 @@ def to_numpy(x: Any) -> NDArray[Any]:
     return np.asarray(x if fetch is None else fetch())
 
 
-def write(function: Any, *inputs: Any, out: Any) -> None:
-    """Put function(*inputs) into out; without an array in between where the library can."""
-    if hasattr(function, "nin"):  # a ufunc, of NumPy or CuPy
-        function(*inputs, out=out)
-    else:
-        out[...] = function(*inputs)
+def in_place(function: Any) -> Any:
+    """The function with a keyword out, the array that its result goes into.
+
+    That of NumPy or CuPy itself where it has one, so that no array stands in between.
+    """
+    return function if hasattr(function, "nin") else partial(_put, function)
+
+
+def _put(function: Any, *inputs: Any, out: Any) -> None:
+    out[...] = function(*inputs)
 
 
 def dot(a: Any, b: Any) -> Any:
@@ -70,10 +75,15 @@ def rint(x: Any) -> Any:
     return np.rint(x) if is_numpy(x) else namespace(x).round(x)
 
 
-def look_up(table: Any, index: Any) -> Any:
-    """table[index], of a table with one axis; an index beyond its ends means the nearest end."""
-    if is_numpy(table):
-        return np.take(table, index, mode="clip")
-    xp = namespace(table)
-    flat = xp.reshape(index, (-1,))
-    return xp.reshape(xp.take(table, xp.clip(flat, 0, table.shape[0] - 1)), index.shape)
+def as_half(x: Any) -> Any:
+    """Float32 values rounded as float16 does; the standard knows no float16."""
+    xp = namespace(x)
+    if hasattr(xp, "float16"):
+        return xp.astype(xp.astype(x, xp.float16), x.dtype)
+    return moved(to_numpy(x).astype(np.float16).astype(np.float32), x)
+
+
+def add_to_diagonal(x: Any, value: float) -> None:
+    """Add to the diagonal of (n, n), which lies in one piece, in place."""
+    flat = namespace(x).reshape(x, (-1,), copy=False)
+    flat[:: x.shape[0] + 1] += value

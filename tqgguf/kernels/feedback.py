@@ -11,19 +11,38 @@ one product (the lazy batches of the same paper).
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
+from tqgguf.kernels.arrays import (
+    add_to_diagonal,
+    as_half,
+    dot,
+    in_place,
+    is_numpy,
+    moved,
+    namespace,
+    rint,
+    to_numpy,
+)
 from tqgguf.kernels.dtypes import F32, F64, Blocks
 from tqgguf.kernels.protocols import ScalarFormat
-from tqgguf.kernels.search import nearest, reciprocal, snapper
+from tqgguf.kernels.search import indices, reciprocal, snapper
 
 DAMPING = 0.01  # of the mean of H's diagonal, added to it
 _SOLVED = 64  # rows of a triangular system at a time
+_SOLVED_AWAY = 1024  # the same where calls cost more than arithmetic
 _STRIP = 8  # columns between two updates of the rest of a group or block
 
 Snap = Callable[[F32], None]
+Run = Callable[..., None]
+
+
+def at_once(work: Callable[..., None], *arrays: Any) -> None:
+    """Do work(*arrays), which changes arrays in place."""
+    work(*arrays)
 
 
 @dataclass(frozen=True)
@@ -36,15 +55,15 @@ class Moments:
 
     def block(self, here: slice) -> F32:
         """A block on H's diagonal, (size, size)."""
-        own: F32 = np.array(self.h[here, here])
-        own[np.diag_indices(len(own))] += np.float32(self.added)
+        own: F32 = namespace(self.h).asarray(self.h[here, here], copy=True)
+        add_to_diagonal(own, self.added)
         return own
 
     def pull(self, here: slice, error: F32) -> F32:
         """Rows of H e, minus half the slope of e^T H e: error (n_in, n) -> (size, n)."""
-        pull: F32 = self.h[here] @ error
+        pull: F32 = self.h[here, :] @ error
         if self.added:
-            pull += np.float32(self.added) * error[here]
+            pull += np.float32(self.added).item() * error[here, :]
         return pull
 
 
@@ -53,7 +72,8 @@ def prepare(h: F32 | F64, *, damping: float = DAMPING) -> Moments:
 
     h: (n_in, n_in), symmetric and positive semidefinite up to rounding.
     """
-    full = np.asarray(h, np.float32)
+    xp = namespace(h)
+    full: F32 = xp.astype(h, xp.float32)
     added, v = factor(full, damping=damping)
     return Moments(_with_added(full, added), v)
 
@@ -64,15 +84,21 @@ def factor(h: F32, *, damping: float) -> tuple[float, F32]:
     added is damping times the diagonal's mean, more where rounding made H indefinite by more than
     that. h: (n_in, n_in) -> v, like h, in float32: three times H in memory.
     """
-    mean = float(np.diagonal(h).mean(dtype=np.float64)) or 1.0
+    xp = namespace(h)
+    mean = float(to_numpy(xp.linalg.diagonal(h)).mean(dtype=np.float64)) or 1.0
     while True:
         added = damping * mean
         try:
-            lower = _cholesky(np.ascontiguousarray(_with_added(h, added)[::-1, ::-1]))
+            lower = _cholesky(xp.asarray(xp.flip(_with_added(h, added)), copy=True))
         except np.linalg.LinAlgError:
             damping *= 4
             continue
-        return added, lower[::-1, ::-1]
+        return added, xp.flip(lower)
+
+
+def _panels(a: F32) -> list[slice]:
+    """The rows of a that are worked on at a time."""
+    return list(_slices(0, a.shape[0], _SOLVED if is_numpy(a) else _SOLVED_AWAY))
 
 
 def _cholesky(a: F32) -> F32:
@@ -80,9 +106,10 @@ def _cholesky(a: F32) -> F32:
 
     Raises LinAlgError where a is not positive definite.
     """
-    for here in _slices(0, len(a), _SOLVED):
+    cholesky = namespace(a).linalg.cholesky
+    for here in _panels(a):
         a[here.start :, here] -= a[here.start :, : here.start] @ a[here, : here.start].T
-        a[here, here] = np.linalg.cholesky(a[here, here])
+        a[here, here] = cholesky(a[here, here])
         a[here.stop :, here] = a[here.stop :, here] @ _inverse(a[here, here]).T
         a[here, here.stop :] = 0
     return a
@@ -90,29 +117,30 @@ def _cholesky(a: F32) -> F32:
 
 def solve(v: F32, b: F32) -> F32:
     """The x of V V^T x = b, a block of rows at a time: v (n, n) upper triangular, b (n, m)."""
-    x = np.array(b)
-    for here in reversed(list(_slices(0, len(v), _SOLVED))):
-        rest = x[here] - v[here, here.stop :] @ x[here.stop :]
-        x[here] = _inverse(v[here, here]) @ rest
+    x: F32 = namespace(b).asarray(b, copy=True)
+    for here in reversed(_panels(v)):
+        rest = x[here, :] - v[here, here.stop :] @ x[here.stop :, :]
+        x[here, :] = _inverse(v[here, here]) @ rest
     return _solve_lower(v, x)
 
 
 def _solve_lower(v: F32, b: F32) -> F32:
     """The x of V^T x = b: v (n, n) upper triangular, b (n, m), which is written over."""
-    for here in _slices(0, len(v), _SOLVED):
-        rest = b[here] - v[: here.start, here].T @ b[: here.start]
-        b[here] = _inverse(v[here, here]).T @ rest
+    for here in _panels(v):
+        rest = b[here, :] - v[: here.start, here].T @ b[: here.start, :]
+        b[here, :] = _inverse(v[here, here]).T @ rest
     return b
 
 
 def _with_added(h: F32, added: float) -> F32:
-    damped: F32 = np.array(h)
-    damped[np.diag_indices(len(h))] += np.float32(added)
+    damped: F32 = namespace(h).asarray(h, copy=True)
+    add_to_diagonal(damped, added)
     return damped
 
 
 def _inverse(a: F32) -> F32:
-    inverse: F32 = np.linalg.inv(a.astype(np.float64)).astype(np.float32)
+    xp = namespace(a)
+    inverse: F32 = xp.astype(xp.linalg.inv(xp.astype(a, xp.float64)), xp.float32)
     return inverse
 
 
@@ -124,23 +152,26 @@ def output_error(w: F32, q: F32, h: F32) -> F64:
 
 
 def round_matrix(
-    w: F32, moments: Moments, fmt: ScalarFormat, *, sweeps: int = 4
+    w: F32, moments: Moments, fmt: ScalarFormat, *, sweeps: int = 4, run: Run = at_once
 ) -> tuple[Blocks, F32]:
     """Quantize with error feedback.
 
     w: (n_in, n) float32 -> blocks: (n_in / block_size, n) and the weights they decode to, like w.
-    sweeps: how often every scale and every code is revisited after the greedy pass.
+    sweeps: how often every scale and every code is revisited after the greedy pass. run: how what
+    is the same for every block is done, a graph of calls say. Scales are fitted, and codes packed,
+    in NumPy whatever the library of w.
     """
-    places = list(_slices(0, len(w), fmt.block_size))
-    state = _State(np.empty_like(w), np.empty_like(w), snapper(fmt.levels))
-    blocks = [_greedy(state, here, w[here], moments.v, fmt) for here in places]
+    places = list(_slices(0, w.shape[0], fmt.block_size))
+    xp = namespace(w)
+    state = _State(xp.empty_like(w), xp.empty_like(w), snapper(fmt.levels, w), fmt, run)
+    columns = [_greedy(state, here, w[here, :], moments.v) for here in places]
     for _ in range(sweeps):
-        for block, here in zip(blocks, places, strict=True):
-            _revisit(state, block, here, moments, fmt)
-    one, none = np.ones(1, np.float32), np.zeros(1, np.float32)
-    for block, here in zip(blocks, places, strict=True):
-        fmt.pack(block, nearest(state.units[here], one, none, fmt.levels))
-    return np.stack(blocks), w - state.error
+        for column, here in zip(columns, places, strict=True):
+            _revisit(state, column, here, moments)
+    for column, here in zip(columns, places, strict=True):
+        column.write(fmt)
+        fmt.pack(column.blocks, to_numpy(indices(state.units[here, :], fmt.levels)))
+    return np.stack([column.blocks for column in columns]), w - state.error
 
 
 @dataclass
@@ -150,6 +181,8 @@ class _State:
     units: F32  # (n_in, n), the level of every weight
     error: F32  # (n_in, n), w - q
     snap: Snap  # to the nearest level
+    fmt: ScalarFormat
+    run: Run
 
 
 def _slices(begin: int, end: int, size: int) -> Iterator[slice]:
@@ -157,27 +190,43 @@ def _slices(begin: int, end: int, size: int) -> Iterator[slice]:
         yield slice(at, min(at + size, end))
 
 
-def _greedy(state: _State, here: slice, w: F32, v: F32, fmt: ScalarFormat) -> Blocks:
+def _greedy(state: _State, here: slice, w: F32, v: F32) -> "_Scales":
     """Fit the scales of a block to what earlier errors made of its weights, then round in turn.
 
     H = V V^T, so the error is the sum over columns c of (V^T e)_c^2. That of c depends on e_c and
     the errors before it alone, and is least where e_c makes up for them: V_cc e_c = - carried_c.
     """
-    own = np.ascontiguousarray(v[here, here])
-    carried = v[: here.start, here].T @ state.error[: here.start]  # (size, n)
-    diagonal = np.diagonal(own)[:, None]
-    corrected = w + _solve_lower(own, np.array(carried))
-    blocks = fmt.fit(corrected, np.broadcast_to(diagonal**2, corrected.shape))
-    step, offset = fmt.grid(blocks)
-    inverse, units, error = reciprocal(step), state.units[here], state.error[here]
-    for at in _slices(0, len(w), _STRIP):
-        g = at.start // fmt.group_size
-        meant = (w[at] - offset[g]) * inverse[g]
-        pushed = carried[at] * (inverse[g] / diagonal[at])
-        units[at] = _round_in_turn(meant, pushed, own[at, at] / diagonal[at, 0], state.snap)
-        error[at] = w[at] - (step[g] * units[at] + offset[g])
-        carried[at.stop :] += own[at, at.stop :].T @ error[at]
-    return blocks
+    xp = namespace(w)
+    own = xp.asarray(v[here, here], copy=True)
+    carried = v[: here.start, here].T @ state.error[: here.start, :]  # (size, n)
+    corrected = w + _solve_lower(own, xp.asarray(carried, copy=True))
+    importance = xp.broadcast_to(xp.linalg.diagonal(own)[:, None] ** 2, corrected.shape)
+    blocks = state.fmt.fit(to_numpy(corrected), to_numpy(importance))
+    step, offset = (moved(a, w) for a in state.fmt.grid(blocks))
+    results = state.units[here, :], state.error[here, :]
+    state.run(_Greedy(state.fmt.group_size, state.snap), *results, carried, w, own, step, offset)
+    return _Scales.read(blocks, state.fmt, w)
+
+
+@dataclass(frozen=True)
+class _Greedy:
+    """Round the weights of a block in turn, each making up for those before it."""
+
+    group_size: int
+    snap: Snap = field(compare=False)
+
+    def __call__(
+        self, units: F32, error: F32, carried: F32, w: F32, own: F32, step: F32, offset: F32
+    ) -> None:
+        """All (size, n), but own (size, size), step and offset (groups, n)."""
+        inverse, diagonal = reciprocal(step), namespace(own).linalg.diagonal(own)
+        for at in _slices(0, w.shape[0], _STRIP):
+            g = at.start // self.group_size
+            meant = (w[at, :] - offset[g, :]) * inverse[g, :]
+            pushed = carried[at, :] * (inverse[g, :] / diagonal[at, None])
+            units[at, :] = _round_in_turn(meant, pushed, own[at, at] / diagonal[at], self.snap)
+            error[at, :] = w[at, :] - (step[g, :] * units[at, :] + offset[g, :])
+            carried[at.stop :, :] += own[at, at.stop :].T @ error[at, :]
 
 
 def _round_in_turn(meant: F32, pushed: F32, v: F32, snap: Snap) -> F32:
@@ -186,33 +235,50 @@ def _round_in_turn(meant: F32, pushed: F32, v: F32, snap: Snap) -> F32:
     meant, pushed: (size, n), the weights and what earlier errors ask of them; v: (size, size), V
     with its columns divided by its diagonal -> the levels, (size, n).
     """
-    units, error = np.empty_like(meant), np.empty_like(meant)
-    for c, level in enumerate(units):
-        np.add(meant[c], pushed[c], out=level)
+    xp = namespace(meant)
+    add, subtract = in_place(xp.add), in_place(xp.subtract)
+    units: F32 = xp.empty_like(meant)
+    error: F32 = xp.empty_like(meant)
+    for c in range(meant.shape[0]):
+        own, level = meant[c, :], units[c, :]
+        add(own, pushed[c, :], out=level)
         if c:
-            level += v[:c, c] @ error[:c]
+            level += v[:c, c] @ error[:c, :]
         snap(level)
-        np.subtract(meant[c], level, out=error[c])
+        subtract(own, level, out=error[c, :])
     return units
 
 
-def _revisit(
-    state: _State, blocks: Blocks, here: slice, moments: Moments, fmt: ScalarFormat
-) -> None:
+def _revisit(state: _State, scales: "_Scales", here: slice, moments: Moments) -> None:
     """Refit the scales and round the weights of a block anew, given everything else."""
     own, pull = moments.block(here), moments.pull(here, state.error)
-    units, error = state.units[here], state.error[here]
-    scales = _Scales.read(blocks, fmt)
-    for g, part in enumerate(_slices(0, len(own), fmt.group_size)):
-        local = own[part, part]
-        change = _refit_group(scales, g, units[part], pull[part], local)
-        wish = pull[part] - local @ change
-        step = scales.step(g)
-        change += step * _reround(units[part], wish * reciprocal(step), local, state.snap)
-        error[part] -= change
-        pull -= own[:, part] @ change
-    _refit_block(scales, units, error, pull, own, fmt.group_size)
-    scales.write(blocks, fmt)
+    changed = state.units[here, :], state.error[here, :], *scales.arrays
+    state.run(_Revisit(scales.kind, state.fmt.group_size, state.snap), *changed, pull, own)
+
+
+@dataclass(frozen=True)
+class _Revisit:
+    """Refit the scales and round the weights of a block anew, given everything else."""
+
+    kind: "_Kind"
+    group_size: int
+    snap: Snap = field(compare=False)
+
+    def __call__(self, units: F32, error: F32, *arrays: F32) -> None:
+        """The block's units and error, (size, n), its scales' arrays, H e (size, n) and H."""
+        d, sub, dmin, minima, pull, own = arrays
+        scales = _Scales(self.kind, d, sub, dmin, minima)
+        scales.settle()
+        for g, part in enumerate(_slices(0, own.shape[0], self.group_size)):
+            local = own[part, part]
+            change = _refit_group(scales, g, units[part, :], pull[part, :], local)
+            wish = pull[part, :] - local @ change
+            step = scales.step(g)
+            wish *= reciprocal(step)
+            change += step * _reround(units[part, :], wish, local, self.snap)
+            error[part, :] -= change
+            pull -= own[:, part] @ change
+        _refit_block(scales, units, error, pull, own, self.group_size)
 
 
 def _reround(units: F32, pull: F32, h: F32, snap: Snap) -> F32:
@@ -221,57 +287,93 @@ def _reround(units: F32, pull: F32, h: F32, snap: Snap) -> F32:
     Given all others, the error is least where weight c moves by pull_c / H_cc. pull: in units of
     the step; h: (size, size).
     """
-    diagonal = np.diagonal(h)[:, None]
+    xp = namespace(h)
+    subtract, diagonal = in_place(xp.subtract), xp.linalg.diagonal(h)[:, None]
     wish, h = pull / diagonal, h / diagonal
-    change = np.empty_like(units)
-    for at in _slices(0, len(units), _STRIP):
+    change: F32 = xp.empty_like(units)
+    for at in _slices(0, units.shape[0], _STRIP):
         for c in range(at.start, at.stop):
-            moved = wish[c]
+            moved, unit = wish[c, :], units[c, :]
             if c > at.start:
-                moved -= h[c, at.start : c] @ change[at.start : c]
-            moved += units[c]
+                moved -= h[c, at.start : c] @ change[at.start : c, :]
+            moved += unit
             snap(moved)
-            np.subtract(moved, units[c], out=change[c])
-            units[c] = moved
-        wish[at.stop :] -= h[at.stop :, at] @ change[at]
+            subtract(moved, unit, out=change[c, :])
+            unit[...] = moved
+        wish[at.stop :, :] -= h[at.stop :, at] @ change[at, :]
     return change
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """Which scales of a type move: integers within limits under d and dmin, or none if fixed."""
+
+    limits: tuple[int, int] | None = None
+    offset_limits: tuple[int, int] | None = None
+    fixed: bool = False
 
 
 @dataclass
 class _Scales:
-    """A block column's scales: step of group g = d * sub[g], offset = -dmin * minima[g]."""
+    """A block column's scales: step of group g = d * sub[g], offset = -dmin * minima[g].
 
-    d: F32  # (n,)
-    sub: F32  # (groups, n)
+    d, dmin: (n,), sub, minima: (groups, n). Of a type whose scales stay as fitted d is 1 and sub
+    the steps. blocks: what they were read from.
+    """
+
+    kind: _Kind
+    d: F32
+    sub: F32
     dmin: F32
     minima: F32
-    limits: tuple[int, int] | None = None
-    offset_limits: tuple[int, int] | None = None
-    fixed: F32 | None = None  # the steps of a type whose scales stay as fitted
+    blocks: Blocks = field(default_factory=lambda: np.empty(0, "V1"))
+
+    @property
+    def arrays(self) -> tuple[F32, ...]:
+        return self.d, self.sub, self.dmin, self.minima
 
     @staticmethod
-    def read(blocks: Blocks, fmt: ScalarFormat) -> "_Scales":
+    def read(blocks: Blocks, fmt: ScalarFormat, like: F32) -> "_Scales":
+        """The scales in the library of `like`."""
         step, offset = fmt.grid(blocks)
+        zeros = np.zeros_like(step)
         if not fmt.step_codes and (offset.any() or "d" not in (blocks.dtype.names or ())):
-            return _Scales(step[0], step, step[0], step, fixed=step)
-        d = blocks["d"].astype(np.float32)
-        dmin = blocks["dmin"].astype(np.float32) if fmt.offset_codes else np.zeros_like(d)
-        sub = np.rint(step * reciprocal(d)) if fmt.step_codes else np.ones_like(step)
-        minima = np.rint(-offset * reciprocal(dmin))
-        return _Scales(d, sub, dmin, minima, fmt.step_codes, fmt.offset_codes)
+            kind, values = _Kind(fixed=True), (np.ones_like(step[0]), step, zeros[0], zeros)
+        else:
+            d = blocks["d"].astype(np.float32)
+            dmin = blocks["dmin"].astype(np.float32) if fmt.offset_codes else zeros[0]
+            sub = np.rint(step * reciprocal(d)) if fmt.step_codes else np.ones_like(step)
+            minima = np.rint(-offset * reciprocal(dmin))
+            kind, values = _Kind(fmt.step_codes, fmt.offset_codes), (d, sub, dmin, minima)
+        d, sub, dmin, minima = (moved(a, like) for a in values)
+        return _Scales(kind, d, sub, dmin, minima, blocks)
+
+    def settle(self) -> None:
+        """Integers under a scale of 0 are 0, or they would come back with it."""
+        if self.kind.limits:
+            self.sub *= _as(self.d != 0, self.d)
+            self.minima *= _as(self.dmin != 0, self.d)
 
     def step(self, g: int) -> F32:
-        step: F32 = self.d * self.sub[g] if self.fixed is None else self.fixed[g]
+        step: F32 = self.d * self.sub[g, :]
         return step
 
-    def write(self, blocks: Blocks, fmt: ScalarFormat) -> None:
-        if self.fixed is not None:
+    def write(self, fmt: ScalarFormat) -> None:
+        """Put them into the blocks."""
+        if self.kind.fixed:
             return
-        blocks["d"] = self.d.astype(np.float16)
-        if self.offset_limits:
-            blocks["dmin"] = self.dmin.astype(np.float16)
+        d, sub, dmin, minima = (to_numpy(a) for a in self.arrays)
+        self.blocks["d"] = d.astype(np.float16)
+        if self.kind.offset_limits:
+            self.blocks["dmin"] = dmin.astype(np.float16)
         if fmt.store:
-            fmt.store(blocks, self.sub, self.minima)
+            fmt.store(self.blocks, sub, minima)
+
+
+def _as(mask: Any, x: F32) -> F32:
+    """1 and 0 in x's dtype."""
+    number: F32 = namespace(x).astype(mask, x.dtype)
+    return number
 
 
 def _refit_group(scales: _Scales, g: int, units: F32, pull: F32, h: F32) -> F32:
@@ -285,45 +387,52 @@ def _refit_group(scales: _Scales, g: int, units: F32, pull: F32, h: F32) -> F32:
 
     units, pull: (size, n), h: (size, size) -> m, (size, n).
     """
-    if scales.limits is None:
-        return np.zeros_like(units)  # the group is the block: _refit_block does it
-    ones = h.sum(axis=0)
-    up, uhu, uh1 = _dot(units, pull), _dot(units, h @ units), ones @ units
-    if scales.offset_limits is None:
-        sub = _moved(scales.sub[g], up * reciprocal(uhu), scales.d, scales.limits)
-        a = (sub - scales.sub[g]) * scales.d
+    xp, limits, offset_limits = namespace(h), scales.kind.limits, scales.kind.offset_limits
+    if limits is None:
+        still: F32 = xp.zeros_like(units)
+        return still  # the group is the block: _refit_block does it
+    code, low = scales.sub[g, :], scales.minima[g, :]
+    ones = xp.sum(h, axis=0)
+    up, uhu, uh1 = dot(units, pull), dot(units, h @ units), ones @ units
+    none = xp.zeros_like(up)
+    if offset_limits is None:
+        sub = _moved(code, up * reciprocal(uhu), scales.d, limits)
+        a = (sub - code) * scales.d
         better = a * (2 * up - a * uhu) > 0
-        scales.sub[g] = np.where(better, sub, scales.sub[g])
-        return np.where(better, a, np.float32(0)) * units
-    p1, h11 = pull.sum(axis=0), np.float32(ones.sum())
+        scales.sub[g, :] = xp.where(better, sub, code)
+        moves: F32 = xp.where(better, a, none) * units
+        return moves
+    p1, h11 = xp.sum(pull, axis=0), xp.sum(ones)
     det = uhu * h11 - uh1 * uh1
-    sound = det > np.float32(1e-4) * uhu * h11  # or u is constant, and a step does what b does
-    wish = np.where(sound, (up * h11 - p1 * uh1) * reciprocal(det), up * reciprocal(uhu))
-    sub = _moved(scales.sub[g], wish, scales.d, scales.limits)
-    a = (sub - scales.sub[g]) * scales.d
+    sound = det > 1e-4 * uhu * h11  # or u is constant, and a step does what b does
+    wish = xp.where(sound, (up * h11 - p1 * uh1) * reciprocal(det), up * reciprocal(uhu))
+    sub = _moved(code, wish, scales.d, limits)
+    a = (sub - code) * scales.d
     # the offset that suits the step as it was rounded
-    minima = _moved(scales.minima[g], (a * uh1 - p1) / h11, scales.dmin, scales.offset_limits)
-    b = (scales.minima[g] - minima) * scales.dmin
+    minima = _moved(low, (a * uh1 - p1) / h11, scales.dmin, offset_limits)
+    b = (low - minima) * scales.dmin
     better = 2 * (a * up + b * p1) - a * (a * uhu + 2 * b * uh1) - b * b * h11 > 0
-    scales.sub[g] = np.where(better, sub, scales.sub[g])
-    scales.minima[g] = np.where(better, minima, scales.minima[g])
-    change: F32 = np.where(better, a, np.float32(0)) * units + np.where(better, b, np.float32(0))
+    scales.sub[g, :] = xp.where(better, sub, code)
+    scales.minima[g, :] = xp.where(better, minima, low)
+    change: F32 = xp.where(better, a, none) * units + xp.where(better, b, none)
     return change
 
 
 def _moved(code: F32, change: F32, scale: F32, limits: tuple[int, int]) -> F32:
     """The integer nearest to where code * scale changes by so much."""
-    moved: F32 = np.clip(np.rint(code + change * reciprocal(scale)), *limits)
+    nearest = rint(code + change * reciprocal(scale))
+    moved: F32 = namespace(scale).clip(nearest, float(limits[0]), float(limits[1]))
     return moved
 
 
 def _refit_block(scales: _Scales, units: F32, error: F32, pull: F32, h: F32, group: int) -> None:
     """Move a block's d (and dmin) to their least-squares values, if that helps."""
-    if scales.fixed is not None:
+    if scales.kind.fixed:
         return
-    _refit(scales.d, units * np.repeat(scales.sub, group, axis=0), error, pull, h)
-    if scales.offset_limits:
-        _refit(scales.dmin, -np.repeat(scales.minima, group, axis=0), error, pull, h)
+    repeat = namespace(units).repeat
+    _refit(scales.d, units * repeat(scales.sub, group, axis=0), error, pull, h)
+    if scales.kind.offset_limits:
+        _refit(scales.dmin, -repeat(scales.minima, group, axis=0), error, pull, h)
 
 
 def _refit(scale: F32, along: F32, error: F32, pull: F32, h: F32) -> None:
@@ -333,16 +442,9 @@ def _refit(scale: F32, along: F32, error: F32, pull: F32, h: F32) -> None:
     2 a u^T p - a^2 u^T H u: most at a = u^T p / u^T H u.
     """
     h_along = h @ along
-    slope, curve = _dot(pull, along), _dot(along, h_along)
-    new = (scale + slope * reciprocal(curve)).astype(np.float16).astype(np.float32)
-    change = new - scale
-    change *= change * (2 * slope - change * curve) > 0
+    slope, curve = dot(pull, along), dot(along, h_along)
+    change = as_half(scale + slope * reciprocal(curve)) - scale
+    change *= _as(change * (2 * slope - change * curve) > 0, change)
     scale += change
     error -= change * along
     pull -= change * h_along
-
-
-def _dot(a: F32, b: F32) -> F32:
-    """Sum of a * b over axis 0: (size, n) -> (n,)."""
-    sums: F32 = np.einsum("in,in->n", a, b)
-    return sums

@@ -5,10 +5,11 @@ Levels are ascending integers: consecutive ones are found by rounding, others by
 
 from collections.abc import Callable
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from tqgguf.kernels.arrays import in_place, is_numpy, moved, namespace
 from tqgguf.kernels.dtypes import F32, U8
 
 _MARGIN = 1.4  # how far beyond its outermost level `snap` may be asked
@@ -20,7 +21,7 @@ class Table(NamedTuple):
     The midpoint between two integers is a multiple of 1/2, so half-integer cells are exact.
     """
 
-    start: np.float32
+    start: float
     values: F32
     indices: U8
 
@@ -38,23 +39,48 @@ def snap(u: F32, levels: F32, out: F32) -> None:
         np.take(table.values, _cells(u, table, out), out=out, mode="clip")
 
 
-def snapper(levels: F32) -> Callable[[F32], None]:
-    """A function that moves the values of an array to their nearest levels, in place.
+def snapper(levels: F32, x: F32) -> Callable[[F32], None]:
+    """A function that moves the values of an array such as x to their nearest levels, in place.
 
     For many small arrays: what there is to know of the levels is looked up once.
     """
-    low, high = float(levels[0]), float(levels[-1])
-    table = None if is_uniform(levels) else nearest_table(levels.tobytes())
+    xp, low, high = namespace(x), float(levels[0]), float(levels[-1])
+    maximum, minimum = in_place(xp.maximum), in_place(xp.minimum)
+    to_level = in_place(getattr(xp, "rint", xp.round)) if is_uniform(levels) else _taker(levels, x)
 
     def snap(u: F32) -> None:
-        np.maximum(u, low, out=u)
-        np.minimum(u, high, out=u)
-        if table is None:
-            np.rint(u, out=u)
-        else:
-            np.take(table.values, _cells(u, table, u), out=u, mode="clip")
+        maximum(u, low, out=u)
+        minimum(u, high, out=u)
+        to_level(u, out=u)
 
     return snap
+
+
+def _taker(levels: F32, x: F32) -> Callable[..., None]:
+    """A function that puts the nearest of these levels, out of a table, into out."""
+    xp, table = namespace(x), nearest_table(levels.tobytes())
+    values = moved(table.values, x)
+
+    def take(u: F32, out: F32) -> None:
+        np.take(values, _cells(u, table, out), out=out, mode="clip")
+
+    def take_elsewhere(u: F32, out: F32) -> None:
+        cells = xp.reshape(_cells(u, table, out), (-1,))
+        out[...] = xp.reshape(xp.take(values, cells), out.shape)
+
+    return take if is_numpy(x) else take_elsewhere
+
+
+def indices(units: F32, levels: F32) -> U8:
+    """The index of every level: float32 of any shape, all of them levels -> uint8."""
+    xp = namespace(units)
+    if is_uniform(levels):
+        uniform: U8 = xp.astype(units - float(levels[0]), xp.uint8)
+        return uniform
+    table = nearest_table(levels.tobytes())
+    cells = xp.reshape(_cells(units, table, xp.empty_like(units)), (-1,))
+    found: U8 = xp.reshape(xp.take(moved(table.indices, units), cells), units.shape)
+    return found
 
 
 def nearest(x: F32, step: F32, offset: F32, levels: F32) -> U8:
@@ -83,9 +109,11 @@ def nearest(x: F32, step: F32, offset: F32, levels: F32) -> U8:
 
 def reciprocal(step: F32) -> F32:
     """1 / step as float32, and 0 where step is 0 or too small to have a reciprocal."""
-    tiny = np.abs(step) < np.float32(1e-38)
-    safe: F32 = np.where(tiny, np.float32(np.inf), step)
-    return np.float32(1) / safe
+    xp = namespace(step)
+    tiny = xp.abs(step) < np.float32(1e-38).item()
+    safe: Any = xp.where(tiny, np.inf, step)
+    inverse: F32 = 1 / safe
+    return inverse
 
 
 def is_uniform(levels: F32) -> bool:
@@ -100,11 +128,12 @@ def nearest_table(levels: bytes) -> Table:
     reach = np.ceil(np.abs(values).max() * np.float32(_MARGIN))
     centres = np.arange(-reach, reach, 0.5, dtype=np.float32) + np.float32(0.25)
     indices = np.searchsorted((values[1:] + values[:-1]) / 2, centres).astype(np.uint8)
-    return Table(-reach, values[indices], indices)
+    return Table(-float(reach), values[indices], indices)
 
 
 def _cells(u: F32, table: Table, out: F32) -> "np.ndarray[tuple[int, ...], np.dtype[np.uint16]]":
     """The cell of every u, through out as scratch."""
-    np.multiply(u, np.float32(2), out=out)
+    xp = namespace(u)
+    in_place(xp.multiply)(u, 2.0, out=out)
     out -= 2 * table.start
-    return out.astype(np.uint16)
+    return out.astype(np.uint16) if is_numpy(out) else xp.astype(out, xp.uint16)

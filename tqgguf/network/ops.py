@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tqgguf.kernels.arrays import inner, is_numpy, like, namespace, write
+from tqgguf.kernels.arrays import in_place, inner, is_numpy, like, namespace
 
 Array = NDArray[np.floating[Any]]  # float32 or float64, one of them throughout a pass; see above
 
@@ -51,7 +51,7 @@ def silu(x: Array) -> Array:
 def sigmoid(x: Array) -> Array:
     """1 / (1 + exp(-x)), by the tangent that cannot overflow."""
     out: Array = x * 0.5
-    write(namespace(x).tanh, out, out=out)
+    in_place(namespace(x).tanh)(out, out=out)
     out *= 0.5
     out += 0.5
     return out
@@ -71,7 +71,7 @@ def gelu(x: Array) -> Array:
     out += 1
     out *= x
     out *= math.sqrt(2 / math.pi)
-    write(namespace(x).tanh, out, out=out)
+    in_place(namespace(x).tanh)(out, out=out)
     out += 1
     out *= x
     out *= 0.5
@@ -136,7 +136,7 @@ def rope(x: Array, cos: Array, sin: Array, *, interleaved: bool) -> Array:
     second = slice(1, 2 * half, 2) if interleaved else slice(half, 2 * half)
     cos, sin = (like(a, x)[:, None, :] for a in (cos, sin))
     for to, other, turn in ((first, second, -sin), (second, first, sin)):
-        write(xp.multiply, x[..., to], cos, out=out[..., to])
+        in_place(xp.multiply)(x[..., to], cos, out=out[..., to])
         out[..., to] += x[..., other] * turn
     out[..., 2 * half :] = x[..., 2 * half :]
     return out
@@ -225,7 +225,7 @@ def _exponentials(scores: Array, sinks: Array | None) -> Array:
     if sinks is not None:
         largest = xp.maximum(largest, sinks)
     scores -= largest
-    write(xp.exp, scores, out=scores)
+    in_place(xp.exp)(scores, out=scores)
     total: Array = xp.sum(scores, axis=-1, keepdims=True)
     if sinks is not None:
         total += xp.exp(sinks - largest)
