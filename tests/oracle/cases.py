@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tokenizers import decoders
 
 from tests.models.huggingface.bpe import train_byte_level
+from tests.models.huggingface.test_sentencepiece_json import as_json
 from tests.tiny_models import DATA
 
 TOKENS = [1, 5, 300, 1400, 77, 2047, 12, 12, 900, 33, *range(600, 630)]
@@ -62,6 +64,7 @@ class Case:
     dtype: str = "float32"
     shard: str = "1GB"
     byte_level: bool = False
+    pieces: bool = False  # SentencePiece's, saved as tokenizer.json
     added: tuple[str, ...] = ()  # special tokens that the official converter looks for
     rotate: str = "fused"  # how far the architecture can be folded
     auto: str = "AutoModelForCausalLM"
@@ -118,6 +121,15 @@ DELTA = {
     },
 }
 TOWER = {"hidden_size": 32, "num_heads": 2, "intermediate_size": 32, "out_hidden_size": 64}
+GEMMA4 = {
+    "head_dim": 16,
+    "global_head_dim": 32,
+    "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
+    "sliding_window": 8,
+    "hidden_size_per_layer_input": 0,
+    "final_logit_softcapping": 30.0,
+    "tie_word_embeddings": True,
+}
 CASES = {
     "llama": Case("LlamaConfig", {"attention_bias": True, "mlp_bias": True}),
     "llama-wide-heads": Case("LlamaConfig", {"head_dim": 32}),
@@ -358,6 +370,44 @@ CASES = {
         },
         rotate="values",
     ),
+    "gemma4": Case("Gemma4TextConfig", GEMMA4, pieces=True, rotate="none"),
+    "gemma4-few-keys": Case(
+        "Gemma4TextConfig",
+        {
+            **GEMMA4,
+            "attention_k_eq_v": True,
+            "num_global_key_value_heads": 1,
+            "hidden_size_per_layer_input": 0,
+        },
+        pieces=True,
+        rotate="none",
+    ),
+    "gemma4-deep": Case(
+        "Gemma4TextConfig",
+        {
+            **GEMMA4,
+            "num_hidden_layers": 4,
+            "layer_types": ["sliding_attention", "full_attention"] * 2,
+            "num_kv_shared_layers": 2,
+            "use_double_wide_mlp": True,
+            "hidden_size_per_layer_input": 16,
+            "vocab_size_per_layer_input": 2048,
+        },
+        pieces=True,
+        rotate="none",
+    ),
+    "gemma4-moe": Case(
+        "Gemma4TextConfig",
+        {
+            **GEMMA4,
+            "enable_moe_block": True,
+            "num_experts": 4,
+            "top_k_experts": 2,
+            "moe_intermediate_size": 32,
+        },
+        pieces=True,
+        rotate="none",
+    ),
     "gemma3-other-pattern": Case(
         "Gemma3TextConfig",
         {
@@ -387,9 +437,18 @@ def write_folder(folder: Path, case: Case) -> np.ndarray:
     auto = getattr(transformers, case.auto)
     model = auto.from_config(config, attn_implementation="eager")
     for name, parameter in model.named_parameters():
-        scramble(name, parameter, centre=0 if "Gemma" in case.config else 1)
+        adds_one = "Gemma" in case.config and "Gemma4" not in case.config
+        scramble(name, parameter, centre=0 if adds_one else 1)
+    for name, buffer in model.named_buffers():
+        if name.endswith("layer_scalar"):
+            buffer.fill_(0.7)
     model.to(getattr(torch, case.dtype)).save_pretrained(folder, max_shard_size=case.shard)
-    write_tokenizer(folder, byte_level=case.byte_level, added=case.added)
+    if case.pieces:
+        tokenizer = as_json("none")
+        tokenizer.decoder = decoders.Sequence([decoders.ByteFallback()])
+        tokenizer.save(str(folder / "tokenizer.json"))
+    else:
+        write_tokenizer(folder, byte_level=case.byte_level, added=case.added)
     model = auto.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
     with torch.no_grad():
         logits = model(torch.tensor([TOKENS])).logits[0]
@@ -404,8 +463,10 @@ def scramble(name: str, parameter: Any, *, centre: float) -> None:
     import torch
 
     noise = torch.randn_like(parameter)
-    if "norm" in name or ".ln_" in name:
+    if "norm" in name or ".ln_" in name or name.endswith("scale"):
         noise = noise / 2 + centre
+        if "per_layer_input" in name:  # what it follows is a GELU of the whole stream
+            noise = noise / 8
     elif not name.endswith("bias"):
         noise = noise / parameter.shape[-1] ** 0.5
     if "embed" in name or "lm_head" in name or "wte" in name:

@@ -167,6 +167,12 @@ DIFFERENCES = (
         "said, where theirs leaves it to the number of layers",
         "deepseek.*",
     ),
+    Difference("tokenizer.ggml.pre", "said, where theirs relies on the model's", "gemma4.*"),
+    Difference(
+        "tokenizer.ggml.token_type",
+        "what tokenizer.json marks as special is control, not only what the settings name",
+        "gemma4.*",
+    ),
     Difference(
         "deepseek2.attention.q_lora_rank",
         "0 said: without the key llama.cpp refuses all but two sizes of such models",

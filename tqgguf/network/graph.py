@@ -102,8 +102,7 @@ def read_graph(model: Model) -> Graph:
     row = ARCHITECTURES.get(model.architecture)
     if row is None:
         raise UnsupportedModelError(
-            f"{model.path.name}: no forward pass for architecture {model.architecture!r}; "
-            f"there is one for {', '.join(sorted(ARCHITECTURES))}"
+            f"{model.path.name}: no forward pass for architecture {model.architecture!r}"
         )
     try:
         graph = _read(model, row)

@@ -86,6 +86,16 @@ EXTRA["Ernie4_5_MoeForCausalLM"] = {
     "moe_num_shared_experts": 1,
     "moe_layer_start_index": 1,
 }
+GEMMA4 = {
+    **GEMMA,
+    "layer_types": ["sliding_attention", "full_attention"],
+    "global_head_dim": 16,
+    "rope_parameters": {
+        "full_attention": {"rope_type": "proportional", "partial_rotary_factor": 0.25},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+    },
+}
+EXTRA |= {name: GEMMA4 for name in ARCHITECTURES if name.startswith("Gemma4")}
 CONFIGS = {name: {**LLAMA, **EXTRA.get(name, {})} for name in ARCHITECTURES}
 
 
@@ -181,6 +191,7 @@ def test_a_gemma_with_another_scale_is_refused():
     [
         ("Ernie4_5_MoeForCausalLM", {"moe_layer_interval": 2}, "some layers behind the first"),
         ("Exaone4ForCausalLM", {"sliding_window": 16}, "sliding_window is 16 in 2 layers"),
+        ("Gemma4ForCausalLM", {"num_kv_shared_layers": 1}, "layers from 1 on share keys"),
         ("OlmoeForCausalLM", {"num_key_value_heads": 2}, "2 heads have keys, 4 queries"),
         ("DeepseekV2ForCausalLM", {"scoring_func": "sigmoid"}, "scoring_func is 'sigmoid'"),
     ],
@@ -189,6 +200,20 @@ def test_what_a_graph_computes_otherwise_is_refused(name, values, named):
     assert convert(name, CONFIGS[name])
     with pytest.raises(UnsupportedModelError, match=named):
         convert(name, {**CONFIGS[name], **values})
+
+
+def test_gemma_4_says_of_layers_once_or_of_each():
+    plain = convert("Gemma4ForCausalLM", CONFIGS["Gemma4ForCausalLM"])
+    rows = {"1": {"head_dim": 16}}
+    values = {**CONFIGS["Gemma4ForCausalLM"], "global_head_dim": None, "per_layer_config": rows}
+    keys, tensors = convert("Gemma4ForCausalLM", values)
+    assert (keys, tensors["rope_freqs.weight"].tolist()) == (
+        plain[0],
+        [1, 1] + [float(np.float32(1e30))] * 6,
+    )
+    assert (keys["attention.key_length"], keys["attention.key_length_swa"]) == (16, 8)
+    rows["1"]["num_key_value_heads"] = 1
+    assert convert("Gemma4ForCausalLM", values)[0]["attention.head_count_kv"] == [2, 1]
 
 
 def test_a_plain_deepseek_has_no_latent_of_queries():

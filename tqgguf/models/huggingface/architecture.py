@@ -22,6 +22,7 @@ SIZES: Mapping[str, Size] = {
     "B": lambda c: c.n_head,
     "Q": lambda c: c.n_head * c.head_dim,
     "K": lambda c: c.n_head_kv * c.head_dim,
+    "2M": lambda c: 2 * c.count("moe_intermediate_size"),
     "A": lambda c: (c.n_head + 2 * c.n_head_kv) * c.head_dim,
     "F": lambda c: c.n_ff,
     "G": lambda c: 2 * c.n_ff,
@@ -38,6 +39,12 @@ SIZES: Mapping[str, Size] = {
         + 2 * c.count("linear_num_key_heads") * c.count("linear_key_head_dim")
     ),
     "C": lambda c: c.count("linear_conv_kernel_dim"),
+    "1": lambda _: 1,
+    "Qg": lambda c: c.n_head * c.full_head_dim,
+    "Kg": lambda c: c.full_n_head_kv * c.full_head_dim,
+    "Dg": lambda c: c.full_head_dim,
+    "Pl": lambda c: c.count("hidden_size_per_layer_input"),
+    "PL": lambda c: c.n_layer * c.count("hidden_size_per_layer_input"),
     "Lq": lambda c: c.count("q_lora_rank"),
     "Lk": lambda c: c.count("kv_lora_rank"),
     "Ka": lambda c: c.count("kv_lora_rank") + c.count("qk_rope_head_dim"),
@@ -46,6 +53,17 @@ SIZES: Mapping[str, Size] = {
     "Nk": lambda c: c.count("qk_nope_head_dim"),
     "Vv": lambda c: c.count("v_head_dim"),
 }
+
+
+@dataclass(frozen=True)
+class Merging:
+    """SentencePiece's pieces merged in the order of a list, under a name of llama.cpp's own.
+
+    shown: texts of added tokens that a reader of the output gets to see, whatever marks them.
+    """
+
+    name: str
+    shown: frozenset[str] = frozenset()
 
 
 Plain = int | float | list[bool] | list[int]
@@ -68,11 +86,10 @@ class Architecture:
     """One row: how a Hugging Face class becomes a GGUF graph.
 
     tensors: GGUF name -> letters of its shape, then "?" where the graph does without it, and
-    "@kind" where only layers of that kind have it; layer_kind gives a
-    layer's kinds, separated by spaces. assumes: config key -> the values that
-    llama.cpp's graph computes; where the key is absent it
-    has transformers' default, None unless defaults says otherwise. check: what else it cannot
-    compute, in words, or None.
+    "@kind" where only layers of that kind have it; layer_kind gives a layer's kinds, separated by
+    spaces. "|" stands between what layers of different kinds have. assumes: config key -> the
+    values that llama.cpp's graph computes; where the key is absent it has transformers' default,
+    None unless defaults says otherwise. check: what else it cannot compute, in words, or None.
     """
 
     name: str
@@ -83,12 +100,14 @@ class Architecture:
     check: Callable[[Config], str | None] | None = None
     changes: tuple[tuple[re.Pattern[str], Change], ...] = ()  # of tensors with matching names
     experts_take_turns: bool = False  # fused: gate and up row by row, and turned
+    experts_stay_fused: bool = False  # gate and up are one tensor in GGUF too
     remark: Callable[[Config], str | None] | None = None  # what is said of a model
     splits: tuple[tuple[re.Pattern[str], Split], ...] = ()  # one tensor that becomes several
     layer_kind: Callable[[Config, int], str] = lambda config, layer: ""  # noqa: ARG005
     transposed: re.Pattern[str] | None = None
     always_tied: bool = False  # the graph never loads output.weight
     space_prefix: bool | None = None  # what its SentencePiece tokenizers do; None: ask them
+    merging: Merging | None = None  # of its tokenizers, where it is not SentencePiece's own
     special: Mapping[str, str] = field(default_factory=dict)  # roles of tokens that settings omit
     ranks: bool = False  # a reranker among its models has a head of its own
     rope: bool = True

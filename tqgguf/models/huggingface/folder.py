@@ -157,6 +157,29 @@ class Config:
         return self.n_embd // self.n_head
 
     @cached_property
+    def full_head_dim(self) -> int:
+        """Width of a head in layers without a window, where it is another there."""
+        return self._of_full_layers("global_head_dim", "head_dim") or self.head_dim
+
+    @cached_property
+    def full_n_head_kv(self) -> int:
+        """Key and value heads in layers without a window, where there are others there."""
+        name = "num_global_key_value_heads"
+        return self._of_full_layers(name, "num_key_value_heads") or self.n_head_kv
+
+    def _of_full_layers(self, name: str, in_layer: str) -> int | None:
+        """What Gemma 4 says of layers without a window, in older files once, then of each layer."""
+        if self.get(name) is not None:
+            return self.count(name)
+        rows, kinds = self.section("per_layer_config"), self.get("layer_types")
+        kinds = kinds if isinstance(kinds, list) else []
+        full = [i for i, kind in enumerate(kinds) if kind == "full_attention"]
+        found = rows.section(str(full[0])) if full else Config(self.path, {})
+        if any(rows.get(str(i)) != rows.get(str(full[0])) for i in full):
+            raise UnsupportedModelError(f"{self.path}: per_layer_config differs among full layers")
+        return None if found.get(in_layer) is None else found.count(in_layer)
+
+    @cached_property
     def n_layer(self) -> int:
         """Transformer blocks."""
         return self.count("num_hidden_layers", "n_layer")

@@ -20,6 +20,7 @@ from tqgguf.models.model import Tensor
 Pairs = Iterator[tuple[str, Any]]
 _SECTIONS = ("rope_parameters", "rope_scaling")  # the newer and the older name
 _KINDS_OF_LAYERS = ("full_attention", "sliding_attention")
+_PARTIAL = "partial_rotary_factor"
 _COMMON = (
     *("rope_type", "type", "rope_theta", "partial_rotary_factor"),
     "max_position_embeddings",  # repeated from outside
@@ -117,7 +118,7 @@ def _kind(config: Config, scaling: Config, architecture: Architecture) -> str:
 def _check_read(scaling: Config, kind: str, architecture: Architecture) -> None:
     """UnsupportedModelError for the first key that would be dropped."""
     read = {*_COMMON, _ORIGINAL, *_SCALINGS[kind].reads, *architecture.rope_reads}
-    if not architecture.partial_rotary:
+    if not architecture.partial_rotary and _PARTIAL not in _SCALINGS[kind].reads:
         read.remove("partial_rotary_factor")
     for name, value in scaling.values.items():
         if name in read or value is None or value in _NEUTRAL.get(name, ()):
@@ -270,6 +271,14 @@ def _llama3_factors(config: Config, scaling: Config) -> F32:
     return (1 / ((1 - mix) / factor + mix)).astype(np.float32)
 
 
+def _proportional_tensors(config: Config, scaling: Config) -> dict[str, F32]:
+    """Factors of 1e30 in place of the dimensions that are not rotated, the last of each half."""
+    half = config.full_head_dim // 2
+    share = 1.0 if scaling.get(_PARTIAL) is None else scaling.positive(_PARTIAL)
+    rotated = int(config.full_head_dim * min(share, 1.0) / 2)
+    return {"rope_freqs.weight": np.where(np.arange(half) < rotated, 1, 1e30).astype(np.float32)}
+
+
 def _listed_factors(scaling: Config, name: str, config: Config) -> F32:
     values, count = scaling.get(name), rope_width(config) // 2
     if not isinstance(values, list) or len(values) != count or not all(map(_is_factor, values)):
@@ -290,6 +299,7 @@ _SCALINGS: Mapping[str, RopeKind] = {
         everywhere=True,
     ),
     "llama3": RopeKind(("factor", "low_freq_factor", "high_freq_factor"), tensors=_llama3_tensors),
+    "proportional": RopeKind((_PARTIAL,), tensors=_proportional_tensors),
     "longrope": RopeKind(
         ("factor", "attention_factor", "short_factor", "long_factor"),
         _longrope_keys,

@@ -49,6 +49,9 @@ _RENAMED = (
     (re.compile(r"e_score_correction_bias$"), "e_score_correction.bias"),
     (re.compile(r"\.dt_bias$"), ".dt_proj.bias"),
     (re.compile(r"\.sinks$"), ".sinks.weight"),
+    (re.compile(r"\.layer_scalar$"), ".layer_scalar.weight"),
+    (re.compile(r"\.router\.scale$"), ".router.proj.scale"),
+    (re.compile(r"\.router\.per_expert_scale$"), ".experts.down_proj.scale"),
 )
 
 
@@ -146,14 +149,9 @@ def _unfused(stored: Stored, architecture: Architecture) -> Iterator[Stored]:
         yield stored
         return
     array = stored.array
-    if architecture.experts_take_turns:
-        array = array if match["bias"] else array.swapaxes(1, 2)
-        parts = {"gate_proj": slice(0, None, 2), "up_proj": slice(1, None, 2)}
-    else:
-        half = array.shape[1] // 2
-        parts = {"gate_proj": slice(0, half), "up_proj": slice(half, None)}
-    if match["part"] == "down_proj":
-        parts = {"down_proj": slice(None)}
+    if architecture.experts_take_turns and not match["bias"]:
+        array = array.swapaxes(1, 2)
+    parts = _parts(match["part"], array.shape[1], architecture)
     if match["bias"]:
         for part, columns in parts.items():
             yield replace(stored, name=f"{match['head']}.{part}.bias", array=array[:, columns])
@@ -162,6 +160,15 @@ def _unfused(stored: Stored, architecture: Architecture) -> Iterator[Stored]:
         for part, rows in parts.items():
             name = f"{match['head']}.{number}.{part}.weight"
             yield replace(stored, name=name, array=expert[rows])
+
+
+def _parts(part: str, rows: int, architecture: Architecture) -> dict[str, slice]:
+    """Which rows of a fused tensor belong to which matrix."""
+    if part == "down_proj" or architecture.experts_stay_fused:
+        return {part: slice(None)}
+    if architecture.experts_take_turns:
+        return {"gate_proj": slice(0, None, 2), "up_proj": slice(1, None, 2)}
+    return {"gate_proj": slice(0, rows // 2), "up_proj": slice(rows // 2, None)}
 
 
 def _is_mxfp4(name: str, weights: Mapping[str, Stored]) -> bool:
@@ -226,7 +233,7 @@ def _turned(stored: Stored) -> Stored:
 
 
 def _gguf_name(names: TensorNameMap, name: str, architecture: Architecture) -> str:
-    gguf_name: str | None = names.get_name(name, (".weight", ".bias"))
+    gguf_name: str | None = names.get_name(name, (".weight", ".bias", ".scale"))
     if name == "lm_head.weight":
         gguf_name = "output.weight"
     if gguf_name is None or gguf_name.removesuffix(".bias") == name:
@@ -292,14 +299,14 @@ def _expected_shapes(
     config: Config, architecture: Architecture
 ) -> Iterator[tuple[str, tuple[tuple[int, ...], bool]]]:
     kinds = [architecture.layer_kind(config, layer) for layer in range(config.n_layer)]
-    for pattern, spec in architecture.tensors.items():
-        letters = [word for word in spec.split() if word.isalnum()]
-        only = {word[1:] for word in spec.split() if word.startswith("@")}
-        having = [i for i, kind in enumerate(kinds) if not only or only & set(kind.split())]
-        if having:
-            shape = tuple(SIZES[letter](config) for letter in letters)
-            for layer in having if "{}" in pattern else [0]:
-                yield pattern.format(layer), (shape, "?" not in spec)
+    for pattern, specs in architecture.tensors.items():
+        places = range(config.n_layer) if "{}" in pattern else [0]
+        for spec in specs.split("|"):
+            letters = [word for word in spec.split() if word.isalnum()]
+            only = {word[1:] for word in spec.split() if word.startswith("@")}
+            having = [i for i in places if not only or only & set(kinds[i].split())]
+            shape = tuple(SIZES[letter](config) for letter in letters) if having else ()
+            yield from ((pattern.format(layer), (shape, "?" not in spec)) for layer in having)
 
 
 def _graph_order(config: Config, architecture: Architecture) -> list[str]:

@@ -37,6 +37,8 @@ def _read(
     folder: Path, config: Config, architecture: Architecture, note: Callable[[str], None]
 ) -> Vocabulary:
     size = config.count("vocab_size")
+    if architecture.merging is not None:
+        return read_bpe(folder, size, architecture.merging)
     pieces, json = folder / "tokenizer.model", folder / "tokenizer.json"
     problem = not_sentencepiece(pieces) if pieces.is_file() else ""
     if pieces.is_file() and not problem:

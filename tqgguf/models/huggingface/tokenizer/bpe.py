@@ -8,6 +8,7 @@ from typing import Any
 from gguf import Keys, TokenType
 
 from tqgguf.errors import FileFormatError, UnsupportedModelError
+from tqgguf.models.huggingface.architecture import Merging
 from tqgguf.models.huggingface.folder import load_optional, read_json
 from tqgguf.models.huggingface.tokenizer.older import from_files
 from tqgguf.models.huggingface.tokenizer.pretokenizer import identify
@@ -20,9 +21,10 @@ from tqgguf.models.huggingface.tokenizer.vocabulary import (
 from tqgguf.models.metadata import encode
 
 
-def read_bpe(folder: Path, size: int) -> Vocabulary:
+def read_bpe(folder: Path, size: int, merging: Merging | None = None) -> Vocabulary:
     """The vocabulary of tokenizer.json; size: rows of the embedding.
 
+    merging: how the graph's pieces are merged by rank, where they are not by score.
     Raises FileFormatError for a broken file, UnsupportedModelError for a tokenizer that llama.cpp
     does not have.
     """
@@ -35,6 +37,8 @@ def read_bpe(folder: Path, size: int) -> Vocabulary:
     merges = [_merge(path, m) for m in _of_type(path, model, "merges", list)]
     if model.get("byte_fallback"):
         vocabulary = _read_pieces(path, size, description, merges)
+        if merging is not None:
+            _merge_by_rank(vocabulary, merges, merging)
     else:
         vocabulary = _read_byte_level(path, size, description, tokenizer)
         vocabulary.merges = [" ".join(pair) for pair in merges]
@@ -152,6 +156,16 @@ def _prepends_space(path: Path, description: Mapping[str, Any]) -> bool:
             f"{path}: llama.cpp has no normalizer like {describe(steps)}; {CURE}"
         )
     return prepends
+
+
+def _merge_by_rank(vocabulary: Vocabulary, merges: list[tuple[str, str]], merging: Merging) -> None:
+    """Keep the merges as they are; llama.cpp reads no score then."""
+    vocabulary.model = vocabulary.pre = merging.name
+    vocabulary.merges = [" ".join(pair) for pair in merges]
+    vocabulary.scores = [-1000.0] * len(vocabulary.tokens)
+    vocabulary.shown = merging.shown
+    vocabulary.extra[Keys.Tokenizer.ADD_PREFIX] = encode(False)
+    vocabulary.add_bos = True
 
 
 def _flat(step: Any) -> list[Any]:

@@ -38,6 +38,7 @@ class Vocabulary:
     add_eos: bool = False
     first: int | None = None  # the token that the tokenizer itself puts before a text
     last: int | None = None  # ... and behind one
+    shown: frozenset[str] = frozenset()  # added tokens that are text to a reader, not control
     extra: dict[str, Value] = field(default_factory=dict)
 
     @classmethod
@@ -65,7 +66,7 @@ class Vocabulary:
         for number, (text, special) in added.items():
             if number >= len(self.tokens):
                 continue
-            if special or _looks_special(text):
+            if text not in self.shown and (special or _looks_special(text)):
                 self.put(number, text, TokenType.CONTROL, -1000.0)
             else:
                 plain = text.replace(_WORD_START, " ")
