@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from dataclasses import fields, replace
@@ -11,6 +12,8 @@ from typer.testing import CliRunner
 
 from tqgguf.calibration.imatrix import read_imatrix, write_imatrix
 from tqgguf.cli import app
+from tqgguf.models import open_model
+from tqgguf.network.memory import memory
 from tqgguf.planning.plan import Options
 
 RUNNER = CliRunner()
@@ -130,6 +133,32 @@ def test_inspect_shows_the_rotation(novels, tmp_path):
     assert "tqgguf.recipe = TQ-Q4" in result.stdout
     document = json.loads(run("inspect", tmp_path / "q.gguf", "--json").stdout)
     assert document["metadata"]["tqgguf.rotation.block_size"] == 256
+
+
+def test_inspect_tells_a_downloader_what_a_file_is(stories, tmp_path):
+    """In one screen; the numbers are those of the file."""
+    quant = tmp_path / "it's.gguf"
+    run("quantize", stories, "-o", quant, "--rotate", "values", "--effort", "fast", "-q")
+    shown = dict(line.split(maxsplit=1) for line in run("inspect", quant).stdout.splitlines()[:6])
+    model = open_model(quant)
+    need = memory(model, 512)
+    assert shown["file"].startswith(f"{quant.stat().st_size / 1e6:.1f} MB, ")
+    assert f"{8 * model.n_bytes / sum(t.size for t in model.tensors.values()):.2f} bits" in (
+        shown["file"]
+    )
+    assert shown["recipe"] == "TQ-Q4 of tqgguf"
+    assert shown["rotation"].startswith("values: channels are scaled and the values of each attent")
+    assert shown["text"] == "none is recorded"
+    told = run("inspect", quant, "--ctx", 512).stdout
+    assert f"{need.total / 1e6:.1f} MB at a context of 512 tokens" in told
+    assert f"llama-cli -m {shlex.quote(str(quant))} -c 512" in told
+    listed = run("inspect", quant, "--tensors").stdout
+    assert all(name in listed for name in model.tensors)
+    assert "run it" not in listed
+    assert "llama.block_count = 5" in run("inspect", quant, "--header").stdout
+    document = json.loads(run("inspect", quant, "--json", "--ctx", 512).stdout)
+    assert document["memory"]["total"] == need.weights + need.cache
+    assert (document["recipe"], document["rotation"]) == ("TQ-Q4", "values")
 
 
 def test_mistakes_get_one_line(novels, stories, tmp_path):

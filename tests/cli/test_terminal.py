@@ -104,7 +104,7 @@ def test_a_reader_that_left(stories, tmp_path, streams):
     assert made.returncode == 0
     assert output.exists()
     if "stdout" in streams:
-        assert tqgguf("inspect", stories, **pipes).returncode == 1
+        assert tqgguf("inspect", stories, **pipes).returncode == 0  # `| head` is no failure
 
 
 @pytest.mark.parametrize("args", [("quantize", ""), ("inspect", ""), ("quantize", "a", "-o", "")])

@@ -145,6 +145,8 @@ def test_how_many_matrices_an_imatrix_covers_is_said(novels, tmp_path):
     assert re.search(r"covers 35 of 42 matrices; the errors of blk.0[^ ]+ and 6 more are", some)
     none = planned(lambda name: f"v.{name}")
     assert "covers 0 of 42 matrices, so it has no effect: it belongs to another model" in none
+    assert "errors are weighed by" in some
+    assert "errors are weighed by" not in none
 
 
 def test_verify_refuses_what_llama_cpp_cannot_compute_with(tiny, tmp_path):

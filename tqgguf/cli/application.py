@@ -18,7 +18,7 @@ class _Commands(TyperGroup):
     """Turns what a user or a machine can cause into one line on stderr and an exit status.
 
     TqggufError and OSError are 1, Ctrl-C is 130. A result that could not be printed is 1, unless a
-    file is the result and is there.
+    file is the result and is there; that its reader has seen enough (`| head`) is no failure.
     """
 
     def list_commands(self, ctx: Any) -> list[str]:
@@ -42,7 +42,7 @@ class _Commands(TyperGroup):
         lost = console.out.lost
         if lost is not None and not isinstance(lost, BrokenPipeError):
             warn(f"{'error' if console.out.needed else 'warning'}: cannot print: {reason(lost)}")
-        if lost is not None and console.out.needed:
+        if lost is not None and console.out.needed and not isinstance(lost, BrokenPipeError):
             raise typer.Exit(1)
         return result
 

@@ -39,18 +39,19 @@ def memory(model: Model, context: int | None = None) -> Memory | None:
 
     None where the header does not say what attention remembers.
     """
-    length = int(model.get("{arch}.context_length", 0)) or USUAL_CONTEXT
-    context = context or min(USUAL_CONTEXT, length)
     try:
         graph = read_graph(model)
     except UnsupportedModelError:
         graph = None
-    n_layer = graph.n_layer if graph else _number(model, "block_count")
     try:
+        context = context or min(USUAL_CONTEXT, _number(model, "context_length", 0, USUAL_CONTEXT))
+        n_layer = graph.n_layer if graph else _number(model, "block_count")
+        if not 0 < n_layer <= len(model.tensors):  # a header that the file does not bear out
+            return None
         cache = sum(_layer_bytes(model, graph, index, context) for index in range(n_layer))
     except (KeyError, IndexError, TypeError):
         return None
-    return Memory(context, model.n_bytes, cache, graph is None) if n_layer else None
+    return Memory(context, model.n_bytes, cache, graph is None)
 
 
 def _layer_bytes(model: Model, graph: Graph | None, index: int, context: int) -> int:

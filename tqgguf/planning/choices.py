@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -77,7 +78,7 @@ def _prepare(model: Model, options: Options, machine: Machine, *, measure: bool)
     if options.rotate == "auto":
         choose = choose_rotation if measure else _likely_rotation
         options, why = choose(model, options, inputs.energies, threads=machine.threads)
-    planned = partial(make_plan, model, options, energies=inputs.energies)
+    planned = partial(_plan, model, options, inputs)
     plan = planned()
     if options.imatrix is not None and inputs.imatrix is not None and inputs.tokens is None:
         check_basis(inputs.imatrix, plan.rotation, options.imatrix)
@@ -90,11 +91,17 @@ def _prepare(model: Model, options: Options, machine: Machine, *, measure: bool)
         errors = _type_errors(model, plan, energies, machine.threads) if measure else None
         plan = planned(budget=budget, sensitivity=sensitivity, errors=errors)
     if options.imatrix is not None and inputs.imatrix is not None and inputs.tokens is None:
-        plan = _with_coverage(model, plan, inputs.imatrix, options.imatrix)
+        plan, inputs = _with_coverage(model, plan, inputs, options.imatrix)
     importance = energies if inputs.tokens is None else _unknown
     found = _expectation(model, plan, inputs, options, machine) if inputs.effort == "best" else ()
     notes = (*plan.notes, *found, *([why] if why else []), *inputs.notes)
     return Prepared(replace(plan, notes=notes), inputs, importance, why)
+
+
+def _plan(model: Model, options: Options, inputs: Inputs, **more: Any) -> Plan:
+    """The plan that these inputs lead to; more: see `make_plan`."""
+    plan = make_plan(model, options, energies=inputs.energies, **more)
+    return replace(plan, measured_on=inputs.measured_on)
 
 
 def _likely_rotation(
@@ -209,23 +216,26 @@ def _type_errors(
     return measure_errors(folded, types, energies, threads=threads)
 
 
-def _with_coverage(model: Model, plan: Plan, imatrix: Imatrix, path: Path) -> Plan:
+def _with_coverage(model: Model, plan: Plan, inputs: Inputs, path: Path) -> tuple[Plan, Inputs]:
     """The plan, with what to say of an imatrix that some of the matrices to be rounded are not in.
 
-    The embedding is looked up, not multiplied with, and no imatrix has it.
+    One that none of them is in is no input. The embedding is looked up, not multiplied with, and no
+    imatrix has it.
     """
     rounded = [
         t.name
         for t in plan.tensors
         if is_matrix(model.tensors[t.source]) and not is_float(t.type) and t.name != EMBEDDING
     ]
-    missing = [name for name in rounded if name not in imatrix.sums]
+    known = inputs.imatrix.sums if inputs.imatrix else {}
+    missing = [name for name in rounded if name not in known]
     if not missing and rounded:
-        return plan
+        return plan, inputs
     covers = f"{path} covers {len(rounded) - len(missing)} of {len(rounded)} matrices"
     if len(missing) == len(rounded):
         why = "it belongs to another model" if rounded else "nothing is rounded"
-        return replace(plan, idle=(*plan.idle, f"{covers}, so it has no effect: {why}"))
+        idle = (*plan.idle, f"{covers}, so it has no effect: {why}")
+        return replace(plan, idle=idle), replace(inputs, imatrix=None, notes=())
     others = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
     note = f"{covers}; the errors of {missing[0]}{others} are weighed alike"
-    return replace(plan, notes=(*plan.notes, note))
+    return replace(plan, notes=(*plan.notes, note)), inputs

@@ -18,6 +18,7 @@ def output_metadata(
         metadata = {k: v for k, v in metadata.items() if not k.startswith(PREFIX)}
         metadata |= rotation.metadata()
     minded = {f"{PREFIX}calibration": rounded_by, f"{PREFIX}imatrix": weighed_by}
+    minded[f"{PREFIX}measured_on"] = plan.measured_on
     return (
         metadata
         | {key: value(text) for key, text in minded.items() if text}

@@ -36,7 +36,8 @@ EFFORTS = ("fast", "good", "best")
 class Inputs:
     """What was found out, and notes that say how.
 
-    imatrix: energies. tokens: (n_seq, n_tokens) int32, to round on with error feedback.
+    imatrix: energies. tokens: (n_seq, n_tokens) int32, to round on with error feedback. n_tokens:
+    of the text that was used.
     """
 
     effort: str
@@ -44,6 +45,12 @@ class Inputs:
     tokens: Tokens | None = None
     imatrix: Imatrix | None = None
     notes: tuple[str, ...] = ()
+    n_tokens: int = 0
+
+    @property
+    def measured_on(self) -> str:
+        """The text, of its path the name alone; "" without one."""
+        return f"{self.n_tokens:,} tokens of {Path(self.text.name).name}" if self.text else ""
 
     @property
     def energies(self) -> Energies | None:
@@ -99,7 +106,7 @@ def find_inputs(
         return Inputs(effort, notes=(f"no text was used, as with --effort fast: {error}",))
     n_tokens = short_sequences(model, text).size
     note = f"inputs measured on {n_tokens:,} tokens of {text.name}, made by {text.tokenizer}"
-    return Inputs(effort, text, imatrix=imatrix, notes=(note,))
+    return Inputs(effort, text, imatrix=imatrix, notes=(note,), n_tokens=n_tokens)
 
 
 def _rounds(options: Options) -> bool:
@@ -134,7 +141,7 @@ def _for_feedback(model: Model, options: Options, threads: int | None) -> Inputs
     imatrix = measure_inputs(model, text, threads=threads)
     idle = f"; {options.imatrix} was not needed" if options.imatrix else ""
     note = f"calibrated on {tokens.size:,} tokens of {text.name}, made by {text.tokenizer}{idle}"
-    return Inputs("best", text, tokens, imatrix, (note,))
+    return Inputs("best", text, tokens, imatrix, (note,), tokens.size)
 
 
 def _instead_of_feedback(model: Model, imatrix: Path, given: Path | None, why: str) -> Inputs:

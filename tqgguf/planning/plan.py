@@ -97,6 +97,7 @@ class Plan:
     source_weights: int
     notes: tuple[str, ...] = ()
     idle: tuple[str, ...] = ()  # what to say of options that change nothing
+    measured_on: str = ""  # the text that told of the inputs, for the record
 
     @property
     def n_bytes(self) -> int:
