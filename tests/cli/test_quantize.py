@@ -143,8 +143,9 @@ def test_inspect_tells_a_downloader_what_a_file_is(stories, tmp_path):
     model = open_model(quant)
     need = memory(model, 512)
     assert shown["file"].startswith(f"{quant.stat().st_size / 1e6:.1f} MB, ")
-    assert f"{8 * model.n_bytes / sum(t.size for t in model.tensors.values()):.2f} bits" in (
-        shown["file"]
+    assert (
+        f"{8 * model.n_bytes / sum(t.size for t in model.tensors.values()):.2f} bits"
+        in (shown["file"])
     )
     assert shown["recipe"] == "TQ-Q4 of tqgguf"
     assert shown["rotation"].startswith("values: channels are scaled and the values of each attent")
