@@ -42,9 +42,10 @@ from tqgguf.rotation.architectures import layer_prefix
 from tqgguf.rotation.folding import EMBEDDING, HEAD
 
 _PIECES = 16  # that the rows of matrices are cut into for rounding, at least, where there are
-_FEWEST_ROWS = 512  # enough rows: calls for fewer cost more than what they do
+_FEWEST_ROWS = 256  # enough rows: calls for fewer cost more than what they do
 _COPIED = 1 << 22  # weights that are put on the desk at a time
 _HEAD_TOKENS = 64  # times the width of the stream: with 4 KL divergence rose by 9 % (docs/LOG.md)
+_FINE_BITS = 7  # a weight: one sweep is enough
 _EMBEDDING_SHARE = 0.1  # of a tied table's second moments: its rows are also read as they are
 
 BORROWED = 4  # the part of an input's width that experts count as tokens that all of them saw
@@ -377,7 +378,7 @@ class _Conductor:
         for type in dict.fromkeys(self.types[name] for name in names):
             members = [name for name in names if self.types[name] == type]
             for e in range(len(moments.counts)):
-                how = type, self.settings.sweeps, moments.share
+                how = type, _sweeps(type, self.settings.sweeps), moments.share
                 todo += [
                     partial(work.round_rows, self.desk, moments.step, e, pieces, *how)
                     for pieces in self._pieces(members, e, moments)
@@ -431,6 +432,13 @@ class _Sum:
 def _share(drift: float, n_in: int, tokens: int) -> float:
     """How much of the drift to make up for: few tokens do not say what it is."""
     return drift * max(0.0, 1 - 2 * n_in / max(1, tokens))
+
+
+def _sweeps(type: str, most: int) -> int:
+    """How many sweeps are worth their time: what is left of the error of many bits matters less."""
+    fmt = FORMATS[type]
+    bits = 8 * fmt.type_size / fmt.block_size
+    return max(0, min(most, most + 4 - int(bits))) if bits < _FINE_BITS else min(most, 1)
 
 
 def _on_desk(name: str) -> str:

@@ -49,6 +49,7 @@ class Kept:
             spare = shutil.disk_usage(folder).free // _FREE_SHARE
             self._left = min(spare, room - size_on_disk(folder)) // shares
         self._lock = threading.Lock()
+        self._sound: dict[str, tuple[int, int]] = {}  # what was checked or written here
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Another process opens the folder once, however often it is given it."""
@@ -60,16 +61,22 @@ class Kept:
             data = _mapped(self._path(name))
         except (OSError, ValueError):  # ValueError: an empty file
             return None
-        is_whole = _checksum(data[:-_CHECKSUM]) == data[-_CHECKSUM:].tobytes()
-        return list(_arrays(data[:-_CHECKSUM])) if is_whole else None
+        state = _state(self._path(name))
+        if state is None or state != self._sound.get(name):
+            if _checksum(data[:-_CHECKSUM]) != data[-_CHECKSUM:].tobytes():
+                return None
+            self._note(name, state)
+        return list(_arrays(data[:-_CHECKSUM]))
 
     def write(self, name: str, arrays: Arrays) -> None:
         """Keep an entry if there is room for it."""
         if not self._take(sum(a.nbytes for a in arrays)):
             return
         # a full disk, say: what is not kept is computed again
-        with suppress(OSError), whole_file(self._path(name)) as scratch:
-            _write(scratch, arrays)
+        with suppress(OSError):
+            with whole_file(self._path(name)) as scratch:
+                _write(scratch, arrays)
+            self._note(name, _state(self._path(name)))
 
     def once(self, name: str, make: Callable[[], Arrays]) -> Arrays:
         """An entry's arrays, made and kept if they are not there."""
@@ -79,6 +86,11 @@ class Kept:
         made = make()
         self.write(name, made)
         return made
+
+    def _note(self, name: str, state: tuple[int, int] | None) -> None:
+        """Not to check it again as long as the file is this one."""
+        if state is not None:
+            self._sound[name] = state
 
     def _take(self, n_bytes: int) -> bool:
         with self._lock:
@@ -131,6 +143,15 @@ def _write(path: Path, arrays: Arrays) -> None:
             npy.write_array(file, np.ascontiguousarray(array), allow_pickle=False)
         file.flush()
         file.write(_checksum(_mapped(path)))
+
+
+def _state(path: Path) -> tuple[int, int] | None:
+    """Which file is there, and when it was written."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns
 
 
 def _mapped(path: Path) -> U8:

@@ -19,7 +19,7 @@ import numpy as np
 from tqgguf.kernels import metrics
 from tqgguf.kernels.dtypes import F32, F64
 from tqgguf.kernels.search import reciprocal
-from tqgguf.machine.threads import default_threads, single_threaded_blas
+from tqgguf.machine.threads import default_threads, keep_freed_memory, single_threaded_blas
 from tqgguf.models import Model
 from tqgguf.network import forward
 from tqgguf.network.forward import Context, Tokens, Weights
@@ -30,7 +30,7 @@ from tqgguf.rotation.vectors import Energies
 
 Result = TypeVar("Result")
 
-TOKENS = 512
+TOKENS = 256
 _BLOCK, _LEVELS = 32, 16  # of the probe: weights that share a scale, levels on either side of 0
 _ONE_BY_ONE = 1 << 30  # weights times matrices up to which every matrix is measured on its own
 _BANDS = 3  # of layers between the outer two at either end
@@ -58,6 +58,7 @@ def measure_sensitivity(
     first = [[n] for n in fitting] if alone else _by_role(fitting)
     bands = [] if alone else _by_layers(fitting)
     few = tokens[: max(1, TOKENS // tokens.shape[1])]
+    keep_freed_memory()
     with single_threaded_blas(), ThreadPoolExecutor(threads or default_threads()) as pool:
         passes = _Passes(model, few, energies, pool)
         divergences, errors = passes.run([*first, *bands])

@@ -18,6 +18,7 @@ Task = Callable[[], Result]
 
 _PREFIXES = ("scipy_openblas", "openblas")  # NumPy's wheels, then a system's OpenBLAS
 _SUFFIXES = ("64_", "")
+_FEW = 4  # 16 took twice the time of these, and six times the processor's (docs/LOG.md)
 
 
 def default_threads() -> int:
@@ -25,6 +26,11 @@ def default_threads() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def few(threads: int | None) -> int:
+    """How many threads are worth it for small arrays, whose work holds the interpreter's lock."""
+    return min(threads or default_threads(), _FEW)
 
 
 def run_all(work: Callable[[Item], object], items: list[Item], *, threads: int | None) -> None:
@@ -49,6 +55,7 @@ def map_in_order(
     work: Callable[[Item], Result], items: Sequence[Item], *, threads: int | None
 ) -> Iterator[Result]:
     """Yield work(item) for every item in order, computed on `threads` threads."""
+    keep_freed_memory()
     with single_threaded_blas(), ThreadPoolExecutor(threads or default_threads()) as pool:
         yield from pool.map(work, items)
 

@@ -17,7 +17,7 @@ import numpy as np
 from tqgguf.errors import UnsupportedModelError, WeightError
 from tqgguf.formats import dequantize, is_float, quantize
 from tqgguf.kernels.dtypes import F32
-from tqgguf.machine.threads import map_in_order
+from tqgguf.machine.threads import few, map_in_order
 from tqgguf.models import Model, Tensor
 from tqgguf.planning.allocation import default_sensitivity
 from tqgguf.planning.matrices import is_matrix
@@ -267,7 +267,7 @@ def _predict(inputs: _Inputs, plan: Plan, rows: Sequence[_Rows], threads: int | 
             error *= spread
         return error * _sensitivity(t, n_layer, n_seen, tied=tied, of_outputs=known)
 
-    return sum(map_in_order(term, sampled, threads=threads))
+    return sum(map_in_order(term, sampled, threads=few(threads)))
 
 
 def _columns_alone(rotation: Rotation, names: Sequence[str]) -> Rotation:

@@ -8,11 +8,12 @@ from tqgguf.calibration.sensitivity import energy_of
 from tqgguf.formats import dequantize, quantize
 from tqgguf.kernels.dtypes import F32
 from tqgguf.kernels.metrics import ratio, sum_squares
+from tqgguf.machine.threads import few, map_in_order
 from tqgguf.models import Model, Tensor
 from tqgguf.planning.allocation import Errors
 from tqgguf.rotation.vectors import Energies
 
-_SAMPLE = 1 << 15  # weights of a matrix
+_SAMPLE = 1 << 14  # weights of a matrix
 _STRETCHES = 4  # of rows, evenly spread
 
 
@@ -29,21 +30,22 @@ def measure_errors(
     basis, (n_mat, n_in) float32; where they are known, errors are of the outputs, and rounding
     minds them. Plain rounding; error feedback lowers the errors of all types.
     """
-    return {
-        name: _errors(model.tensors[name], names, energy_of(model, energies, name), threads)
-        for name, names in types.items()
-    }
+
+    def errors(name: str) -> Errors:
+        return _errors(model.tensors[name], types[name], energy_of(model, energies, name))
+
+    names = list(types)
+    found = map_in_order(errors, names, threads=few(threads))
+    return dict(zip(names, found, strict=True))
 
 
-def _errors(
-    tensor: Tensor, types: Sequence[str], energy: F32 | None, threads: int | None
-) -> Errors:
+def _errors(tensor: Tensor, types: Sequence[str], energy: F32 | None) -> Errors:
     x = _sample(tensor)
     root = np.float32(1) if energy is None else np.sqrt(energy)
     whole = sum_squares(x * root)
     found = {}
     for type in types:
-        data = quantize(x, type, energy, threads=threads)
+        data = quantize(x, type, energy, threads=1)
         found[type] = ratio(sum_squares((dequantize(data, type, tensor.n_in) - x) * root), whole)
     return Errors(found, of_outputs=energy is not None)
 
