@@ -175,6 +175,44 @@ def test_a_cached_model_is_called_after_its_repository(cache):
     assert f"give one of its snapshots, {cache}" in refusal(cache.parents[1])
 
 
+@pytest.mark.parametrize("place", ["snapshots", "refs", "blobs", "."])
+def test_another_part_of_a_cached_repository_names_the_snapshot(place, cache):
+    repository = cache.parents[1]
+    newer = cache.with_name("f" * 40)
+    newer.mkdir()
+    write_json(newer / "config.json", LLAMA)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(COMMIT)
+    assert f"give one of its snapshots, {cache}" in refusal(repository / place)
+    assert f"a cache of 1 models; give a snapshot of one, such as {cache}" in refusal(
+        repository.parent
+    )
+    (repository / "refs" / "main").write_bytes(b"\xff\xfe nothing")
+    assert f"give one of its snapshots, {newer}" in refusal(repository / place)
+
+
+@pytest.mark.parametrize(
+    "file", ["config.json", "model.safetensors", "tokenizer.model", "tokenizer_config.json"]
+)
+def test_a_link_whose_blob_is_gone(file, cache):
+    (cache / file).resolve().unlink()
+    says = f"{cache / file}: a link to nothing; download the model again"
+    assert says in refusal(cache)
+    (cache / file).unlink()
+    (cache / file).symlink_to(file)
+    assert says in refusal(cache)
+
+
+def test_a_snapshot_whose_weights_have_not_come(cache):
+    blob = (cache / "model.safetensors").resolve()
+    (cache / "model.safetensors").unlink()
+    (cache / "Novels-f16.gguf").unlink()
+    blob.rename(blob.with_name("b9.incomplete"))
+    assert "its download is not complete (blobs/b9.incomplete); download the" in refusal(cache)
+    (cache / "config.json").unlink()
+    assert "a cached repository without a whole snapshot" in refusal(cache.parents[1])
+
+
 def test_the_output_of_a_linked_file_is_beside_the_link(tmp_path):
     (tmp_path / "here").mkdir()
     link = tmp_path / "here" / "my-f16.gguf"

@@ -5,10 +5,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tqgguf.errors import FileFormatError, UnsupportedModelError
+from tqgguf.models.hub import repositories, repository_folder, snapshot
 from tqgguf.models.huggingface.folder import read_json
 
 _SHARD = re.compile(r"-(?P<number>\d{5})-of-(?P<count>\d{5})\.safetensors$")
 _OTHER_WEIGHTS = ("*.bin", "*.pth", "*.pt", "*.ckpt", "*.h5", "*.msgpack", "*.onnx", "*.nemo")
+_AGAIN = "download the model again"
+_READ = (".json", ".safetensors", ".model", ".jinja", ".txt")
 _SAVE = "save the model again with transformers' save_pretrained, which writes .safetensors"
 
 
@@ -19,7 +22,8 @@ def check_source(path: Path) -> None:
     """
     folder = path if path.is_dir() else path.parent
     _check_shard(path)
-    looks = (_adapter, _own_format, _hub_repository, _diffusion, _gguf, _other_weights)
+    _check_links(folder)
+    looks = (_adapter, _own_format, _hub_repository, _unfinished, _diffusion, _gguf, _other_weights)
     for problem in (look(folder) for look in looks):
         if problem:
             raise UnsupportedModelError(f"{path}: {problem}")
@@ -32,6 +36,14 @@ def _check_shard(path: Path) -> None:
             f"{path}: shard {int(shard['number'])} of {int(shard['count'])}; give the folder, "
             f"{path.parent}"
         )
+
+
+def _check_links(folder: Path) -> None:
+    """The hub's cache is made of links, which outlive a blob that was deleted or never came."""
+    read = (p for p in sorted(folder.glob("*")) if p.suffix in _READ)
+    broken = next((p for p in read if p.is_symlink() and not p.exists()), None)
+    if broken:
+        raise FileFormatError(f"{broken}: a link to nothing; {_AGAIN}")
 
 
 def _adapter(folder: Path) -> str | None:
@@ -59,11 +71,26 @@ def _own_format(folder: Path) -> str | None:
 
 
 def _hub_repository(folder: Path) -> str | None:
-    snapshots = sorted((folder / "snapshots").glob("*/config.json"))
-    if _has_config(folder) or not snapshots:
+    repository = repository_folder(folder)
+    others = [p for p in map(snapshot, repositories(folder)) if p]
+    if _has_config(folder) or folder.parent.name == "snapshots":
         return None
-    newest = max(snapshots, key=lambda p: p.stat().st_mtime).parent
-    return f"a cached repository; give one of its snapshots, {newest}"
+    if repository is None:
+        fact = f"a cache of {len(others)} models; give a snapshot of one, such as"
+        return f"{fact} {others[0]}" if others else None
+    found = snapshot(repository)
+    if found is None:
+        return f"a cached repository without a whole snapshot; {_AGAIN}"
+    return f"a cached repository; give one of its snapshots, {found}"
+
+
+def _unfinished(folder: Path) -> str | None:
+    """A snapshot whose weights are still on their way, or never came."""
+    repository = repository_folder(folder)
+    parts = sorted((repository / "blobs").glob("*.incomplete")) if repository else []
+    if not parts or any(_weights(folder)):
+        return None
+    return f"its download is not complete (blobs/{parts[0].name}); {_AGAIN}"
 
 
 def _diffusion(folder: Path) -> str | None:
