@@ -30,9 +30,9 @@ ROOT = Path(__file__).parent.parent
 
 
 @pytest.mark.slow
-def test_five_hundred_damaged_models_get_one_clean_line(tmp_path):
+def test_two_hundred_damaged_models_get_one_clean_line(tmp_path):
     done = subprocess.run(
-        [sys.executable, "-m", "tests.fuzz", "500", "20000"],
+        [sys.executable, "-m", "tests.fuzz", "200", "20000"],
         cwd=ROOT,
         env={**os.environ, "TMPDIR": str(tmp_path), "OPENBLAS_NUM_THREADS": "1"},
         capture_output=True,
@@ -40,7 +40,7 @@ def test_five_hundred_damaged_models_get_one_clean_line(tmp_path):
         check=False,
     )
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
-    assert done.stdout.startswith("500 damaged models, 0 bad answers, ")
+    assert done.stdout.startswith("200 damaged models, 0 bad answers, ")
     assert int(done.stdout.split(", ")[-1].split()[0]) < 1000  # MiB at most
 
 

@@ -17,6 +17,7 @@ from tqgguf.planning.plan import Options, make_plan
 from tqgguf.rotation import folding
 from tqgguf.rotation.folded import fold
 
+ONE_SWEEP = Feedback(sweeps=1)  # bytes are compared, not errors
 NOVELS = Path(__file__).parent.parent / "data" / "novels-5m-f16.gguf"
 
 
@@ -79,9 +80,11 @@ def test_the_divergence_falls_with_a_lattice_type():
 @pytest.mark.usefixtures("two_blas_threads")
 def test_the_bytes_do_not_depend_on_threads(tmp_path):
     model = read_gguf(write_model(tmp_path / "model.gguf", RECIPES["qwen3"]))
-    types, tokens = types_of(model, "q4_0"), sequences(1, 160)
+    types, tokens = types_of(model, "q4_0"), sequences(1, 48)
     with crews.threads(1) as alone, crews.threads(3) as together:
-        one, three = (dict(calibrate(model, types, tokens, crew=c)) for c in (alone, together))
+        one, three = (
+            dict(calibrate(model, types, tokens, ONE_SWEEP, crew=c)) for c in (alone, together)
+        )
     assert all(np.array_equal(one[name], three[name]) for name in types if name in one)
 
 
@@ -89,8 +92,9 @@ def test_the_bytes_do_not_depend_on_threads(tmp_path):
 @pytest.mark.parametrize("name", ["llama", "llama-moe"])
 def test_activations_that_do_not_fit_are_computed_anew(tmp_path, name):
     model = read_gguf(write_model(tmp_path / "model.gguf", RECIPES[name]))
-    types, tokens = types_of(model, "q4_0"), sequences(1, 160)
-    kept, anew = (dict(calibrate(model, types, tokens, Feedback(memory=m))) for m in (1 << 30, 0))
+    types, tokens = types_of(model, "q4_0"), sequences(1, 48)
+    settings = (Feedback(memory=m, sweeps=1) for m in (1 << 30, 0))
+    kept, anew = (dict(calibrate(model, types, tokens, each)) for each in settings)
     assert list(kept) == list(anew)
     assert all(np.array_equal(kept[name], anew[name]) for name in kept)
 
@@ -98,9 +102,9 @@ def test_activations_that_do_not_fit_are_computed_anew(tmp_path, name):
 def test_a_second_run_goes_on_where_the_first_stopped(tmp_path):
     model = read_gguf(write_model(tmp_path / "model.gguf", RECIPES["llama-tied-llama3-rope"]))
     types, tokens = types_of(model, "iq4_nl"), sequences(1)
-    whole = dict(calibrate(model, types, tokens))
+    whole = dict(calibrate(model, types, tokens, ONE_SWEEP))
     kept = dict(list(whole.items())[:6])
-    resumed = dict(calibrate(model, types, tokens, known=kept))
+    resumed = dict(calibrate(model, types, tokens, ONE_SWEEP, known=kept))
     assert all(np.array_equal(whole[name], resumed[name]) for name in whole)
 
 
@@ -124,7 +128,7 @@ def counted(monkeypatch):
 def test_another_type_does_not_run_the_original_again(tmp_path, monkeypatch, name, memory):
     """The same bytes as without what was kept, from the quantized network's passes alone."""
     model = read_gguf(write_model(tmp_path / "model.gguf", RECIPES[name]))
-    tokens, settings = sequences(1, 160), Feedback(memory=memory, sweeps=1)
+    tokens, settings = sequences(1, 48), Feedback(memory=memory, sweeps=1)
     passes = counted(monkeypatch)
     alone = dict(calibrate(model, types_of(model, "q4_0"), tokens, settings))
     in_all = len(passes)
@@ -143,8 +147,8 @@ def test_another_type_does_not_run_the_original_again(tmp_path, monkeypatch, nam
 @pytest.mark.parametrize("name", ["llama-tied-llama3-rope", "llama-moe"])
 def test_damaged_or_lost_statistics_are_computed_again(tmp_path, name):
     model = read_gguf(write_model(tmp_path / "model.gguf", RECIPES[name]))
-    types, tokens, kept = types_of(model, "q4_0"), sequences(1, 160), Kept(tmp_path)
-    whole = dict(calibrate(model, types, tokens, kept=kept))
+    types, tokens, kept = types_of(model, "q4_0"), sequences(1, 48), Kept(tmp_path)
+    whole = dict(calibrate(model, types, tokens, ONE_SWEEP, kept=kept))
     entries = sorted(tmp_path.glob("*.kept"))
     random = np.random.default_rng(0)
     for entry in entries:
@@ -154,7 +158,7 @@ def test_damaged_or_lost_statistics_are_computed_again(tmp_path, name):
         entry.write_bytes(data[: len(data) // 2] if fate == 1 else data)
         if fate == 2:
             entry.unlink()
-    again = dict(calibrate(model, types, tokens, kept=kept))
+    again = dict(calibrate(model, types, tokens, ONE_SWEEP, kept=kept))
     assert all(np.array_equal(whole[name], again[name]) for name in whole)
     assert sorted(tmp_path.glob("*.kept")) == entries
     assert all(kept.read(entry.stem) for entry in entries)
@@ -164,10 +168,10 @@ def test_damaged_or_lost_statistics_are_computed_again(tmp_path, name):
 @pytest.mark.parametrize("room", [2_000_000, 5_000_000])
 def test_statistics_that_do_not_fit_are_computed_again(tmp_path, room):
     model = read_gguf(write_model(tmp_path / "model.gguf", RECIPES["llama"]))
-    types, tokens = types_of(model, "q4_0"), sequences(1, 160)
-    whole = dict(calibrate(model, types, tokens))
+    types, tokens = types_of(model, "q4_0"), sequences(1, 48)
+    whole = dict(calibrate(model, types, tokens, ONE_SWEEP))
     for _ in range(2):
-        found = dict(calibrate(model, types, tokens, kept=Kept(tmp_path, room=room)))
+        found = dict(calibrate(model, types, tokens, ONE_SWEEP, kept=Kept(tmp_path, room=room)))
         assert all(np.array_equal(whole[name], found[name]) for name in whole)
         assert 0 < sum(f.stat().st_size for f in tmp_path.glob("*.kept")) < 1.1 * room
 
@@ -175,9 +179,9 @@ def test_statistics_that_do_not_fit_are_computed_again(tmp_path, room):
 def test_a_finished_calibration_runs_nothing(tmp_path, monkeypatch):
     model = read_gguf(write_model(tmp_path / "model.gguf", RECIPES["llama"]))
     types, tokens = types_of(model, "q4_0"), sequences(1)
-    whole = dict(calibrate(model, types, tokens))
+    whole = dict(calibrate(model, types, tokens, ONE_SWEEP))
     passes = counted(monkeypatch)
-    assert whole == dict(calibrate(model, types, tokens, known=whole))
+    assert whole == dict(calibrate(model, types, tokens, ONE_SWEEP, known=whole))
     assert not passes
 
 

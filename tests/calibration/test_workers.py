@@ -22,7 +22,7 @@ from tqgguf.planning.plan import Options, make_plan
 from tqgguf.rotation.rotation import NO_ROTATION
 
 ONE_SWEEP = Feedback(sweeps=1)
-TOKENS = np.random.default_rng(1).integers(3, N_VOCAB, (100, 32)).astype(np.int32)
+TOKENS = np.random.default_rng(1).integers(3, N_VOCAB, (64, 32)).astype(np.int32)
 
 
 def opened(folder, name):

@@ -124,7 +124,7 @@ def test_calibration_halves_the_divergence_at_the_same_size(novels, text, tmp_pa
     plain, ours = tmp_path / "plain.gguf", tmp_path / "ours.gguf"
     options = ("--type", "q3_k", "--rotate", "none", "--quiet")
     succeeds("quantize", novels, *options, "-o", plain)
-    calibrated = ("--calibrate", tmp_path / "calibrate.txt", "--calibrate-tokens", 8192)
+    calibrated = ("--calibrate", tmp_path / "calibrate.txt", "--calibrate-tokens", 4096)
     succeeds("quantize", novels, *options, *calibrated, "-o", ours)
     assert len(list((cache / "calibration").glob("*/*.weight.kept"))) == 43
     assert ours.stat().st_size <= plain.stat().st_size + 128
