@@ -1,10 +1,15 @@
 """What cannot be printed ends no work and shows no traceback; the exit status tells of the file."""
 
+import fcntl
 import os
+import pty
 import re
 import shutil
+import struct
 import subprocess
 import sys
+import termios
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -128,6 +133,46 @@ def test_hints_can_be_pasted(stories, tmp_path):
     assert modelfile[2] == "it-s-a-model"
     assert quoted("-o.gguf") == "./-o.gguf"
     assert plain_name("...") == "model"
+
+
+@pytest.mark.parametrize("columns", [80, 200])
+def test_the_story_of_quantize_on_a_terminal(stories, tmp_path, columns):
+    """What was decided comes first, then a bar with the time left, then a short table."""
+    output = tmp_path / "o.gguf"
+    said = on_a_terminal(columns, "quantize", stories, "-o", output, "-t", "q4_k", "--force")
+    labels = ("rotation", "text", "types", "size", "time", "more:", "run it:", "or Ollama:")
+    places = [re.search(rf"^{label} ", said, re.MULTILINE).start() for label in labels]
+    bar = re.search(r"o\.gguf: +\d+%\|.*\[\d\d:\d\d<[\d?]", said).start()
+    assert [*places[:5], bar, *places[5:]] == sorted([*places, bar])
+    assert re.search(r"^time      about \d+ s$", said, re.MULTILINE)
+    lines = re.sub(r"\x1b\[\d*m", "", said).splitlines()
+    pasted = ("run it:", "or Ollama:", "warning:")  # whole lines, which the terminal folds
+    longest = max(len(line) for line in lines if not line.startswith(pasted))
+    assert longest <= columns
+    assert (longest > 80) == (columns == 200)
+
+
+def on_a_terminal(columns, *args):
+    """What a command shows on a terminal of so many columns."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
+    env = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "LINES")}
+    command = [sys.executable, "-m", "tqgguf", *map(str, args)]
+    with subprocess.Popen(
+        command, cwd=ROOT, env=env | {"TERM": "xterm"}, stdin=theirs, stdout=theirs, stderr=theirs
+    ):
+        os.close(theirs)
+        shown = b"".join(iter(partial(read, ours), b""))
+    os.close(ours)
+    return shown.decode().replace("\r\n", "\n").replace("\r", "\n")
+
+
+def read(terminal):
+    """What is there; nothing once the command has left."""
+    try:
+        return os.read(terminal, 1 << 16)
+    except OSError:
+        return b""
 
 
 def test_llama_quantizes_mixtures_are_named(stories):

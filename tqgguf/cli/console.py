@@ -9,6 +9,7 @@ import sys
 from contextlib import suppress
 from io import TextIOWrapper
 from pathlib import Path
+from textwrap import wrap
 from typing import IO, Any
 
 from rich.console import Console
@@ -17,6 +18,7 @@ from tqdm import tqdm
 
 _SECONDS_BETWEEN_LINES = 30  # of progress where stderr is no terminal
 _LINE = "{desc}: {percentage:.0f}% of {total_fmt}{unit}, {remaining} left, {rate_fmt}"
+_NARROWEST = 20  # columns beside a label
 _WIDTH_IN_FILES = 160  # where there is no terminal to fit into
 
 
@@ -68,6 +70,23 @@ def show_anything() -> None:
 def say(text: str) -> None:
     """Print a line of the result to stdout, exactly: user text is not markup and is not wrapped."""
     out.print(visible(text), markup=False, soft_wrap=True)
+
+
+def say_fact(label: str, text: str, *, width: int = 10) -> None:
+    """Print what a label says: a line, on a terminal folded to stand beside the label's column."""
+    lines = [visible(text)]
+    if out.is_terminal:
+        room = max(_NARROWEST, out.width - width)
+        lines = wrap(lines[0], room, break_on_hyphens=False, break_long_words=False)
+    for number, line in enumerate(lines or [""]):
+        say(f"{'' if number else label:<{width}}{line}")
+
+
+def about(seconds: float) -> str:
+    """A duration that was foretold, no more exact than that."""
+    if seconds < 90:
+        return f"about {max(1, round(seconds))} s"
+    return f"about {seconds / 60:.0f} min" if seconds < 5400 else f"about {seconds / 3600:.1f} h"
 
 
 def visible(text: str) -> str:

@@ -9,7 +9,7 @@ import typer
 from gguf import GGUFValueType, LlamaFileType
 
 from tqgguf.cli.application import app
-from tqgguf.cli.console import quoted, say, say_json, say_table
+from tqgguf.cli.console import quoted, say, say_fact, say_json, say_table
 from tqgguf.machine.memory import readable_size
 from tqgguf.models import Model, open_model
 from tqgguf.models.gguf import disk_bytes
@@ -58,10 +58,10 @@ def _say_summary(model: Model, context: int | None) -> None:
         "rotation": in_words(read_rotation(model)),
         "text": _text(model),
         "memory": _memory(need),
-        "run it": _command(model, need),
     }
     for label, line in lines.items():
-        say(f"{label:<9} {line}")
+        say_fact(label, line)
+    say(f"run it    {_command(model, need)}")
     for key, value in model.metadata.items():
         if key.startswith(PREFIX) and value.type != GGUFValueType.ARRAY:
             say(f"{key} = {model.get(key)}")

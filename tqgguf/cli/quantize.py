@@ -16,10 +16,12 @@ from tqgguf.calibration.resources import expectation
 from tqgguf.cli import options as o
 from tqgguf.cli.application import app
 from tqgguf.cli.console import (
+    about,
     plain_name,
     progress,
     quoted,
     say,
+    say_fact,
     say_json,
     say_table,
     say_written,
@@ -29,11 +31,13 @@ from tqgguf.cli.hub import local_model
 from tqgguf.errors import TqggufError
 from tqgguf.llamacpp.converter import Conversion, discard, open_any
 from tqgguf.machine.machine import Machine
+from tqgguf.machine.memory import readable_size
 from tqgguf.models import Model, model_files, open_model
 from tqgguf.output.layout import Split
 from tqgguf.output.names import default_output
 from tqgguf.pipeline import Report
 from tqgguf.planning.choices import Prepared, is_quick, prepare, take_statistics
+from tqgguf.planning.duration import writing_seconds
 from tqgguf.planning.inputs import effort_of
 from tqgguf.planning.plan import Options, Plan, PlannedTensor
 from tqgguf.planning.recipes import recipe
@@ -98,7 +102,11 @@ def quantize_command(
     if save_imatrix is not None:
         found = take_statistics(opened, job.prepared.inputs, threads=machine.threads)
         write_imatrix(save_imatrix, found)
-    _run(job, _calibrate(job, quiet=quiet), json=json, quiet=quiet, verbose=verbose)
+    if not quiet:
+        _warn(job.plan)
+    if not (quiet or json):
+        _say_decisions(job.prepared, job.machine)
+    _run(job, json=json, quiet=quiet, verbose=verbose)
     discard(opened, place)
 
 
@@ -132,14 +140,10 @@ def _open(path: Path, vocab_from: Path | None, through: Conversion | None, *, qu
     return model
 
 
-def _run(job: Job, calibrated: Calibrated, *, json: bool, quiet: bool, verbose: bool) -> None:
+def _run(job: Job, *, json: bool, quiet: bool, verbose: bool) -> None:
     plan, files = job.plan, job.files
-    if not quiet:
-        _warn(plan)
-    if not (quiet or json):
-        _say_decisions(job.prepared)
     began = time.perf_counter()
-    reports = []
+    calibrated, reports = _calibrate(job, quiet=quiet), []
     with progress(plan.n_bytes, files[0].name, quiet=quiet) as bar:
         for report in job.write(calibrated, advance=bar.update):
             reports.append(report)
@@ -170,7 +174,7 @@ def _calibrate(job: Job, *, quiet: bool) -> Calibrated:
 
 def _line(report: Report) -> str:
     """What the log says of one tensor."""
-    shape, size = " x ".join(map(str, report.shape)), _size(report.n_bytes)
+    shape, size = " x ".join(map(str, report.shape)), readable_size(report.n_bytes)
     error = f", error {report.rel_mse:.5f}" if report.rel_mse else ""
     if report.rel_mse_unrotated is not None:
         error += f" (unrotated {report.rel_mse_unrotated:.5f})"
@@ -190,22 +194,23 @@ def _warn(plan: Plan) -> None:
         warn(f"warning: {names[0]}{others}: {reason}; {type} instead")
 
 
-def _say_decisions(prepared: Prepared) -> None:
+def _say_decisions(prepared: Prepared, machine: Machine) -> None:
     """What is about to be done, a line for each decision."""
     plan, inputs = prepared.plan, prepared.inputs
     counts = Counter(t.type for t in plan.tensors)
     types = ", ".join(f"{count} {type}" for type, count in counts.most_common())
     how = prepared.why.removeprefix("--rotate auto: ") or plan.rotation.mode
-    known = {prepared.why, *inputs.notes}
+    known = {prepared.why, prepared.calibration, *inputs.notes}
     lines = [
         ("rotation", how),
         *(("", note) for note in plan.notes if note not in known),
         *(("text", note) for note in inputs.notes or ["none is used"]),
         ("types", f"{plan.recipe.name}: {types}"),
-        ("size", f"{_size(plan.n_bytes)}, {plan.bpw:.2f} bits per weight"),
+        ("size", f"{readable_size(plan.n_bytes)}, {plan.bpw:.2f} bits per weight"),
+        ("time", prepared.calibration or about(writing_seconds(plan, machine))),
     ]
     for label, line in lines:
-        say(f"{label:<9} {line}")
+        say_fact(label, line)
 
 
 def _say_plan(prepared: Prepared, path: Path, *, json: bool) -> None:
@@ -228,10 +233,10 @@ def _say_plan(prepared: Prepared, path: Path, *, json: bool) -> None:
     ]
     columns = ["tensor", "shape", "from", "to", "bytes", "input side", "output side", "why"]
     say_table(columns, rows)
-    _say_decisions(prepared)
+    _say_decisions(prepared, Machine())
     for line in plan.idle:
         say(line)
-    say(f"{'file':<9} {path.name}")
+    say_fact("file", path.name)
 
 
 def _steps(steps: tuple[Step, ...]) -> str:
@@ -242,7 +247,7 @@ def _steps(steps: tuple[Step, ...]) -> str:
 def _say_summary(job: Job, reports: list[Report], seconds: float, slowest: int) -> None:
     plan, path, source = job.plan, job.files[0], model_files(job.model.path)
     rows = [
-        ["size", f"{_size(_bytes(source))} -> {_size(_bytes(job.files))}"],
+        ["size", f"{readable_size(_bytes(source))} -> {readable_size(_bytes(job.files))}"],
         ["bits per weight", f"{plan.bpw:.2f}"],
         ["rotation", plan.rotation.mode],
         ["effort", _used(job.prepared)],
@@ -272,7 +277,7 @@ def _say_next(job: Job) -> None:
             cost = f"; {expectation(job.model, job.plan.matrix_types, _BUILTIN_SHAPE)}"
         except TqggufError:
             return
-    say(f"more:      {_NEXT[effort]}{cost}")
+    say_fact("more:", f"{_NEXT[effort]}{cost}", width=11)
 
 
 def _used(prepared: Prepared) -> str:
@@ -337,7 +342,3 @@ def _tensor(t: PlannedTensor, report: Report | None) -> dict[str, Any]:
         "rel_mse_unrotated": report.rel_mse_unrotated if report else None,
         "seconds": report.seconds if report else None,
     }
-
-
-def _size(n_bytes: int) -> str:
-    return f"{n_bytes / 1e9:.2f} GB" if n_bytes >= 10**9 else f"{n_bytes / 1e6:.1f} MB"

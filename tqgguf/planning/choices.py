@@ -42,13 +42,14 @@ _QUICK = 1 << 28  # weights of a model that is measured in seconds
 class Prepared:
     """The plan, what is known of the inputs, and why the rotation is what it is, if it was chosen.
 
-    importance: see `pipeline.convert`.
+    importance: see `pipeline.convert`. calibration: what it takes, if there is one.
     """
 
     plan: Plan
     inputs: Inputs
     importance: Energies
     why: str = ""
+    calibration: str = ""
 
     @property
     def tokens(self) -> Tokens | None:
@@ -93,9 +94,9 @@ def _prepare(model: Model, options: Options, machine: Machine, *, measure: bool)
     if options.imatrix is not None and inputs.imatrix is not None and inputs.tokens is None:
         plan, inputs = _with_coverage(model, plan, inputs, options.imatrix)
     importance = energies if inputs.tokens is None else _unknown
-    found = _expectation(model, plan, inputs, options, machine) if inputs.effort == "best" else ()
-    notes = (*plan.notes, *found, *([why] if why else []), *inputs.notes)
-    return Prepared(replace(plan, notes=notes), inputs, importance, why)
+    takes = _expectation(model, plan, inputs, options, machine) if inputs.effort == "best" else ""
+    notes = (*plan.notes, *filter(None, (takes, why)), *inputs.notes)
+    return Prepared(replace(plan, notes=notes), inputs, importance, why, takes)
 
 
 def _plan(model: Model, options: Options, inputs: Inputs, **more: Any) -> Plan:
@@ -119,7 +120,7 @@ def _likely_rotation(
 
 def _expectation(
     model: Model, plan: Plan, inputs: Inputs, options: Options, machine: Machine
-) -> tuple[str, ...]:
+) -> str:
     """What calibrating will take; nothing where it cannot be done."""
     if inputs.tokens is not None:
         n_seq, n_tokens = inputs.tokens.shape
@@ -127,9 +128,9 @@ def _expectation(
         n_tokens = LONGEST_CONTEXT
         n_seq = -(-(options.calibrate_tokens or DEFAULT_TOKENS) // n_tokens)
     try:
-        return (expectation(model, plan.matrix_types, (n_seq, n_tokens), machine),)
+        return expectation(model, plan.matrix_types, (n_seq, n_tokens), machine)
     except UnsupportedModelError:
-        return ()
+        return ""
 
 
 def is_quick(model: Model) -> bool:
