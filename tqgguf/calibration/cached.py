@@ -31,7 +31,7 @@ from tqgguf.rotation.architectures import layer_prefix
 from tqgguf.rotation.folded import fold
 from tqgguf.rotation.rotation import Rotation
 
-_VERSION = 8  # of what is cached; raised when the same inputs give other bytes
+_VERSION = 9  # of what is cached; raised when the same inputs give other bytes
 _FEW_TOKENS = 256  # that an expert saw
 _STATISTICS_BYTES = 4 << 30  # of what one model computes on one text
 

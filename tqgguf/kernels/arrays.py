@@ -56,6 +56,11 @@ def _put(function: Any, *inputs: Any, out: Any) -> None:
     out[...] = function(*inputs)
 
 
+def small_product(x: Any) -> Any:
+    """The product (k,), (k, n) -> (n,) of arrays such as x that costs least to call."""
+    return np.dot if is_numpy(x) else namespace(x).matmul
+
+
 def dot(a: Any, b: Any) -> Any:
     """Sum of a * b over axis 0: two (size, n) -> (n,)."""
     if is_numpy(a):

@@ -25,6 +25,7 @@ from tqgguf.kernels.arrays import (
     moved,
     namespace,
     rint,
+    small_product,
     to_numpy,
 )
 from tqgguf.kernels.dtypes import F32, F64, Blocks
@@ -236,14 +237,14 @@ def _round_in_turn(meant: F32, pushed: F32, v: F32, snap: Snap) -> F32:
     with its columns divided by its diagonal -> the levels, (size, n).
     """
     xp = namespace(meant)
-    add, subtract = in_place(xp.add), in_place(xp.subtract)
+    add, subtract, times = in_place(xp.add), in_place(xp.subtract), small_product(v)
     units: F32 = xp.empty_like(meant)
     error: F32 = xp.empty_like(meant)
     for c in range(meant.shape[0]):
         own, level = meant[c, :], units[c, :]
         add(own, pushed[c, :], out=level)
         if c:
-            level += v[:c, c] @ error[:c, :]
+            level += times(v[:c, c], error[:c, :])
         snap(level)
         subtract(own, level, out=error[c, :])
     return units
@@ -289,18 +290,18 @@ def _reround(units: F32, pull: F32, h: F32, snap: Snap) -> F32:
     """
     xp = namespace(h)
     subtract, diagonal = in_place(xp.subtract), xp.linalg.diagonal(h)[:, None]
-    wish, h = pull / diagonal, h / diagonal
+    levels, h, times = pull / diagonal, h / diagonal, small_product(h)
+    levels += units
     change: F32 = xp.empty_like(units)
     for at in _slices(0, units.shape[0], _STRIP):
         for c in range(at.start, at.stop):
-            moved, unit = wish[c, :], units[c, :]
+            level = levels[c, :]
             if c > at.start:
-                moved -= h[c, at.start : c] @ change[at.start : c, :]
-            moved += unit
-            snap(moved)
-            subtract(moved, unit, out=change[c, :])
-            unit[...] = moved
-        wish[at.stop :, :] -= h[at.stop :, at] @ change[at, :]
+                level -= times(h[c, at.start : c], change[at.start : c, :])
+            snap(level)
+            subtract(level, units[c, :], out=change[c, :])
+        levels[at.stop :, :] -= h[at.stop :, at] @ change[at, :]
+    units[...] = levels
     return change
 
 
