@@ -101,6 +101,13 @@ def logprobs(path: Path, tokens: Tokens) -> np.ndarray:
     return logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
 
 
+def embedding(path: Path, tokens: Sequence[int]) -> np.ndarray:
+    """The vector that a text's become by the model's own pooling: (n_embd,) float64."""
+    with _model(path) as (lib, model), _decoded(lib, model, list(tokens), embeddings=True) as made:
+        pooled = lib.llama_get_embeddings_seq(made, 0)
+        return np.ctypeslib.as_array(pooled, (lib.llama_model_n_embd(model),)).astype(np.float64)
+
+
 def tokenize(path: Path, text: str) -> list[int]:
     """The token ids of a text, with BOS where the model's tokenizer adds one."""
     return tokenize_each(path, [text])[0]
@@ -173,6 +180,9 @@ def _library() -> ctypes.CDLL:
     lib.llama_batch_free.argtypes = [_Batch]
     lib.llama_decode.argtypes = [pointer, _Batch]
     lib.llama_get_logits.argtypes = [pointer]
+    lib.llama_get_embeddings_seq.argtypes = [pointer, integer]
+    lib.llama_get_embeddings_seq.restype = ctypes.POINTER(ctypes.c_float)
+    lib.llama_model_n_embd.argtypes = [pointer]
     lib.llama_get_logits.restype = ctypes.POINTER(ctypes.c_float)
     lib.llama_backend_init()
     return lib
@@ -204,10 +214,22 @@ def _model(path: Path) -> Iterator[tuple[ctypes.CDLL, int]]:
 
 def _logits(lib: ctypes.CDLL, model: int, ids: list[int]) -> np.ndarray:
     """All logits of one sequence: (n_tokens, n_vocab) float64."""
+    n_vocab = lib.llama_vocab_n_tokens(lib.llama_model_get_vocab(model))
+    with _decoded(lib, model, ids) as context:
+        shape = (len(ids), n_vocab)
+        return np.ctypeslib.as_array(lib.llama_get_logits(context), shape).astype(np.float64)
+
+
+@contextmanager
+def _decoded(
+    lib: ctypes.CDLL, model: int, ids: list[int], *, embeddings: bool = False
+) -> Iterator[int]:
+    """A context that has computed one sequence; embeddings: its pooled vector, not its logits."""
     params = _context_parameters(lib)
     params.n_ctx = params.n_batch = params.n_ubatch = len(ids)
     params.flash_attn_type = 0  # disabled: it computes in float16
     params.type_k = params.type_v = 0  # GGML_TYPE_F32
+    params.embeddings = embeddings
     context = lib.llama_init_from_model(model, params)
     if not context:
         raise AssertionError(f"llama.cpp gives no context: {' | '.join(_errors)}")
@@ -217,9 +239,7 @@ def _logits(lib: ctypes.CDLL, model: int, ids: list[int]) -> np.ndarray:
         _fill(batch, ids)
         if lib.llama_decode(context, batch) != 0:
             raise AssertionError(f"llama.cpp cannot decode: {' | '.join(_errors)}")
-        n_vocab = lib.llama_vocab_n_tokens(lib.llama_model_get_vocab(model))
-        shape = (len(ids), n_vocab)
-        return np.ctypeslib.as_array(lib.llama_get_logits(context), shape).astype(np.float64)
+        yield context
     finally:
         lib.llama_batch_free(batch)
         lib.llama_free(context)

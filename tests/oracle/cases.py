@@ -429,13 +429,22 @@ CASES = {
 def write_folder(folder: Path, case: Case) -> np.ndarray:
     """Write a random model as transformers saves it; its log-probabilities: (n_tokens, n_vocab)."""
     import torch
+
+    save_random(folder, case)
+    with torch.no_grad():
+        logits = loaded(folder, case.auto)(torch.tensor([TOKENS])).logits[0]
+        return torch.log_softmax(logits.double(), -1).numpy()
+
+
+def save_random(folder: Path, case: Case) -> None:
+    """Write a random model, and a tokenizer, as transformers saves them."""
+    import torch
     import transformers
 
     torch.manual_seed(0)
     torch.set_num_threads(1)
     config = getattr(transformers, case.config)(**{**case.sizes, **case.values})
-    auto = getattr(transformers, case.auto)
-    model = auto.from_config(config, attn_implementation="eager")
+    model = getattr(transformers, case.auto).from_config(config, attn_implementation="eager")
     for name, parameter in model.named_parameters():
         adds_one = "Gemma" in case.config and "Gemma4" not in case.config
         scramble(name, parameter, centre=0 if adds_one else 1)
@@ -449,10 +458,15 @@ def write_folder(folder: Path, case: Case) -> np.ndarray:
         tokenizer.save(str(folder / "tokenizer.json"))
     else:
         write_tokenizer(folder, byte_level=case.byte_level, added=case.added)
-    model = auto.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
-    with torch.no_grad():
-        logits = model(torch.tensor([TOKENS])).logits[0]
-        return torch.log_softmax(logits.double(), -1).numpy()
+
+
+def loaded(folder: Path, auto: str) -> Any:
+    """A folder's model in float32, ready to compute."""
+    import torch
+    import transformers
+
+    factory = getattr(transformers, auto)
+    return factory.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
 
 
 def scramble(name: str, parameter: Any, *, centre: float) -> None:

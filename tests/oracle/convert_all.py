@@ -2,9 +2,10 @@
 
     python convert_all.py CONVERTER JOBS
 
-JOBS: a JSON list of {"folder", "output", "pre", "drops_mtp"}. drops_mtp: leave MTP layers out, as
-we do. A byte-level tokenizer that was trained for a test is not in the converter's table of hashes;
-it gets the name "pre". Prints {output: error or null}.
+JOBS: a JSON list of {"folder", "output", "pre", "drops_mtp", "dense"}. drops_mtp: leave MTP layers
+out, as we do. dense: convert what follows an embedding's pooling. A byte-level tokenizer that was
+trained for a test is not in the converter's table of hashes; it gets the name "pre".
+Prints {output: error or null}.
 """
 
 import json
@@ -32,6 +33,7 @@ def main() -> None:
     for job in jobs:
         sys.argv = ["convert", job["folder"], "--outtype", "f32", "--outfile", job["output"]]
         sys.argv += ["--no-nextn"] * job["drops_mtp"]
+        sys.argv += ["--sentence-transformers-dense-modules"] * job["dense"]
         try:
             convert_hf_to_gguf.main()
             errors[job["output"]] = None

@@ -218,6 +218,7 @@ def official(folders, tmp_path_factory) -> dict[str, tuple[Path, Path, str | Non
             "output": str(root / f"{name}.gguf"),
             "pre": "qwen2",
             "drops_mtp": name in WITH_MTP,
+            "dense": name == "embedding-gemma",
         }
         for name, folder in written.items()
     ]

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from tests.models.huggingface.bpe import train_byte_level
 from tests.models.huggingface.folders import LLAMA, llama_weights, write_folder, write_json
@@ -99,7 +100,21 @@ def embedding_gemma(path: Path) -> Path:
         "rope_local_base_freq": 10000.0,
     }
     folder = pooled(write_folder(path, bare, config=config), {"pooling_mode_mean_tokens": True})
-    (folder / "2_Dense").mkdir()
+    modules = json.loads((folder / "modules.json").read_text())
+    rng = np.random.default_rng(5)
+    for number, shape in ((2, (48, 32)), (3, (32, 48))):
+        modules.append({"type": "sentence_transformers.models.Dense", "path": f"{number}_Dense"})
+        at = folder / f"{number}_Dense"
+        at.mkdir()
+        save_file(
+            {"linear.weight": rng.standard_normal(shape, np.float32)}, at / "model.safetensors"
+        )
+        identity = "torch.nn.modules.linear.Identity"
+        settings = {"in_features": shape[1], "out_features": shape[0]}
+        settings |= {"bias": False, "activation_function": identity}
+        write_json(at / "config.json", settings)
+    modules.append({"type": "sentence_transformers.models.Normalize", "path": "4_Normalize"})
+    write_json(folder / "modules.json", modules)
     return folder
 
 
@@ -107,8 +122,45 @@ def test_embedding_gemma(tmp_path):
     model = open_model(embedding_gemma(tmp_path))
     assert model.get("general.architecture") == "gemma-embedding"
     assert model.get("gemma-embedding.pooling_type") == 1
-    assert ["left out what follows the pooling (2_Dense)" in n for n in model.notes] == [True]
+    assert model.notes == ()
+    assert model.get("gemma-embedding.dense_2_feat_in") == 32
+    assert model.get("gemma-embedding.dense_2_feat_out") == 48
+    rng = np.random.default_rng(5)
+    for name, shape in (("dense_2", (48, 32)), ("dense_3", (32, 48))):
+        np.testing.assert_array_equal(
+            model.tensors[f"{name}.weight"].read(), rng.standard_normal(shape, np.float32)
+        )
     assert "output.weight" not in model.tensors
+
+
+def test_matrices_behind_the_pooling_that_no_graph_reads(folder, tmp_path):
+    gemma = embedding_gemma(tmp_path / "gemma")
+    for place in ("modules.json", "1_Pooling", "2_Dense", "3_Dense"):
+        (gemma / place).rename(folder / place)
+    model = open_model(folder)
+    assert ["left out what follows the pooling (2_Dense, 3_D" in n for n in model.notes] == [True]
+    assert "dense_2.weight" not in model.tensors
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"bias": True}, "2_Dense: bias True, activation Identity; llama.cpp multiplies by a"),
+        ({"activation_function": "torch.nn.modules.activation.Tanh"}, "activation Tanh"),
+    ],
+)
+def test_layers_behind_the_pooling_that_are_more_than_a_matrix(change, named, tmp_path):
+    path = embedding_gemma(tmp_path) / "2_Dense" / "config.json"
+    write_json(path, {**json.loads(path.read_text()), **change})
+    with pytest.raises(UnsupportedModelError, match=named):
+        open_model(tmp_path)
+
+
+def test_one_matrix_behind_the_pooling_of_another_width(tmp_path):
+    modules = json.loads((embedding_gemma(tmp_path) / "modules.json").read_text())
+    write_json(tmp_path / "modules.json", [m for m in modules if m["path"] != "3_Dense"])
+    with pytest.raises(UnsupportedModelError, match="1 matrices behind the pooling, from 32 to 48"):
+        open_model(tmp_path)
 
 
 def reranker(folder: Path, *, tied: bool) -> Path:

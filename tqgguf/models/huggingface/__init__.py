@@ -7,7 +7,7 @@ from pathlib import Path
 from tqgguf.errors import FileFormatError
 from tqgguf.models.huggingface.architecture import Architecture, check_assumptions
 from tqgguf.models.huggingface.architectures import find_architecture
-from tqgguf.models.huggingface.embedding import is_reranker, pooling_keys, ranking
+from tqgguf.models.huggingface.embedding import dense_behind, is_reranker, pooling_keys, ranking
 from tqgguf.models.huggingface.folder import Config
 from tqgguf.models.huggingface.general import general_keys
 from tqgguf.models.huggingface.hyperparameters import convert_hyperparameters
@@ -39,8 +39,10 @@ def read_huggingface(path: Path, *, vocabulary: Model | None = None) -> Model:
         tokenizer = tokenizer_keys(folder, config, architecture, notes.append)
     else:
         tokenizer = _borrowed(vocabulary, config)
-    tensors = {**rope_tensors(config, architecture), **weights}
-    keys = {**hyperparameters, **pooling_keys(folder, architecture.name), **tokenizer}
+    dense_keys, dense = dense_behind(folder, config, architecture, notes.append)
+    tensors = {**rope_tensors(config, architecture), **weights, **dense}
+    pooling = {**pooling_keys(folder, architecture.name), **dense_keys}
+    keys = {**hyperparameters, **pooling, **tokenizer}
     if architecture.ranks and is_reranker(folder, config):
         more, tensors = ranking(architecture.name, tokenizer, tensors)
         keys |= more
@@ -54,7 +56,8 @@ def huggingface_tensors(path: Path) -> dict[str, Tensor]:
     if architecture.ranks and is_reranker(folder, config):
         return dict(read_huggingface(path).tensors)
     weights = _weights(path, config, architecture, lambda _: None)
-    return {**rope_tensors(config, architecture), **weights}
+    _, dense = dense_behind(folder, config, architecture, lambda _: None)
+    return {**rope_tensors(config, architecture), **weights, **dense}
 
 
 def _weights(

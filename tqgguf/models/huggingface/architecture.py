@@ -109,6 +109,7 @@ class Architecture:
     space_prefix: bool | None = None  # what its SentencePiece tokenizers do; None: ask them
     merging: Merging | None = None  # of its tokenizers, where it is not SentencePiece's own
     special: Mapping[str, str] = field(default_factory=dict)  # roles of tokens that settings omit
+    dense: bool = False  # the graph has matrices behind the pooling
     ranks: bool = False  # a reranker among its models has a head of its own
     rope: bool = True
     partial_rotary: bool = False  # the graph may rotate less than a whole head

@@ -1,7 +1,8 @@
 """Embedding models and rerankers: how a text's vectors become one, and the head that ranks."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,9 @@ from gguf import Keys, PoolingType
 from tqgguf.errors import FileFormatError, UnsupportedModelError
 from tqgguf.kernels.dtypes import F32
 from tqgguf.models.hub import display_name
+from tqgguf.models.huggingface.architecture import Architecture
 from tqgguf.models.huggingface.folder import Config, read_json, read_text
+from tqgguf.models.huggingface.safetensors import read_weights
 from tqgguf.models.metadata import Value, encode
 from tqgguf.models.model import Tensor
 
@@ -25,6 +28,7 @@ _POOLING: Mapping[str, PoolingType] = {
     "pooling_mode_cls_token": PoolingType.CLS,
     "pooling_mode_lasttoken": PoolingType.LAST,
 }
+_DENSE = ("dense_2", "dense_3")  # after the folders of EmbeddingGemma
 _RANKING = ("yes", "no")  # Qwen3-Reranker's answers, whose odds are the score
 _RANK_TEMPLATE = (
     "<|im_start|>system\nJudge whether the Document meets the requirements based on the Query and "
@@ -58,21 +62,70 @@ def pooling_keys(folder: Path, architecture: str) -> dict[str, Value]:
 
 
 def _pooling_file(folder: Path) -> Path | None:
-    """The settings of the module that pools, from modules.json."""
+    """The settings of the module that pools."""
+    return next((at / "config.json" for kind, at in _modules(folder) if kind == "Pooling"), None)
+
+
+def _modules(folder: Path) -> Iterator[tuple[str, Path]]:
+    """The kinds and folders of sentence-transformers' modules, in order; none elsewhere."""
     path = folder / _MODULES
     if not path.is_file():
-        return None
+        return
     try:
         modules = json.loads(read_text(path))
     except ValueError as error:
         raise FileFormatError(f"{path}: not JSON: {error}") from None
     for module in modules if isinstance(modules, list) else []:
         match module:
-            case {"type": str(kind), "path": str(name)} if kind.endswith("Pooling"):
+            case {"type": str(kind), "path": str(name)}:
                 if Path(name).name != name:
                     raise FileFormatError(f"{path}: {name[:60]!r}, expected a folder's name")
-                return folder / name / "config.json"
-    return None
+                yield kind.rpartition(".")[2], folder / name
+
+
+def dense_behind(
+    folder: Path, config: Config, architecture: Architecture, note: Callable[[str], None]
+) -> tuple[dict[str, Value], dict[str, Tensor]]:
+    """The matrices behind the pooling (EmbeddingGemma has two): their keys and tensors.
+
+    note is told of those that the graph does not read. Raises FileFormatError for broken files,
+    UnsupportedModelError for a layer that is more than a matrix.
+    """
+    places = [at for kind, at in _modules(folder) if kind == "Dense"]
+    if places and not architecture.dense:
+        names = ", ".join(at.name for at in places)
+        note(f"{folder}: left out what follows the pooling ({names}), which no graph reads")
+        return {}, {}
+    matrices = [_matrix(at) for at in places]
+    widths = [config.n_embd, *(matrix.shape[0] for matrix in matrices)]
+    fits = [matrix.n_in for matrix in matrices] == widths[:-1] and widths[-1] == config.n_embd
+    if len(matrices) > len(_DENSE) or not fits:
+        raise UnsupportedModelError(
+            f"{folder}: {len(matrices)} matrices behind the pooling, from {config.n_embd} to "
+            f"{' to '.join(map(str, widths[1:]))}; llama.cpp has room for two, back to that width"
+        )
+    named = dict(zip(_DENSE, matrices, strict=False))
+    keys = {}
+    for name, matrix in named.items():
+        for end, width in (("in", matrix.n_in), ("out", matrix.shape[0])):
+            keys[f"{architecture.name}.{name}_feat_{end}"] = encode(width)
+    return keys, {f"{n}.weight": replace(m, name=f"{n}.weight") for n, m in named.items()}
+
+
+def _matrix(folder: Path) -> Tensor:
+    """The weights of one Dense module, which may have no bias and no activation."""
+    settings = read_json(folder / "config.json")
+    activation = str(settings.get("activation_function", "Identity")).rpartition(".")[2]
+    weights = read_weights(folder)
+    if settings.get("bias") or activation != "Identity" or list(weights) != ["linear.weight"]:
+        raise UnsupportedModelError(
+            f"{folder}: bias {settings.get('bias')}, activation {activation[:40]}; llama.cpp "
+            "multiplies by a matrix alone"
+        )
+    matrix = weights["linear.weight"].tensor()
+    if len(matrix.shape) != 2:
+        raise FileFormatError(f"{folder}: linear.weight has shape {matrix.shape}, not a matrix's")
+    return matrix
 
 
 def is_reranker(folder: Path, config: Config) -> bool:

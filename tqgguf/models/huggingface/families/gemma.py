@@ -103,20 +103,12 @@ _GEMMA3 = Architecture(
 )
 
 
-def _dense_behind(config: Config) -> str | None:
-    """EmbeddingGemma's matrices behind the pooling, which sentence-transformers keeps apart."""
-    dense = sorted(p.name for p in config.path.parent.glob("*_Dense") if p.is_dir())
-    if not dense:
-        return None
-    return f"left out what follows the pooling ({', '.join(dense)}), as llama.cpp's converter does"
-
-
 _GEMMA_EMBEDDING = replace(
     _GEMMA3,
     name="gemma-embedding",
     assumes={**_GEMMA3.assumes, "use_bidirectional_attention": (True,)},
     check=_gemma_scale(-1),
-    remark=_dense_behind,
+    dense=True,
 )
 
 CLASSES: Mapping[str, Architecture] = {
