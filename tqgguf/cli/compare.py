@@ -7,9 +7,12 @@ from typing import Annotated, Any
 
 import typer
 
+from tqgguf.cli import measuring as m
 from tqgguf.cli import options as o
 from tqgguf.cli.application import app
 from tqgguf.cli.console import progress, say_json
+from tqgguf.cli.error_plots import draw_files
+from tqgguf.cli.plots import check_plot
 from tqgguf.cli.tables import Printer, document, number, short
 from tqgguf.measure.compare import FileReport, TensorError, compare
 from tqgguf.models import open_model
@@ -23,6 +26,8 @@ def compare_command(
     quants: Annotated[list[Path], typer.Argument(metavar="QUANT...", help="Finished files.")],
     top: Annotated[int, typer.Option(min=0, help="Tensors shown per file; 0 for all.")] = _TOP,
     threads: o.Threads = None,
+    plot: m.Plot = None,
+    force: o.Force = False,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown tables.")] = False,
     json: o.Json = False,
 ) -> None:
@@ -30,6 +35,7 @@ def compare_command(
 
     Example: tqgguf compare model-f16.gguf model-TQ-Q4.gguf model-Q4_K_M.gguf
     """
+    check_plot(plot, inputs=[original, *quants], force=force)
     reference = open_model(original)
     models = [open_model(path) for path in quants]  # a bad file is found before the work begins
     found = []
@@ -37,6 +43,8 @@ def compare_command(
         for model in models:
             found.append(compare(reference, model, threads=threads))
             bar.update(1)
+    if plot:
+        draw_files(found, plot, title=original.name)
     if json:
         say_json(document({"original": original, "models": [_document(r) for r in found]}))
         return

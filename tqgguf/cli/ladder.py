@@ -19,7 +19,7 @@ from tqgguf.cli.application import app
 from tqgguf.cli.console import progress, say, say_json, say_table, say_written, warn
 from tqgguf.cli.front import draw_front
 from tqgguf.cli.hub import local_model
-from tqgguf.cli.plots import new_figure
+from tqgguf.cli.plots import check_matplotlib
 from tqgguf.errors import TqggufError
 from tqgguf.llamacpp import Settings, Workload
 from tqgguf.machine.machine import Machine
@@ -262,7 +262,7 @@ def _check_tools(
     if measured.text is not None:
         evaluate.check_files([], measured.text)
         llamacpp.find("llama-perplexity")
-        new_figure()
+        check_matplotlib()
     if measured.rounds:
         llamacpp.find("llama-bench")
 

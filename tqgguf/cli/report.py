@@ -12,7 +12,8 @@ from tqgguf.calibration.imatrix import check_basis
 from tqgguf.cli import options as o
 from tqgguf.cli.application import app
 from tqgguf.cli.console import progress, say_json
-from tqgguf.cli.plots import check_plot, draw_synthetic, draw_weights
+from tqgguf.cli.error_plots import draw_synthetic, draw_weights
+from tqgguf.cli.plots import check_plot
 from tqgguf.cli.tables import Printer, document, factor, number
 from tqgguf.errors import PlanError
 from tqgguf.measure import kv, mse, synthetic, turboquant
