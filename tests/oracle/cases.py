@@ -46,6 +46,7 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 32,
 }
+QUARTER = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.25}
 YARN = {
     "rope_type": "yarn",
     "rope_theta": 10000.0,
@@ -347,6 +348,35 @@ CASES = {
         "Qwen3_5MoeTextConfig",
         {**DELTA, **EXPERTS, "shared_expert_intermediate_size": 32},
         byte_level=True,
+    ),
+    "qwen3-next": Case(
+        "Qwen3NextConfig",
+        {**DELTA, **EXPERTS, "shared_expert_intermediate_size": 32, "rope_parameters": QUARTER},
+        byte_level=True,
+    ),
+    "gpt-neox": Case("GPTNeoXConfig", {"rope_parameters": QUARTER}, byte_level=True),
+    "gpt-neox-in-turn": Case(
+        "GPTNeoXConfig",
+        {"rope_parameters": QUARTER, "use_parallel_residual": False},
+        byte_level=True,
+    ),
+    "phi2": Case("PhiConfig", {"rope_parameters": QUARTER}, byte_level=True),
+    "stablelm": Case(
+        "StableLmConfig", {"rope_parameters": QUARTER, "use_qkv_bias": True}, byte_level=True
+    ),
+    "stablelm-parallel": Case(
+        "StableLmConfig",
+        {"rope_parameters": QUARTER, "use_parallel_residual": True},
+        byte_level=True,
+    ),
+    "command-r": Case(
+        "CohereConfig", {"tie_word_embeddings": True}, byte_level=True, rotate="values"
+    ),
+    "cohere2": Case(
+        "Cohere2Config",
+        {"tie_word_embeddings": True, "sliding_window": 8, "num_hidden_layers": 5},
+        byte_level=True,
+        rotate="values",
     ),
     "gemma": Case("GemmaConfig", {"head_dim": 32, "tie_word_embeddings": True}, rotate="values"),
     "gemma2": Case(

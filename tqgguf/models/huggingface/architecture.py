@@ -23,6 +23,7 @@ SIZES: Mapping[str, Size] = {
     "Q": lambda c: c.n_head * c.head_dim,
     "K": lambda c: c.n_head_kv * c.head_dim,
     "2M": lambda c: 2 * c.count("moe_intermediate_size"),
+    "3E": lambda c: 3 * c.n_embd,
     "A": lambda c: (c.n_head + 2 * c.n_head_kv) * c.head_dim,
     "F": lambda c: c.n_ff,
     "G": lambda c: 2 * c.n_ff,
@@ -32,6 +33,7 @@ SIZES: Mapping[str, Size] = {
     "T": lambda c: c.count("shared_expert_intermediate_size"),
     "R": lambda c: 2 * c.n_head * c.head_dim,
     "H": lambda c: c.count("linear_num_value_heads"),
+    "2H": lambda c: 2 * c.count("linear_num_value_heads"),
     "S": lambda c: c.count("linear_value_head_dim"),
     "Z": lambda c: c.count("linear_num_value_heads") * c.count("linear_value_head_dim"),
     "W": lambda c: (
@@ -121,13 +123,13 @@ class Architecture:
 
 def rope_width(config: Config) -> int:
     """Rotated weights of a head; FileFormatError if there would be more than it has."""
-    name = "partial_rotary_factor"
+    names = ("partial_rotary_factor", "rotary_pct")
     parameters = config.section("rope_parameters", "rope_scaling")
     for source in (parameters.section("full_attention"), parameters, config):
-        if source.get(name) is not None:
-            if source.positive(name) > 1:
-                raise FileFormatError(f"{config.path}: {name} is above 1")
-            return int(source.positive(name) * config.head_dim)
+        if source.get(*names) is not None:
+            if source.positive(*names) > 1:
+                raise FileFormatError(f"{config.path}: {names[0]} is above 1")
+            return int(source.positive(*names) * config.head_dim)
     return config.head_dim
 
 

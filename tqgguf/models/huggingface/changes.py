@@ -52,6 +52,13 @@ def reordered(tensor: Tensor, order: I64) -> Tensor:
     return tensor.derived(partial(read, tensor, order))
 
 
+def chosen(tensor: Tensor, order: I64, name: str) -> Tensor:
+    """Some rows of a matrix, in this order, as a matrix of its own."""
+    rows = partial(_rows_in_order, tensor, order)
+    shape = (len(order), tensor.n_in)
+    return replace(tensor, name=name, shape=shape, rows=rows, raw=None, tile=None)
+
+
 def with_columns(tensor: Tensor, order: I64) -> Tensor:
     """The columns of a matrix in another order."""
     return tensor.derived(partial(_columns_in_order, tensor, order))

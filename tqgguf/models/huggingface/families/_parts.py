@@ -93,7 +93,9 @@ BASE = (
 )
 RMS = (number("attention.layer_norm_rms_epsilon", "rms_norm_eps"),)
 
-LAYER_NORM = (number("attention.layer_norm_epsilon", "layer_norm_epsilon", "norm_epsilon"),)
+LAYER_NORM = (
+    number("attention.layer_norm_epsilon", "layer_norm_epsilon", "norm_epsilon", "layer_norm_eps"),
+)
 HEADS = (
     Key("attention.key_length", lambda c: c.head_dim),
     Key("attention.value_length", lambda c: c.head_dim),

@@ -1,15 +1,16 @@
-"""Qwen 3.5, dense and with experts: every fourth layer attends, the others are delta nets."""
+"""Qwen 3.5 and Qwen3-Next: every fourth layer attends, the others are delta nets."""
 
 import re
 from collections.abc import Mapping
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 
 from tqgguf.errors import FileFormatError
 from tqgguf.kernels.dtypes import I64
 from tqgguf.models.huggingface.architecture import SIZES, Architecture, Key, rope_width
-from tqgguf.models.huggingface.changes import mapped, reordered, shifted, with_columns
+from tqgguf.models.huggingface.changes import chosen, mapped, reordered, shifted, with_columns
 from tqgguf.models.huggingface.families._parts import (
     BASE,
     ENDS,
@@ -30,6 +31,7 @@ from tqgguf.models.huggingface.families._parts import (
     with_keys,
 )
 from tqgguf.models.huggingface.folder import Config
+from tqgguf.models.model import Tensor
 
 
 def _qwen35_kind(config: Config, layer: int) -> str:
@@ -149,7 +151,43 @@ _QWEN35_MOE = replace(
     ),
 )
 
+_BETA_ALPHA = ("blk.{}.ssm_beta.weight", "blk.{}.ssm_alpha.weight")
+
+
+def _taken_apart(tensor: Tensor, config: Config) -> list[Tensor]:
+    """Qwen3-Next's rows, which hold q, k, v and z of one key after the other, as q k v and z."""
+    n_key, width = config.count("linear_num_key_heads"), config.count("linear_key_head_dim")
+    values = config.count("linear_num_value_heads") * config.count("linear_value_head_dim") // n_key
+    ends = np.cumsum([0, width, width, values, values])
+    if tensor.shape[0] != n_key * ends[-1]:
+        raise FileFormatError(
+            f"{tensor.name}: {tensor.shape[0]} rows are not those of {n_key} keys"
+        )
+    rows = np.arange(tensor.shape[0]).reshape(n_key, -1)
+    q, k, v, z = (rows[:, a:b].reshape(-1) for a, b in pairwise(ends))
+    parts = (("qkv", np.concatenate([q, k, v])), ("z", z))
+    return [
+        chosen(tensor, order, tensor.name.replace("in_proj_qkvz", f"in_proj_{part}"))
+        for part, order in parts
+    ]
+
+
+_QWEN3_NEXT = replace(
+    _QWEN35_MOE,
+    name="qwen3next",
+    tensors={
+        **{n: size for n, size in _QWEN35_MOE.tensors.items() if n not in _BETA_ALPHA},
+        "blk.{}.ssm_ba.weight": "2H E @linear",
+    },
+    keys=tuple(key for key in _QWEN35_MOE.keys if key not in SECTIONS),
+    assumes={**_QWEN35.assumes, "norm_topk_prob": (True, None), "decoder_sparse_step": (1, None)},
+    changes=_QWEN35.changes[:2],
+    splits=((re.compile(r"\.in_proj_qkvz\.weight$"), _taken_apart),),
+    rope_reads=(),
+)
+
 CLASSES: Mapping[str, Architecture] = {
+    "Qwen3NextForCausalLM": _QWEN3_NEXT,
     "Qwen3_5MoeForCausalLM": _QWEN35_MOE,
     "Qwen3_5MoeForConditionalGeneration": _QWEN35_MOE,
     "Qwen3_5ForCausalLM": _QWEN35,
