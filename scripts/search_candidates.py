@@ -18,6 +18,7 @@ from tqgguf.formats._candidates import IQ4_LEVELS
 from tqgguf.formats._lattice import LatticeFormat
 from tqgguf.kernels import lattice_scales
 from tqgguf.kernels.dtypes import F32
+from tqgguf.kernels.lattice import LatticeGrid
 from tqgguf.kernels.scales import affine, symmetric
 from tqgguf.kernels.search import reciprocal
 
@@ -102,6 +103,8 @@ def trial_span(name: str, x: F32) -> Sequence[float]:
     if not isinstance(fmt, LatticeFormat):
         raise AssertionError(name)
     lattice = fmt.lattice
+    if not isinstance(lattice, LatticeGrid):
+        raise AssertionError(name)
     runs = len(x) // lattice.size
     a = np.abs(x)
     unit = np.sqrt(np.sqrt((a**4).reshape(runs, -1, x.shape[1]).mean(axis=1)))

@@ -26,9 +26,12 @@ def relative_error(x, y):
 def test_one_nonzero_weight(name, place, value):
     x = np.zeros((1, 256), np.float32)
     x[0, place] = value
+    if name == "Q1_0":
+        pytest.skip("has no zero")
     y = round_trip(x, name)
-    # MXFP4's scales are powers of two, so its nearest value may lie a sixth off
-    assert y[0, place] == pytest.approx(value, rel=0.17 if name == "MXFP4" else 0.01)
+    # scales that are 8-bit floats are coarse: powers of two in MXFP4
+    tolerance = {"MXFP4": 0.17, "NVFP4": 0.1}.get(name, 0.01)
+    assert y[0, place] == pytest.approx(value, rel=tolerance)
     y[0, place] = 0
     assert np.abs(y).max() <= abs(value) * 0.01  # IQ4's level nearest 0 is 1 of 127
 

@@ -19,11 +19,22 @@ BAR = {
     "IQ2_S": 0.0585,
     "IQ2_XS": 0.0830,
     "IQ2_XXS": 0.1095,
+    "IQ1_M": 0.174,
+    "IQ1_S": 0.204,
+    "NVFP4": 0.0077,
+    "TQ1_0": 0.190,
+    "TQ2_0": 0.190,
+    "Q2_0": 0.126,
 }
 
 
 def ours(x, name, importance=None):
     return tqgguf.dequantize(tqgguf.quantize(x, name, importance), name, x.shape[1])
+
+
+def rows(kind, name):
+    """Fewer of them for a type of which ggml encodes 25,000 weights a second."""
+    return weights.rows(kind)[: 4 if name == "IQ1_S" else None]
 
 
 def theirs(x, name, importance):
@@ -34,7 +45,7 @@ def theirs(x, name, importance):
 @pytest.mark.parametrize("name", BLOCKS)
 @pytest.mark.parametrize("kind", weights.KINDS)
 def test_the_error_is_at_most_ggmls_with_an_imatrix_of_ones(name, kind):
-    x = weights.rows(kind)
+    x = rows(kind, name)
     reference = theirs(x, name, np.ones(x.shape[1], np.float32))
     assert weights.error(x, ours(x, name)) <= weights.error(x, reference)
 
@@ -42,7 +53,7 @@ def test_the_error_is_at_most_ggmls_with_an_imatrix_of_ones(name, kind):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", BLOCKS)
 def test_the_weighted_error_is_at_most_ggmls(name):
-    x, importance = weights.rows("real"), weights.real_importance()
+    x, importance = rows("real", name), weights.real_importance()
     reference = weights.error(x, theirs(x, name, importance), importance)
     assert weights.error(x, ours(x, name, importance), importance) <= reference
 

@@ -4,10 +4,19 @@ import numpy as np
 import pytest
 
 from tqgguf.formats import FORMATS, LatticeFormat
-from tqgguf.kernels.lattice import OCTET, cells, decode, nearest, pack_nibbles, unpack_nibbles
+from tqgguf.kernels.lattice import (
+    OCTET,
+    LatticeGrid,
+    cells,
+    decode,
+    nearest,
+    pack_nibbles,
+    unpack_nibbles,
+)
 from tqgguf.kernels.lattice_scales import fit_scales
 
-LATTICES = {name: fmt.lattice for name, fmt in FORMATS.items() if isinstance(fmt, LatticeFormat)}
+ALL = {name: fmt.lattice for name, fmt in FORMATS.items() if isinstance(fmt, LatticeFormat)}
+LATTICES = {name: lattice for name, lattice in ALL.items() if isinstance(lattice, LatticeGrid)}
 TYPICAL = {8: 0.36, 4: 0.15}  # the best scale of N(0, 1), about
 
 

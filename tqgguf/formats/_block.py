@@ -1,4 +1,4 @@
-"""What types share whose blocks of 32 weights have a float16 scale d, some also a minimum m."""
+"""What types share whose blocks have one float16 scale d, some also a minimum m."""
 
 from collections.abc import Callable
 
@@ -7,10 +7,11 @@ import numpy as np
 from tqgguf.formats._scalar import Grid, ScalarFormat
 from tqgguf.kernels.bits import pack_planes
 from tqgguf.kernels.dtypes import F32, U8, Blocks
-from tqgguf.kernels.scales import Ranges, affine_pair, symmetric, to_half
+from tqgguf.kernels.scales import Ranges, affine_pair, symmetric, ternary_scale, to_half
 from tqgguf.kernels.search import reciprocal
 
 Pack = Callable[[Blocks, U8], None]
+TERNARY = np.arange(-1, 2, dtype=np.float32)
 
 
 def scale_format(
@@ -18,10 +19,14 @@ def scale_format(
     layout: np.dtype[np.void],
     levels: F32,
     *,
+    size: int = 32,
     factors: tuple[float, ...],
     pack: Pack,
 ) -> ScalarFormat:
-    """A type of w = d * level; factors are what `tqgguf.kernels.scales.symmetric` tries."""
+    """A type of w = d * level, blocks of size weights.
+
+    factors are what `tqgguf.kernels.scales.symmetric` tries.
+    """
 
     def fit(x: F32, importance: F32 | None) -> Blocks:
         blocks = np.zeros(x.shape[1], layout)
@@ -29,7 +34,18 @@ def scale_format(
         blocks["d"] = to_half(qx * reciprocal(qq))
         return blocks
 
-    return ScalarFormat(name, layout, levels, 32, fit, scale_grid, pack)
+    return ScalarFormat(name, layout, levels, size, fit, scale_grid, pack)
+
+
+def ternary_format(name: str, layout: np.dtype[np.void], pack: Pack) -> ScalarFormat:
+    """A type of w = d * (q - 1), q in 0..2, blocks of 256."""
+
+    def fit(x: F32, importance: F32 | None) -> Blocks:
+        blocks = np.zeros(x.shape[1], layout)
+        blocks["d"] = to_half(ternary_scale(x, importance))
+        return blocks
+
+    return ScalarFormat(name, layout, TERNARY, 256, fit, scale_grid, pack)
 
 
 def minimum_format(

@@ -4,8 +4,8 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import numpy as np
-from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
+from tqgguf.ggml import TYPES
 from tqgguf.kernels.dtypes import F32, Blocks
 from tqgguf.kernels.feedback import Moments
 
@@ -26,19 +26,14 @@ class Format(ABC):
             raise AssertionError((self.name, self.layout.itemsize, self.type_size))
 
     @property
-    def qtype(self) -> GGMLQuantizationType:
-        """The type's number in GGUF."""
-        return GGMLQuantizationType[self.name]
-
-    @property
     def block_size(self) -> int:
         """Weights per block."""
-        return int(GGML_QUANT_SIZES[self.qtype][0])
+        return TYPES[self.name].weights
 
     @property
     def type_size(self) -> int:
         """Bytes per block."""
-        return int(GGML_QUANT_SIZES[self.qtype][1])
+        return TYPES[self.name].bytes
 
     @property
     def bits_per_weight(self) -> float:

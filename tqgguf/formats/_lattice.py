@@ -8,50 +8,70 @@ import numpy as np
 from gguf import quants
 
 from tqgguf.formats._format import Format
-from tqgguf.kernels.dtypes import F32, U8, U32, Blocks
+from tqgguf.kernels.dtypes import F16, F32, U8, U32, Blocks
 from tqgguf.kernels.feedback import Moments
-from tqgguf.kernels.lattice import LatticeCodes, LatticeGrid, nearest, pack_nibbles, unpack_nibbles
+from tqgguf.kernels.lattice import LatticeCodes, pack_nibbles, unpack_nibbles
 from tqgguf.kernels.lattice_feedback import round_matrix
-from tqgguf.kernels.lattice_scales import fit_scales, to_steps, unit_scales
+from tqgguf.kernels.lattice_scales import fit_scales
+from tqgguf.kernels.protocols import Lattice
+
+
+def read_half(blocks: Blocks) -> F16:
+    """The scale of a type that has it in the field d: (n,) blocks -> (n,)."""
+    return np.asarray(blocks["d"])
+
+
+def write_half(blocks: Blocks, d: F16) -> None:
+    """Undo `read_half`."""
+    blocks["d"] = d
 
 
 @dataclass(frozen=True)
 class LatticeFormat(Format):
     """A type of 256 weights to the block: w = d * (2 * step + 1) * sign * coordinate of a point.
 
-    Each run of lattice.size weights has a step of 4 bits: read_steps(blocks) -> (runs, n), and
-    write_steps(blocks, steps) stores them. pack(blocks, codes) writes the code fields.
+    Each run of lattice.size weights has a step: read_steps(blocks) -> (runs, n), and
+    write_steps(blocks, steps) stores them. pack(blocks, codes) writes the code fields. read_d and
+    write_d: of a type whose d is no field. fit_scales: what finds d and the steps' multiples.
 
     Whole octets can be coded on their own, in the order of the block:
 
-        codes = nearest(x[:8], scales(blocks)[:1], importance[:8], lattice)
-        values = decode(codes, scales(blocks)[:1], lattice)  # (8, n), as the reader will see them
+        codes = lattice.nearest(x[:8], scales(blocks)[:1], importance[:8])
+        values = lattice.decode(codes, scales(blocks)[:1])  # (8, n), as the reader will see them
         pack(blocks, LatticeCodes.join([codes of octet 0, of octet 1, ...]))
     """
 
-    lattice: LatticeGrid
+    lattice: Lattice
     read_steps: Callable[[Blocks], U8 | U32]
     write_steps: Callable[[Blocks, U8], None]
     pack: Callable[[Blocks, LatticeCodes], None]
+    fit_scales: Callable[[F32, F32 | None, Any], tuple[F16, F32]] = fit_scales
+    read_d: Callable[[Blocks], F16] = read_half
+    write_d: Callable[[Blocks, F16], None] = write_half
 
     def fit(self, x: F32, importance: F32 | None) -> Blocks:
         """(256, n) float32 -> (n,) blocks with d and the scales set."""
         blocks = np.zeros(x.shape[1], self.layout)
-        blocks["d"], multiples = fit_scales(x, importance, self.lattice)
+        d, multiples = self.fit_scales(x, importance, self.lattice)
+        self.write_d(blocks, d)
         self.store(blocks, multiples)
         return blocks
 
     def store(self, blocks: Blocks, multiples: F32) -> None:
         """Write the runs' scales in units of d, (runs, n), odd."""
-        self.write_steps(blocks, to_steps(multiples))
+        self.write_steps(blocks, self.lattice.steps(multiples))
 
     def scales(self, blocks: Blocks) -> F32:
         """What the points are multiplied by: (n,) blocks -> (runs, n) float32."""
-        return unit_scales(blocks["d"], self.read_steps(blocks))
+        return self.read_d(blocks).astype(np.float32) * self.multiples(blocks)
+
+    def multiples(self, blocks: Blocks) -> F32:
+        """The same in units of d, odd."""
+        return self.lattice.multiples(self.read_steps(blocks))
 
     def codes(self, x: F32, blocks: Blocks, importance: F32 | None = None) -> LatticeCodes:
         """The nearest codes under the blocks' scales; x and importance: (256, n) float32."""
-        return nearest(x, self.scales(blocks), importance, self.lattice)
+        return self.lattice.nearest(x, self.scales(blocks), importance)
 
     def encode(self, x: F32, importance: F32 | None = None) -> Blocks:
         """Fit, round and pack: (256, n) float32 -> (n,) blocks."""

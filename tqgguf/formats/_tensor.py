@@ -1,8 +1,8 @@
 """Whole tensors: cut rows into chunks of element-major blocks and encode them on threads."""
 
 import numpy as np
-from gguf import quants
 
+from tqgguf import ggml
 from tqgguf.errors import ShapeError, WeightError
 from tqgguf.formats._format import Format
 from tqgguf.kernels.dtypes import F32, U8, Blocks
@@ -54,10 +54,10 @@ def _even_share(n_blocks: int, most: int, threads: int) -> int:
 
 
 def dequantize_rows(fmt: Format, data: U8, n_in: int) -> F32:
-    """Decode rows: (n_rows, n_bytes) uint8 -> (n_rows, n_in) float32, by gguf-py."""
+    """Decode rows: (n_rows, n_bytes) uint8 -> (n_rows, n_in) float32, as ggml does."""
     check_row(fmt, n_in)
-    decoded = quants.dequantize(data.reshape(-1, n_in // fmt.block_size * fmt.type_size), fmt.qtype)
-    return np.asarray(decoded, np.float32).reshape(-1, n_in)
+    rows = data.reshape(-1, n_in // fmt.block_size * fmt.type_size)
+    return ggml.dequantize(rows, fmt.name).reshape(-1, n_in)
 
 
 def check_row(fmt: Format, n_in: int) -> None:

@@ -3,19 +3,18 @@
 import numpy as np
 
 from tqgguf.formats._block import pack_4_bits
+from tqgguf.formats._candidates import E2M1_LEVELS, E2M1_NIBBLES
 from tqgguf.formats._scalar import Grid, ScalarFormat
 from tqgguf.kernels.dtypes import F32, U8, Blocks
 from tqgguf.kernels.scales import power_of_two
 
 LAYOUT = np.dtype([("e", "u1"), ("qs", "u1", (16,))])
-LEVELS = np.array([-12, -8, -6, -4, -3, -2, -1, 0, 1, 2, 3, 4, 6, 8, 12], np.float32)
-_NIBBLES = np.array([15, 14, 13, 12, 11, 10, 9, 0, 1, 2, 3, 4, 5, 6, 7], np.uint8)
 
 
 def fit(x: F32, importance: F32 | None) -> Blocks:
     """(32, n) float32 -> (n,) blocks with e set."""
     blocks = np.zeros(x.shape[1], LAYOUT)
-    exponent = power_of_two(x, importance, levels=LEVELS)
+    exponent = power_of_two(x, importance, levels=E2M1_LEVELS)
     blocks["e"] = np.clip(exponent + 128, 0, 254)
     return blocks
 
@@ -28,7 +27,7 @@ def grid(blocks: Blocks) -> Grid:
 
 def pack(blocks: Blocks, codes: U8) -> None:
     """Write codes, (32, n) uint8 indices: a sign and three bits each, in nibbles as in Q4_0."""
-    pack_4_bits(blocks, _NIBBLES[codes])
+    pack_4_bits(blocks, E2M1_NIBBLES[codes])
 
 
-FORMAT = ScalarFormat("MXFP4", LAYOUT, LEVELS, group_size=32, fit=fit, grid=grid, pack=pack)
+FORMAT = ScalarFormat("MXFP4", LAYOUT, E2M1_LEVELS, group_size=32, fit=fit, grid=grid, pack=pack)

@@ -27,6 +27,21 @@ def unpack_planes(packed: U8, *, bits: int) -> U8:
     return (packed[..., None, :, :] >> shifts) & np.uint8(2**bits - 1)
 
 
+def pack_trits(codes: U8) -> U8:
+    """Pack up to five digits to the base of 3: (digits, width, n) uint8 -> (width, n) uint8.
+
+    The first is the highest: byte / 256 = sum of digit i / 3^(i + 1), rounded up.
+    """
+    number = np.zeros(codes.shape[1:], np.uint16)
+    for digit in codes:
+        number *= np.uint16(3)
+        number += digit
+    number *= np.uint16(3 ** (5 - len(codes)))
+    # of n / 243 the next multiple of 1 / 256, in integers that do not overflow
+    number += (number * np.uint16(13) + np.uint16(242)) // np.uint16(243)
+    return number.astype(np.uint8)
+
+
 def pack_6bit_pairs(scales: U8, mins: U8) -> U8:
     """Pack eight 6-bit scales and eight 6-bit mins: two (8, n) uint8 -> (12, n) uint8.
 

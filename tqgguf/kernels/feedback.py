@@ -338,7 +338,7 @@ class _Scales:
         """The scales in the library of `like`."""
         step, offset = fmt.grid(blocks)
         zeros = np.zeros_like(step)
-        if not fmt.step_codes and (offset.any() or "d" not in (blocks.dtype.names or ())):
+        if not fmt.step_codes and (offset.any() or not _has_half_d(blocks.dtype)):
             kind, values = _Kind(fixed=True), (np.ones_like(step[0]), step, zeros[0], zeros)
         else:
             d = blocks["d"].astype(np.float32)
@@ -375,6 +375,10 @@ def _as(mask: Any, x: F32) -> F32:
     """1 and 0 in x's dtype."""
     number: F32 = namespace(x).astype(mask, x.dtype)
     return number
+
+
+def _has_half_d(layout: np.dtype[np.void]) -> bool:
+    return "d" in (layout.names or ()) and layout["d"] == np.float16
 
 
 def _refit_group(scales: _Scales, g: int, units: F32, pull: F32, h: F32) -> F32:

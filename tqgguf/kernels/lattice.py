@@ -13,7 +13,7 @@ Everything is element-major: x is (size, n) float32, one column per block, seen 
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,6 +38,18 @@ _CENTRES = {
 
 Bool = NDArray[np.bool_]
 Index = NDArray[np.intp]
+
+
+class Points(Protocol):
+    """A list of points."""
+
+    @property
+    def points(self) -> F32:
+        """(m, k)."""
+
+    @property
+    def energy(self) -> F32:
+        """The squared length of every point, (m,)."""
 
 
 class LatticeCodes(NamedTuple):
@@ -71,6 +83,7 @@ class LatticeGrid:
     points: F32
     size: int
     shared_signs: bool
+    highest: int = 15  # steps are 0..15
 
     @property
     def k(self) -> int:
@@ -86,7 +99,24 @@ class LatticeGrid:
     @cached_property
     def listed(self) -> U16:
         """The points nearest to the centre of every cell, nearest first: (16, 65536)."""
-        return _list_points(self.points, _CENTRES[self.k])
+        return list_points(self.points, _CENTRES[self.k])
+
+    def multiples(self, steps: U8 | U32) -> F32:
+        """What multiplies d, odd: steps 0, 1 .. 15 -> 1, 3 .. 31."""
+        odd: F32 = 2 * steps.astype(np.float32) + 1
+        return odd
+
+    def steps(self, multiples: F32) -> U8:
+        """Undo `multiples`."""
+        return (multiples.astype(np.uint8) - np.uint8(1)) // np.uint8(2)
+
+    def nearest(self, x: F32, scale: F32, w: F32 | None) -> LatticeCodes:
+        """The nearest codes under given scales, see `nearest` below."""
+        return nearest(x, scale, w, self)
+
+    def decode(self, codes: LatticeCodes, scale: F32) -> F32:
+        """The values the reader will see, see `decode` below."""
+        return decode(codes, scale, self)
 
 
 def nearest(x: F32, scale: F32, w: F32 | None, lattice: LatticeGrid) -> LatticeCodes:
@@ -130,18 +160,27 @@ def cells(v: F32, scale: float) -> Index:
         edges = _EDGES_8 * np.float32(scale)
         level = (v > edges[0]).view(np.uint8) + (v > edges[1]).view(np.uint8)
         level += (v > edges[2]).view(np.uint8)
-        level = level[:, 0::2] << np.uint8(2) | level[:, 1::2]
+        return join_levels(level)
+    return _join_nibbles(level)
+
+
+def join_levels(level: U8) -> Index:
+    """The cell of each octet: the intervals of its weights, 0..3, (octets, 8, n) -> (octets, n)."""
+    return _join_nibbles(level[:, 0::2] << np.uint8(2) | level[:, 1::2])
+
+
+def _join_nibbles(level: U8) -> Index:
     byte = level[:, 0::2] << np.uint8(4) | level[:, 1::2]
     cell: Index = (byte[:, 0] * np.uint16(256) + byte[:, 1]).astype(np.intp)
     return cell
 
 
-def gather(points: U16, lattice: LatticeGrid) -> F32:
+def gather(points: U16, lattice: Points) -> F32:
     """The coordinates of points: (groups, n) -> (groups, k, n), not contiguous."""
     return lattice.points.take(points, axis=0).transpose(0, 2, 1)
 
 
-def point_sums(wv: F32, w: F32 | None, points: U16, lattice: LatticeGrid) -> tuple[F32, F32, F32]:
+def point_sums(wv: F32, w: F32 | None, points: U16, lattice: Points) -> tuple[F32, F32, F32]:
     """Sums over groups of w v g and of w g^2, and the products w v g, for given points g.
 
     wv, w: (groups, k, n), w or None for 1 -> two (groups, n), and (groups, k, n).
@@ -221,7 +260,7 @@ def _distance(wv: F32, w: F32 | None, points: U16, lattice: LatticeGrid) -> tupl
     return cross, product
 
 
-def _list_points(points: F32, centres: F32) -> U16:
+def list_points(points: F32, centres: F32) -> U16:
     """The nearest points of every cell, numbered by its intervals, first coordinate highest."""
     k = points.shape[1]
     digits = np.indices((len(centres),) * k, dtype=np.uint8).reshape(k, -1).T

@@ -13,9 +13,8 @@ import numpy as np
 
 from tqgguf.kernels.dtypes import F32, U8, U16, Blocks
 from tqgguf.kernels.feedback import Moments
-from tqgguf.kernels.lattice import OCTET, LatticeCodes, LatticeGrid, decode, nearest
-from tqgguf.kernels.lattice_scales import HIGHEST
-from tqgguf.kernels.protocols import LatticeFormat
+from tqgguf.kernels.lattice import OCTET, LatticeCodes
+from tqgguf.kernels.protocols import Lattice, LatticeFormat
 from tqgguf.kernels.scales import to_half
 from tqgguf.kernels.search import reciprocal
 
@@ -47,7 +46,7 @@ def round_matrix(
 class _Part:
     """One block of every row: its weights, (256, n), where they are in w, and their codes."""
 
-    def __init__(self, start: int, w: F32, lattice: LatticeGrid) -> None:
+    def __init__(self, start: int, w: F32, lattice: Lattice) -> None:
         self.here = slice(start, start + _BLOCK)
         self.w = w[self.here]
         self.lattice = lattice
@@ -76,7 +75,7 @@ def _greedy(part: _Part, errors: F32, v: F32, fmt: LatticeFormat) -> Blocks:
         scale = scales[[at.start // part.lattice.size]]
         codes = _nearest(target, scale, corner @ corner.T, part.lattice)
         part.codes(at).points[:], part.codes(at).signs[:] = codes
-        error[at] = part.w[at] - decode(codes, scale, part.lattice)
+        error[at] = part.w[at] - part.lattice.decode(codes, scale)
         carried[at.stop :] += own[at, at.stop :].T @ error[at]
     return blocks
 
@@ -102,8 +101,7 @@ def _revisit(
     part: _Part, blocks: Blocks, errors: F32, moments: Moments, fmt: LatticeFormat
 ) -> None:
     """Refit the scales and code the octets of a block anew, given everything else."""
-    d = blocks["d"].astype(np.float32)
-    multiples = np.maximum(np.rint(fmt.scales(blocks) * reciprocal(d)), 1)
+    d, multiples = fmt.read_d(blocks).astype(np.float32), fmt.multiples(blocks)
     own, pull = moments.block(part.here), moments.pull(part.here, errors)
     visit = _Visit(part, own, errors[part.here], pull, d, multiples)
     size = part.lattice.size
@@ -113,7 +111,7 @@ def _revisit(
         for at in _octets(weights):
             _recode(visit, at, d * multiples[run])
     _refit_d(visit)
-    blocks["d"] = to_half(visit.d)
+    fmt.write_d(blocks, to_half(visit.d))
     fmt.store(blocks, multiples)
 
 
@@ -123,7 +121,7 @@ def _recode(visit: _Visit, at: slice, scale: F32) -> None:
     now = part.w[at] - visit.error[at]
     wish = _inverse(metric) @ visit.pull[at]  # how far the octet's values should move
     codes = _nearest(now + wish, scale[None], metric, part.lattice)
-    move = decode(codes, scale[None], part.lattice) - now
+    move = part.lattice.decode(codes, scale[None]) - now
     gain = _dot(move, 2 * visit.pull[at] - metric @ move)
     better = gain > 0
     old = part.codes(at)
@@ -134,22 +132,23 @@ def _recode(visit: _Visit, at: slice, scale: F32) -> None:
 
 def _refit_run(visit: _Visit, run: int, weights: slice) -> None:
     """Move a run's scale to the odd multiple of d that suits its codes best, if that helps."""
-    units = decode(visit.part.codes(weights), np.ones_like(visit.d)[None], visit.part.lattice)
+    lattice, multiple = visit.part.lattice, visit.multiples[run]
+    units = lattice.decode(visit.part.codes(weights), np.copysign(np.float32(1), multiple)[None])
     along = _dot(visit.pull[weights], units)
     curve = _dot(units, visit.h[weights, weights] @ units)
-    multiple = visit.multiples[run]
-    wish = multiple + along * reciprocal(curve) * reciprocal(visit.d)
-    odd = 2 * np.clip(np.rint((wish - 1) / 2), 0, HIGHEST) + 1
-    change = (odd - multiple) * visit.d
+    size = np.abs(multiple)  # its sign tells how the points are shifted
+    wish = size + along * reciprocal(curve) * reciprocal(visit.d)
+    odd = 2 * np.clip(np.rint((wish - 1) / 2), 0, lattice.highest) + 1
+    change = (odd - size) * visit.d
     better = change * (2 * along - change * curve) > 0
-    visit.multiples[run] = np.where(better, odd, multiple)
+    visit.multiples[run] = np.where(better, np.copysign(odd, multiple), multiple)
     visit.change(weights, np.where(better, change, 0).astype(np.float32) * units)
 
 
 def _refit_d(visit: _Visit) -> None:
     """Move the block's d to its least-squares value, if that helps."""
     everything = slice(0, len(visit.error))
-    units = decode(visit.part.codes(everything), visit.multiples, visit.part.lattice)
+    units = visit.part.lattice.decode(visit.part.codes(everything), visit.multiples)
     along, curve = _dot(visit.pull, units), _dot(units, visit.h @ units)
     wish = np.clip(visit.d + along * reciprocal(curve), 0, np.finfo(np.float16).max)
     d = to_half(wish).astype(np.float32)
@@ -159,10 +158,10 @@ def _refit_d(visit: _Visit) -> None:
     visit.change(everything, np.where(better, change, 0).astype(np.float32) * units)
 
 
-def _nearest(target: F32, scale: F32, metric: F32, lattice: LatticeGrid) -> LatticeCodes:
+def _nearest(target: F32, scale: F32, metric: F32, lattice: Lattice) -> LatticeCodes:
     """The codes nearest by the metric's diagonal; all of it gains 1 % at ten times the cost."""
     weight = np.repeat(np.diagonal(metric)[:, None], target.shape[1], axis=1)
-    return nearest(target, scale, weight, lattice)
+    return lattice.nearest(target, scale, weight)
 
 
 def _octets(weights: slice) -> list[slice]:

@@ -9,12 +9,10 @@ and the steps cheap.
 
 import numpy as np
 
-from tqgguf.kernels.dtypes import F16, F32, U8, U32
+from tqgguf.kernels.dtypes import F16, F32
 from tqgguf.kernels.lattice import OCTET, LatticeGrid, cells, point_sums
 from tqgguf.kernels.scales import to_half
 from tqgguf.kernels.search import reciprocal
-
-HIGHEST = 15  # steps are 0..15
 
 # Trial scales, in units of a run's fourth-power mean, which moves with both bulk and outliers: they
 # cover 96 % of the best scales of normal and of heavy-tailed weights. How many, and how many points
@@ -24,7 +22,11 @@ _TRIALS = {
     4: np.geomspace(0.092, 0.185, 9).astype(np.float32),
 }
 _TRIED = {8: 2, 4: 1}
-_HEADROOM = np.linspace(22, 33, 12, dtype=np.float32)  # largest scale / d; above 31 it is clipped
+# What to try for the largest scale / d, by the highest step; above 2 * step + 1 it is clipped.
+_HEADROOM = {
+    15: np.linspace(22, 33, 12, dtype=np.float32),
+    7: np.linspace(10, 16, 12, dtype=np.float32),
+}
 
 Sums = tuple[F32, F32]
 
@@ -42,14 +44,36 @@ def fit_scales(x: F32, w: F32 | None, lattice: LatticeGrid) -> tuple[F16, F32]:
     top = np.abs(x).max(axis=0)
     a = x * reciprocal(top)  # fourth powers of what is left neither overflow nor vanish
     a = _keep_parity(a, w) if lattice.shared_signs else np.abs(a, out=a)
-    unit = _fourth_mean(a, w, runs)
+    unit = fourth_mean(a, w, runs)
     v = (a.reshape(runs, -1, n) * reciprocal(unit)[:, None]).reshape(-1, lattice.k, n)
-    cross, energy = _try_scales(v, None if w is None else w.reshape(v.shape), runs, lattice)
+    sums = _try_scales(v, None if w is None else w.reshape(v.shape), runs, lattice)
+    return choose_scales(sums, unit, top, highest=lattice.highest)
+
+
+def choose_scales(
+    sums: Sums, unit: F32, top: F32, *, highest: int, signed: bool = False
+) -> tuple[F16, F32]:
+    """The best d and multiples for what was found at the trial scales.
+
+    sums: c in units of `unit` (runs, n), and e, (trials, runs, n) each, of weights divided by top
+    (n,). signed: the second half of the trials is that of negative scales. -> as `fit_scales`.
+    """
+    cross, energy = sums
     cross *= unit
     best = _best_scale(cross, energy)
-    d = to_half(_choose_d(best, cross, energy) * top)
+    d = to_half(_choose_d(best, cross, energy, highest) * top)
     seen = d.astype(np.float32) * reciprocal(top)
-    return d, 2 * _choose_steps(seen, best, cross, energy) + 1
+    multiples = 2 * _choose_steps(seen, best, cross, energy, highest) + 1
+    if signed:
+        halves = zip(_halves(cross), _halves(energy), strict=True)
+        up, down = (_error(seen * multiples, *half) for half in halves)
+        multiples = np.where(down < up, -multiples, multiples)
+    return d, multiples
+
+
+def _halves(trials: F32) -> tuple[F32, F32]:
+    middle = len(trials) // 2
+    return trials[:middle], trials[middle:]
 
 
 def _keep_parity(x: F32, w: F32 | None) -> F32:
@@ -62,7 +86,7 @@ def _keep_parity(x: F32, w: F32 | None) -> F32:
     return kept
 
 
-def _fourth_mean(a: F32, w: F32 | None, runs: int) -> F32:
+def fourth_mean(a: F32, w: F32 | None, runs: int) -> F32:
     """The fourth root of the weighted mean fourth power of every run: -> (runs, n)."""
     fourth = a * a
     fourth *= fourth
@@ -85,7 +109,7 @@ def _try_scales(v: F32, w: F32 | None, runs: int, lattice: LatticeGrid) -> Sums:
     for i, scale in enumerate(trials):
         sums = found[i]
         for other in found[max(0, i - 1) : i] + found[i + 1 : i + 2]:
-            sums = _better(sums, other, scale)  # what a neighbour found may be nearer
+            sums = better(sums, other, scale)  # what a neighbour found may be nearer
         cross[i] = sums[0].reshape(runs, -1, v.shape[2]).sum(axis=1)
         energy[i] = sums[1].reshape(runs, -1, v.shape[2]).sum(axis=1)
     return cross, energy
@@ -97,11 +121,11 @@ def code_sums(v: F32, wv: F32, w: F32 | None, scale: float, lattice: LatticeGrid
     sums = point_sums(wv, w, lattice.listed[0].take(cell), lattice)[:2]
     for rank in range(1, _TRIED[lattice.k]):
         other = point_sums(wv, w, lattice.listed[rank].take(cell), lattice)[:2]
-        sums = _better(sums, other, np.float32(scale))
+        sums = better(sums, other, np.float32(scale))
     return sums
 
 
-def _better(one: Sums, other: Sums, scale: np.float32) -> Sums:
+def better(one: Sums, other: Sums, scale: np.float32) -> Sums:
     """Elementwise the sums of less error s^2 e - 2 s c."""
     cross, energy = other[0] - one[0], other[1] - one[1]
     better = (energy * (scale / 2) < cross).astype(np.float32)  # a product is faster than np.where
@@ -120,36 +144,36 @@ def _best_scale(cross: F32, energy: F32) -> F32:
     return best
 
 
-def _choose_d(best: F32, cross: F32, energy: F32) -> F32:
+def _choose_d(best: F32, cross: F32, energy: F32, highest: int) -> F32:
     """The d under which the steps nearest to the best scales cost least: -> (n,)."""
     top = best.max(axis=0)
     chosen: F32 = np.zeros_like(top)
     least = np.full_like(top, np.inf)
-    for headroom in _HEADROOM:
+    for headroom in _HEADROOM[highest]:
         d = top / headroom
-        error = _error(d * (2 * _step(best, d) + 1), cross, energy).sum(axis=0)
+        error = _error(d * (2 * _step(best, d, highest) + 1), cross, energy).sum(axis=0)
         chosen = np.where(error < least, d, chosen)
         np.minimum(least, error, out=least)
     return chosen
 
 
-def _choose_steps(d: F32, best: F32, cross: F32, energy: F32) -> F32:
+def _choose_steps(d: F32, best: F32, cross: F32, energy: F32, highest: int) -> F32:
     """The best of the nearest step and its neighbours: d (n,) -> (runs, n)."""
-    middle = _step(best, d)
+    middle = _step(best, d, highest)
     chosen, least = middle, np.full_like(middle, np.inf)
     for shift in (0, -1, 1):
-        step = np.clip(middle + shift, 0, HIGHEST)
+        step = np.clip(middle + shift, 0, highest)
         error = _error(d * (2 * step + 1), cross, energy)
         chosen = np.where(error < least, step, chosen)
         np.minimum(least, error, out=least)
     return chosen
 
 
-def _step(scale: F32, d: F32) -> F32:
+def _step(scale: F32, d: F32, highest: int) -> F32:
     """The step whose scale is nearest: scale = d * (2 * step + 1)."""
     step = scale * (reciprocal(d) / 2)
     step -= np.float32(0.5)
-    nearest: F32 = np.clip(np.rint(step), 0, HIGHEST)
+    nearest: F32 = np.clip(np.rint(step), 0, highest)
     return nearest
 
 
@@ -160,14 +184,3 @@ def _error(scale: F32, cross: F32, energy: F32) -> F32:
     error *= scale
     lowest: F32 = error.min(axis=0)
     return lowest
-
-
-def unit_scales(d: F16, steps: U8 | U32) -> F32:
-    """What the reader multiplies points by: d (n,), steps (runs, n) -> (runs, n) float32."""
-    odd: F32 = 2 * steps.astype(np.float32) + 1
-    return d.astype(np.float32) * odd
-
-
-def to_steps(multiples: F32) -> U8:
-    """The steps of odd multiples: 1, 3 .. 31 -> 0, 1 .. 15."""
-    return ((multiples.astype(np.uint8)) - np.uint8(1)) // np.uint8(2)

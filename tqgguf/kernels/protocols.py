@@ -5,8 +5,8 @@ from typing import Protocol
 
 import numpy as np
 
-from tqgguf.kernels.dtypes import F32, U8, Blocks
-from tqgguf.kernels.lattice import LatticeCodes, LatticeGrid
+from tqgguf.kernels.dtypes import F16, F32, U8, U32, Blocks
+from tqgguf.kernels.lattice import LatticeCodes
 
 Limits = tuple[int, int]  # the lowest and highest code
 
@@ -48,6 +48,34 @@ class ScalarFormat(Protocol):
         """Write the codes."""
 
 
+class Lattice(Protocol):
+    """A `LatticeGrid` or a `TernaryGrid`: points, and how weights share scales."""
+
+    @property
+    def k(self) -> int:
+        """Weights per point."""
+
+    @property
+    def size(self) -> int:
+        """Weights that share a scale."""
+
+    @property
+    def highest(self) -> int:
+        """The highest step of a scale."""
+
+    def multiples(self, steps: U8 | U32) -> F32:
+        """What multiplies d, by steps."""
+
+    def steps(self, multiples: F32) -> U8:
+        """The steps, by what multiplies d."""
+
+    def nearest(self, x: F32, scale: F32, w: F32 | None) -> LatticeCodes:
+        """The nearest codes under given scales."""
+
+    def decode(self, codes: LatticeCodes, scale: F32) -> F32:
+        """The values the reader will see."""
+
+
 class LatticeFormat(Protocol):
     """A `tqgguf.formats.LatticeFormat`."""
 
@@ -56,7 +84,7 @@ class LatticeFormat(Protocol):
         """One block."""
 
     @property
-    def lattice(self) -> LatticeGrid:
+    def lattice(self) -> Lattice:
         """The points."""
 
     def fit(self, x: F32, importance: F32 | None) -> Blocks:
@@ -64,6 +92,17 @@ class LatticeFormat(Protocol):
 
     def scales(self, blocks: Blocks) -> F32:
         """What the points of every run are multiplied by."""
+
+    def multiples(self, blocks: Blocks) -> F32:
+        """The same in units of d."""
+
+    @property
+    def read_d(self) -> Callable[[Blocks], F16]:
+        """The blocks' d."""
+
+    @property
+    def write_d(self) -> Callable[[Blocks, F16], None]:
+        """Store the blocks' d."""
 
     def store(self, blocks: Blocks, multiples: F32) -> None:
         """Write what multiplies d."""

@@ -14,10 +14,13 @@ from typing import NamedTuple
 import numpy as np
 
 from tqgguf.errors import WeightError
+from tqgguf.kernels import e4m3
 from tqgguf.kernels.dtypes import F16, F32, I32, U8
 from tqgguf.kernels.search import reciprocal, snap
 
 _HALF_LIMIT = 65520.0  # from here on float16 rounds to infinity
+_BEGIN = np.float32(0.77)  # what makes it the best ternary scale of Gaussian weights
+_ROUNDS = 2
 _INSIDE = 0.49  # steps that an end of a range may move inwards before a code leaves 0..levels
 
 Ranges = tuple[tuple[float, float], ...]
@@ -152,6 +155,64 @@ def power_of_two(x: F32, w: F32 | None, *, levels: F32) -> I32:
         error = dot(difference, difference if w is None else difference * w)
         best, least = np.where(error < least, trial, best), np.minimum(error, least)
     return best
+
+
+def coded_scale(x: F32, w: F32 | None, *, levels: F32, shifts: tuple[int, ...]) -> U8:
+    """The code of the best 8-bit float s for w = s / 2 * level: (size, n) -> (n,) uint8.
+
+    Tried are the code that holds the largest weight and those shifts away, then what fits the best
+    codes of these best.
+    """
+    needed = np.abs(x).max(axis=0) * (2 / levels[-1])
+    if needed.max(initial=0) > e4m3.LARGEST:
+        raise WeightError(f"a block needs a scale of {needed.max():.4g}, but 8-bit ones end at 448")
+    held = e4m3.encode(needed).astype(np.int16)
+    weighted = x if w is None else x * w
+    best, least = held.astype(np.uint8), np.full(x.shape[1], np.inf, np.float32)
+    q, sums = np.empty_like(x), np.empty((3, x.shape[1]), np.float32)
+    kept = np.zeros_like(sums[:2])
+    for shift in shifts:
+        code = np.clip(held + np.int16(shift), 0, 126).astype(np.uint8)
+        step = e4m3.decode(code) * np.float32(0.5)
+        np.multiply(x, reciprocal(step), out=q)
+        np.clip(q, levels[0], levels[-1], out=q)
+        snap(q, levels, out=q)
+        dot(q, weighted, out=sums[0])
+        dot(q, q if w is None else q * w, out=sums[1])
+        error = step * (step * sums[1] - 2 * sums[0])
+        better = error < least
+        best = np.where(better, code, best)
+        np.copyto(kept, sums[:2], where=better)
+        np.minimum(least, error, out=least)
+    refit = e4m3.encode(np.maximum(2 * kept[0] * reciprocal(kept[1]), np.float32(0)))
+    step = e4m3.decode(refit) * np.float32(0.5)
+    return np.where(step * (step * kept[1] - 2 * kept[0]) < least, refit, best)
+
+
+def ternary_scale(x: F32, w: F32 | None) -> F32:
+    """The d of w = d * (-1, 0 or 1), by Lloyd's rounds: (size, n) -> (n,).
+
+    They begin at a part of the mean of the magnitudes weighed by their squares: ternary weights are
+    met at once, and a few large ones among small ones count as they should.
+    """
+    top = np.abs(x).max(axis=0)
+    a = np.abs(x) * reciprocal(top)  # cubes of what is left neither overflow nor vanish
+    weighted = a if w is None else a * w
+    energy = a * weighted
+    d = dot(energy, a) * (_BEGIN * reciprocal(energy.sum(axis=0)))
+    for _ in range(_ROUNDS):
+        far = (a > d / 2).astype(np.float32)
+        total = far.sum(axis=0) if w is None else dot(far, w)
+        d = dot(far, weighted) * reciprocal(total)
+    scale: F32 = d * top
+    return scale
+
+
+def mean_magnitude(x: F32, w: F32 | None) -> F32:
+    """The d of w = d * (-1 or 1): (size, n) -> (n,)."""
+    a = np.abs(x)
+    mean: F32 = (a if w is None else a * w).sum(axis=0) * reciprocal(_total(x, w))
+    return mean
 
 
 def requantize(x: F32, w: F32 | None, sums: Sums, step: F32, depth: F32, *, levels: int) -> Sums:

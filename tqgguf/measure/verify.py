@@ -13,10 +13,10 @@ from functools import partial
 from math import lcm
 
 import numpy as np
-from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from tqgguf.errors import MismatchError
 from tqgguf.formats import FLOATS, is_float
+from tqgguf.ggml import TYPES
 from tqgguf.kernels.dtypes import F32
 from tqgguf.machine.threads import map_in_order
 from tqgguf.models import INTEGERS, Model, Tensor
@@ -153,15 +153,15 @@ def _check(
     rotation: Rotation, weighed: bool, calibrated: bool, pair: tuple[Tensor, Tensor]
 ) -> Check:
     tensor, source = pair
-    type = GGMLQuantizationType[tensor.type]
-    block = GGML_QUANT_SIZES[type][0]
+    type = tensor.type
+    block = TYPES[type].weights
     rows, columns = rotation.granule(tensor.name)
     cut = tiles(tensor.shape, granule=(rows, lcm(columns, block, _BLOCK)), weights=_TILE)
     parts = [_compare(rotation, tensor, source, tile, max(block, _BLOCK)) for tile in cut]
     error, energy = (sum(p[i] for p in parts) for i in (0, 1))
     worst, row = max((p[2:] for p in parts), default=(0.0, 0))
-    moved = calibrated and not is_float(type.name)
-    factor = math.inf if weighed and not is_float(type.name) else _BLOCK_FACTOR
+    moved = calibrated and not is_float(type)
+    factor = math.inf if weighed and not is_float(type) else _BLOCK_FACTOR
     allowed = _CALIBRATED_BLOCK if moved else _allowed(type, factor)
     mean_allowed = _LARGEST if moved else _allowed(type, _MEAN_FACTOR)
     mean = error / energy if energy else error
@@ -191,10 +191,10 @@ def _block_sums(x: F32, block: int) -> "np.ndarray[tuple[int, int], np.dtype[np.
     return np.add.reduceat(np.square(x, dtype=np.float64), starts, axis=1)
 
 
-def _allowed(type: GGMLQuantizationType, factor: float) -> float:
+def _allowed(type: str, factor: float) -> float:
     """The largest relative squared error that rounding to this type explains."""
-    if is_float(type.name):
-        bits = FLOATS[type.name].significand if type.name in FLOATS else FLOATS["F32"].significand
-        return float(factor * 4.0**-bits) / 6 + _ROTATION_ERROR * _BLOCK_FACTOR
-    block, size = GGML_QUANT_SIZES[type]
-    return min(_LARGEST, float(factor * 4.0 ** (-8 * size / block)))
+    if is_float(type):
+        kept = FLOATS[type].significand if type in FLOATS else FLOATS["F32"].significand
+        return float(factor * 4.0**-kept) / 6 + _ROTATION_ERROR * _BLOCK_FACTOR
+    bits = 8 * TYPES[type].bytes / TYPES[type].weights
+    return min(_LARGEST, float(factor * 4.0**-bits))

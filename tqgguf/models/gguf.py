@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, quants
 from gguf import GGUFValueType as Type
 
 from tqgguf.errors import FileFormatError
+from tqgguf.ggml import NAMES, TYPES, dequantize
 from tqgguf.kernels.dtypes import F32, U8
 from tqgguf.kernels.halves import single_from_half
 from tqgguf.models.content import what_it_is
@@ -41,7 +41,7 @@ class _Entry:
 
     name: str
     shape: tuple[int, ...]
-    type: GGMLQuantizationType
+    type: str
     offset: int
     n_bytes: int
 
@@ -223,7 +223,7 @@ class _Shard:
         for e in self.entries:
             rows, tile = partial(_decode_rows, self.bytes, e), partial(_decode_tile, self.bytes, e)
             raw = partial(_copy_rows, self.bytes, e)
-            yield Tensor(e.name, e.shape, e.type.name, rows=rows, raw=raw, tile=tile)
+            yield Tensor(e.name, e.shape, e.type, rows=rows, raw=raw, tile=tile)
 
     def _check_overlaps(self) -> None:
         """Refuse tensors that share bytes: a small file could claim any amount of weights."""
@@ -287,22 +287,19 @@ def _tensor_line(cursor: _Cursor) -> _Entry:
         raise FileFormatError(f"{cursor.path}: {name} has {n_dims} dimensions; 1 to 4 work")
     shape = tuple(cursor.number("Q", name) for _ in range(n_dims))[::-1]
     number = cursor.number("I", name)
-    try:
-        type = GGMLQuantizationType(number)
-    except ValueError:
-        raise FileFormatError(f"{cursor.path}: {name} has unknown tensor type {number}") from None
-    block, size = GGML_QUANT_SIZES[type]
+    type = NAMES.get(number)
+    if type is None:
+        raise FileFormatError(f"{cursor.path}: {name} has unknown tensor type {number}")
+    _, block, size = TYPES[type]
     weights = prod(shape)  # Python integers: no overflow, however hostile
     if not 0 < weights < 2**60 or shape[-1] % block:
-        raise FileFormatError(
-            f"{cursor.path}: {name} has shape {shape}, which {type.name} cannot hold"
-        )
+        raise FileFormatError(f"{cursor.path}: {name} has shape {shape}, which {type} cannot hold")
     return _Entry(name, shape, type, cursor.number("Q", name), weights // block * size)
 
 
 def _stored(data: U8, entry: _Entry) -> U8:
     """A tensor's rows where they lie: (n_rows, n_bytes) uint8, mapped."""
-    block, size = GGML_QUANT_SIZES[entry.type]
+    _, block, size = TYPES[entry.type]
     tensor = np.asarray(data)[entry.offset : entry.offset + entry.n_bytes]
     return tensor.reshape(-1, entry.shape[-1] // block * size)
 
@@ -322,7 +319,7 @@ def _decode_tile(
     data: U8, entry: _Entry, start: int, stop: int, first_column: int, last_column: int
 ) -> F32:
     """A range of rows and of columns that are whole blocks: (rows, columns) float32."""
-    block, size = GGML_QUANT_SIZES[entry.type]
+    _, block, size = TYPES[entry.type]
     rows = _stored(data, entry)[start:stop]
     decoded = _decode(rows[:, first_column // block * size : last_column // block * size], entry)
     give_back(rows)
@@ -330,25 +327,17 @@ def _decode_tile(
 
 
 def _decode(tile: U8, entry: _Entry) -> F32:
-    if entry.type == GGMLQuantizationType.F16:
+    if entry.type == "F16":
         return single_from_half(tile.view("<f2"))
     dtype = _PLAIN.get(entry.type)
     if dtype is not None:
         return tile.view(dtype).astype(np.float32)
     try:
-        decoded: F32 = quants.dequantize(tile, entry.type)
+        return dequantize(tile, entry.type)
     except NotImplementedError:
         raise FileFormatError(
-            f"{entry.name}: weights of type {entry.type.name} cannot be decoded"
+            f"{entry.name}: weights of type {entry.type} cannot be decoded"
         ) from None
-    return decoded
 
 
-_PLAIN: dict[GGMLQuantizationType, str] = {
-    GGMLQuantizationType.F64: "<f8",
-    GGMLQuantizationType.F32: "<f4",
-    GGMLQuantizationType.I8: "<i1",
-    GGMLQuantizationType.I16: "<i2",
-    GGMLQuantizationType.I32: "<i4",
-    GGMLQuantizationType.I64: "<i8",
-}
+_PLAIN = {"F64": "<f8", "F32": "<f4", "I8": "<i1", "I16": "<i2", "I32": "<i4", "I64": "<i8"}

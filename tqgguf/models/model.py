@@ -7,8 +7,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
-
+from tqgguf.ggml import TYPES
 from tqgguf.kernels.dtypes import F32, U8
 from tqgguf.models.metadata import Value
 
@@ -17,8 +16,8 @@ INTEGERS = ("I8", "I16", "I32", "I64")  # tables of numbers that are no weights
 
 def stored_bytes(type: str, weights: int) -> int:
     """Bytes of so many weights, whole blocks, in a GGUF type."""
-    block, size = GGML_QUANT_SIZES[GGMLQuantizationType[type]]
-    return int(weights // block * size)
+    block = TYPES[type]
+    return weights // block.weights * block.bytes
 
 
 @dataclass(frozen=True)

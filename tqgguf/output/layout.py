@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
-from gguf import GGMLQuantizationType
 from gguf import GGUFValueType as Type
 
+from tqgguf.ggml import TYPES
 from tqgguf.models.gguf import DEFAULT_ALIGNMENT, MAGIC, SPLIT_RUN, VERSIONS
 from tqgguf.models.metadata import Value, encode
 from tqgguf.models.model import stored_bytes
@@ -127,8 +127,8 @@ def _alignment(metadata: Mapping[str, Value]) -> int:
 
 def _table_line(tensor: TensorInfo, offset: int) -> bytes:
     sizes = struct.pack(f"<I{len(tensor.shape)}Q", len(tensor.shape), *reversed(tensor.shape))
-    type = GGMLQuantizationType[tensor.type]
-    return encode(tensor.name).raw + sizes + struct.pack("<IQ", type, offset)
+    number = TYPES[tensor.type].number
+    return encode(tensor.name).raw + sizes + struct.pack("<IQ", number, offset)
 
 
 def _aligned(n: int, alignment: int) -> int:

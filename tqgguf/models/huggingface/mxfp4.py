@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from gguf import GGMLQuantizationType
-from gguf.quants import dequantize
 from numpy.typing import NDArray
 
 from tqgguf.errors import FileFormatError
+from tqgguf.ggml import dequantize
 from tqgguf.kernels.dtypes import F32, U8
 from tqgguf.models.model import Tensor
 
@@ -55,7 +54,7 @@ class Mxfp4:
         return packed.reshape(len(rows), n_blocks * (1 + _SIZE // 2))
 
     def _rows(self, start: int, stop: int) -> F32:
-        decoded: F32 = dequantize(self._raw(start, stop), GGMLQuantizationType.MXFP4)
+        decoded = dequantize(self._raw(start, stop), "MXFP4")
         return decoded.reshape(stop - start, self.blocks.shape[2] * _SIZE)
 
 

@@ -1,0 +1,24 @@
+"""TQ1_0: as TQ2_0, with five weights to a byte; w = d * (q - 1), q in 0..2.
+
+A byte is a fraction of 256 whose first digits to the base of 3 are the codes. Runs of 32, then of
+16 weights share bytes, five runs each, and at last four of 4 in qh.
+"""
+
+import numpy as np
+
+from tqgguf.formats._block import ternary_format
+from tqgguf.kernels.bits import pack_trits
+from tqgguf.kernels.dtypes import U8, Blocks
+
+LAYOUT = np.dtype([("qs", "u1", (48,)), ("qh", "u1", (4,)), ("d", "<f2")])
+
+
+def pack(blocks: Blocks, codes: U8) -> None:
+    """Write codes, (256, n) uint8."""
+    long, short, last = codes[:160], codes[160:240], codes[240:]
+    blocks["qs"][:, :32] = pack_trits(long.reshape(5, 32, -1)).T
+    blocks["qs"][:, 32:] = pack_trits(short.reshape(5, 16, -1)).T
+    blocks["qh"] = pack_trits(last.reshape(4, 4, -1)).T
+
+
+FORMAT = ternary_format("TQ1_0", LAYOUT, pack)
