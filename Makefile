@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help bench front real calibration bench-calibration llama.cpp programs bench-kernels bench-quantize build demo tables picture test test-fast test-elsewhere test-oracle fuzz check lint types layers fmt clean
+.PHONY: help bench card front real calibration bench-calibration llama.cpp programs bench-kernels bench-quantize build demo tables picture test test-fast test-elsewhere test-oracle fuzz check lint types layers fmt clean
 SHELL := /bin/bash
 
 VENV   ?= .venv
@@ -45,6 +45,15 @@ front: $(VENV)/.installed programs $(RANDOM_MODEL)   ## which type buys which qu
 real: $(VENV)/.installed programs   ## a real model: ours at every effort beside llama-quantize's mixtures
 	model=$$($(BIN)/python scripts/real_model.py --required) && \
 	    $(BIN)/python scripts/measure_real.py "$$model" tests/data/wiki-calib.txt tests/data/wiki-eval.txt
+
+card: $(VENV)/.installed programs   ## docs/card-SmolLM2: the card of a ladder of a real model, made by the command
+	model=$$($(BIN)/python scripts/real_model.py --required) && \
+	    $(BIN)/tqgguf ladder "$$model" -o build/SmolLM2-135M-Instruct-GGUF --types tq-q2,tq-q3,tq-q4 \
+	    --calibrate tests/data/wiki-calib.txt --calibrate-tokens 8192 --eval tests/data/wiki-eval.txt --chunks 16 \
+	    --base-model HuggingFaceTB/SmolLM2-135M-Instruct
+	mkdir -p docs/card-SmolLM2
+	cp build/SmolLM2-135M-Instruct-GGUF/README.md build/SmolLM2-135M-Instruct-GGUF/front.svg \
+	    build/SmolLM2-135M-Instruct-GGUF/SHA256SUMS docs/card-SmolLM2/
 
 calibration: $(VENV)/.installed programs   ## what --calibrate is worth, beside llama-quantize with an imatrix
 	$(BIN)/python scripts/measure_calibration.py $(MODEL) tests/data/novels-calib.txt tests/data/novels-eval.txt

@@ -171,6 +171,9 @@ def test_the_front_matter_says_what_the_model_does(stories, tmp_path):
 
 
 def test_what_a_ladder_refuses(novels, stories, tmp_path, monkeypatch):
+    tensor = ("--rotate", "tensor", "-q")
+    fails("ladder", stories, "-o", tmp_path / "x", *tensor, says="llama.cpp would compute noise")
+    fails("ladder", stories, "-o", tmp_path / "x", "--types", "q9", "-q", says="'q9' is unknown")
     quick = ("--types", "q8_0", "--effort", "fast", "--rotate", "none", "-q")
     folder = tmp_path / "out"
     assert run("ladder", stories, "-o", folder, *quick).exit_code == 0

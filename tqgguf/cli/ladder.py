@@ -138,7 +138,7 @@ def ladder_command(
         _named(model),
         base_model or card.base_model(opened),
         quantized_by,
-        _command(model, output, wanted, shared, measured),
+        _command(model, ladder, shared, measured),
     )
     _write_page(ladder, opened, words)
     say_written()
@@ -274,14 +274,12 @@ def _open(path: Path, *, quiet: bool) -> Model:
     return model
 
 
-def _command(
-    model: Path, folder: Path, wanted: Sequence[Rung], shared: Options, measured: _Measured
-) -> str:
-    """The command as it was typed, of files the names alone."""
-    plain = [r.asked for r in wanted if r.options.target_size is None]
-    sizes = [r.asked for r in wanted if r.options.target_size is not None]
+def _command(model: Path, ladder: Ladder, shared: Options, measured: _Measured) -> str:
+    """The command that makes all that is there; of files the names alone."""
+    files = ladder.files.values()
+    plain, sizes = ([f.asked for f in files if f.is_sized is sized] for sized in (False, True))
     given: dict[str, Any] = {
-        "-o": folder.name,
+        "-o": ladder.folder.name,
         "--types": ",".join(plain),
         "--sizes": ",".join(sizes),
         "--effort": shared.effort,
@@ -347,7 +345,7 @@ def _document(ladder: Ladder) -> dict[str, Any]:
 
 
 def _say(ladder: Ladder, words: card.Words) -> None:
-    say_table(*card.table(ladder, plain=True))
+    say_table(*card.table(ladder, short=True))
     for file, need in card.advice(ladder):
         say(f"with {readable_size(need.total)} of free memory: {file.file}")
     if words.base_model is None:

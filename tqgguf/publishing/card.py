@@ -16,6 +16,8 @@ from tqgguf.models import Model, open_model
 from tqgguf.models.hub import cached_repository, display_name
 from tqgguf.network.memory import Memory, memory
 from tqgguf.publishing.record import PICTURE, SUMS, Finished, Ladder
+from tqgguf.rotation.rotation import read_rotation
+from tqgguf.rotation.words import in_words
 from tqgguf.version import __version__
 
 _SOURCES = ("general.source.huggingface.repository", "general.source.repo_url", "general.repo_url")
@@ -63,7 +65,7 @@ def render(ladder: Ladder, model: Model, words: Words) -> str:
         f"made by tqgguf {__version__}.\n",
         *_advice(ladder),
         "## Files\n",
-        *_lines(*table(ladder)),
+        *_table(ladder),
         *_measured(ladder),
         *_how(ladder, words),
     ]
@@ -132,36 +134,46 @@ def _kld(file: Finished) -> str:
     return number(file.quality["kld_mean"]) if file.quality else "not measured"
 
 
-def table(ladder: Ladder, *, plain: bool = False) -> tuple[list[str], list[list[str]]]:
-    """The files' table, its columns and rows; plain: names as they are, and not their links."""
-    columns = ["file", "type", "size", "bits per weight"]
-    judged = bool(ladder.judged)
-    timed = any(f.speed for f in ladder.files.values())
-    columns += ["KLD mean", "KLD 99.9 %", "same top token", "PPL"] * judged
+def table(ladder: Ladder, *, short: bool = False) -> tuple[list[str], list[list[str]]]:
+    """The files' table, its columns and rows; short: for a terminal, fewer and no links."""
+    judged, timed = bool(ladder.judged), any(f.speed for f in ladder.files.values())
+    columns = ["file", *["type"] * (not short), "size", "bpw" if short else "bits per weight"]
+    columns += ["KLD mean", *["KLD 99.9 %", "same top token"] * (not short), "PPL"] * judged
     columns += ["tok/s"] * timed
     rows = [
-        [file.file if plain else _link(file.file), *_cells(file, judged=judged, timed=timed)]
+        [
+            file.file if short else _link(file.file),
+            *[file.type] * (not short),
+            readable_size(file.bytes),
+            f"{file.bpw:.2f}",
+            *(_quality_cells(file, short=short) if judged else ()),
+            *[_speed(file)] * timed,
+        ]
         for file in ladder.ordered()
     ]
-    if judged:
-        rows.append(_original_cells(ladder, timed=timed))
     return columns, rows
 
 
-def _cells(file: Finished, *, judged: bool, timed: bool) -> list[str]:
-    cells = [file.type, readable_size(file.bytes), f"{file.bpw:.2f}"]
-    if judged and file.quality:
-        q = file.quality
-        cells += [number(q["kld_mean"]), number(q["kld_p999"])]
-        cells += [f"{q['same_top']:.1f} %", f"{q['ppl']:.3f}"]
+def _quality_cells(file: Finished, *, short: bool) -> list[str]:
+    q = file.quality or {}
+    rest = [] if short else [number(q["kld_p999"]), f"{q['same_top']:.1f} %"]
+    return [number(q["kld_mean"]), *rest, f"{q['ppl']:.3f}"]
+
+
+def _speed(file: Finished) -> str:
     speed = file.speed["tg"] if file.speed else None
-    return [*cells, *["-" if speed is None else f"{speed:.1f}"] * timed]
+    return "-" if speed is None else f"{speed:.1f}"
 
 
-def _original_cells(ladder: Ladder, *, timed: bool) -> list[str]:
+def _table(ladder: Ladder) -> Iterator[str]:
+    """With a row for the original, if that was measured."""
+    columns, rows = table(ladder)
     found = ladder.original
-    size = [found["type"], readable_size(found["bytes"]), f"{found['bpw']:.2f}"]
-    return ["the original", *size, "0", "0", "100 %", f"{found['ppl']:.3f}", *[""] * timed]
+    if ladder.judged:
+        size = [found["type"], readable_size(found["bytes"]), f"{found['bpw']:.2f}"]
+        cells = ["the original", *size, "0", "0", "100 %", f"{found['ppl']:.3f}"]
+        rows = [*rows, cells + [""] * (len(columns) - len(cells))]
+    yield from _lines(columns, rows)
 
 
 def _measured(ladder: Ladder) -> Iterator[str]:
@@ -191,7 +203,10 @@ def _how(ladder: Ladder, words: Words) -> Iterator[str]:
     told = dict.fromkeys(line for file in files for line in file.told)
     yield from (f"* {line}" for line in told)
     if ladder.rotation:
-        yield f"* rotation: {ladder.rotation}, {ladder.why.removeprefix(f'{ladder.rotation}, ')}"
+        recorded = (read_rotation(open_model(ladder.folder / f.file)) for f in files)
+        rotation = next(r for r in recorded if r.mode == ladder.rotation)
+        yield f"* rotation {in_words(rotation)}"
+        yield f"* why that rotation: {ladder.why}"
     if ladder.imatrix:
         name = ladder.imatrix["file"]
         yield f"* {_link(name)}: the importance matrix of that text, as llama-quantize reads it"

@@ -42,8 +42,14 @@ class Rung:
 def rungs(types: Sequence[str], sizes: Sequence[tuple[str, int]], shared: Options) -> list[Rung]:
     """What is asked for, each once; sizes are bytes beside the user's words for them.
 
-    A float type is written as it is. Raises PlanError for an unknown type.
+    A float type is written as it is. Raises PlanError for an unknown type, and for a rotation that
+    no stock llama.cpp undoes.
     """
+    if shared.rotate == "tensor":
+        raise PlanError(
+            "--rotate tensor is for study: llama.cpp would compute noise from such files; expected "
+            "auto, fused, values, scales or none"
+        )
     found = {}
     for name in types:
         known = recipe(name)
@@ -157,7 +163,9 @@ def finish(ladder: Ladder, rung: Rung, job: Job, seconds: float) -> Finished:
 
 
 def _told(job: Job) -> tuple[str, ...]:
-    """What the file was calibrated on; of the text the name alone."""
+    """What the file was calibrated on, if it was rounded; of the text the name alone."""
+    if is_float(job.plan.recipe.matrix):
+        return ()
     text = job.prepared.inputs.text
     path = text.name if text else ""
     return tuple(note.replace(path, Path(path).name) for note in job.prepared.inputs.notes)

@@ -38,6 +38,11 @@ class Finished:
     quality: Mapping[str, Any] | None = None
     speed: Mapping[str, Any] | None = None
 
+    @property
+    def is_sized(self) -> bool:
+        """Whether it was asked for by its size."""
+        return "--target-size" in self.options
+
 
 @dataclass
 class Ladder:
