@@ -35,6 +35,7 @@ from tqgguf.kernels.search import indices, reciprocal, snapper
 DAMPING = 0.01  # of the mean of H's diagonal, added to it
 _SOLVED = 64  # rows of a triangular system at a time
 _SOLVED_AWAY = 1024  # the same where calls cost more than arithmetic
+_PULLED = 256  # rows of H e that are found by one product, fewer would cost as much
 _STRIP = 8  # columns between two updates of the rest of a group or block
 
 Snap = Callable[[F32], None]
@@ -166,9 +167,10 @@ def round_matrix(
     xp = namespace(w)
     state = _State(xp.empty_like(w), xp.empty_like(w), snapper(fmt.levels, w), fmt, run)
     columns = [_greedy(state, here, w[here, :], moments.v) for here in places]
+    panel = max(1, _PULLED // fmt.block_size)
     for _ in range(sweeps):
-        for column, here in zip(columns, places, strict=True):
-            _revisit(state, column, here, moments)
+        for at in range(0, len(places), panel):
+            _revisit(state, columns[at : at + panel], places[at : at + panel], moments)
     for column, here in zip(columns, places, strict=True):
         column.write(fmt)
         fmt.pack(column.blocks, to_numpy(indices(state.units[here, :], fmt.levels)))
@@ -250,11 +252,21 @@ def _round_in_turn(meant: F32, pushed: F32, v: F32, snap: Snap) -> F32:
     return units
 
 
-def _revisit(state: _State, scales: "_Scales", here: slice, moments: Moments) -> None:
-    """Refit the scales and round the weights of a block anew, given everything else."""
-    own, pull = moments.block(here), moments.pull(here, state.error)
-    changed = state.units[here, :], state.error[here, :], *scales.arrays
-    state.run(_Revisit(scales.kind, state.fmt.group_size, state.snap), *changed, pull, own)
+def _revisit(
+    state: _State, columns: list["_Scales"], places: list[slice], moments: Moments
+) -> None:
+    """Refit the scales and round the weights of blocks anew, each given everything else."""
+    begin, end = places[0].start, places[-1].stop
+    pulls = moments.pull(slice(begin, end), state.error)
+    for scales, here in zip(columns, places, strict=True):
+        own, error = moments.block(here), state.error[here, :]
+        pull = pulls[: own.shape[0], :]
+        change = namespace(error).asarray(error, copy=True)
+        changed = state.units[here, :], error, *scales.arrays
+        state.run(_Revisit(scales.kind, state.fmt.group_size, state.snap), *changed, pull, own)
+        change -= error
+        pulls = pulls[own.shape[0] :, :]
+        pulls -= moments.h[here.stop : end, here] @ change
 
 
 @dataclass(frozen=True)
