@@ -154,8 +154,11 @@ class _Passes:
         for trial in trials:
             if trial.first < 0:
                 trial.state = self._looked_up()
+        coming = self.pool.submit(forward.layer_weights, self.model, 0)
         for index in range(ctx.graph.n_layer):
-            weights = forward.layer_weights(self.model, index)
+            weights = coming.result()
+            if index + 1 < ctx.graph.n_layer:
+                coming = self.pool.submit(forward.layer_weights, self.model, index + 1)
             changed = self._rounded(f"blk.{index}.", weights, groups)
             going = [original, *(t for t in trials if t.first <= index)]
             work = [partial(t.through, weights, changed, ctx, index) for t in going]

@@ -24,21 +24,23 @@ def quantize_rows(
 ) -> U8:
     """Encode rows: (n_rows, n_in) float32 -> (n_rows, n_bytes) uint8.
 
-    importance: (n_in,) >= 0 weighs the squared error of each column. The bytes do not depend on
-    the number of threads nor on the chunk (weights encoded at a time).
+    importance: (n_in,) >= 0 weighs the squared error of each column, (n_rows, n_in) that of each
+    weight. The bytes do not depend on the number of threads nor on the chunk (weights encoded at a
+    time).
     """
     n_rows, n_in = x.shape
     check_row(fmt, n_in)
     per_row = n_in // fmt.block_size
-    weight = None if importance is None else _normalized(importance, n_in).reshape(per_row, -1).T
+    weight = None if importance is None else _normalized(importance, x.shape)
+    blocks = None if weight is None else weight.reshape(-1, fmt.block_size).T
     out = np.empty(n_rows * per_row, fmt.layout)
     rows = np.ascontiguousarray(x).reshape(-1, fmt.block_size)
     size = _even_share(len(rows), max(1, chunk // fmt.block_size), threads or default_threads())
 
     def encode(start: int) -> None:
         part = rows[start : start + size]
-        columns = np.arange(start, start + len(part)) % per_row
-        local = None if weight is None else weight[:, columns]
+        columns = np.arange(start, start + len(part))
+        local = None if blocks is None else blocks[:, columns % blocks.shape[1]]
         out[start : start + len(part)] = _encode_chunk(fmt, part, local)
 
     run_all(encode, list(range(0, len(rows), size)), threads=threads)
@@ -104,17 +106,18 @@ def _check_weights(fmt: Format, part: F32) -> None:
         )
 
 
-def _normalized(importance: F32, n_in: int) -> F32:
-    """Check an importance vector and scale it to a mean of 1: (n_in,) -> (n_in,) float32."""
+def _normalized(importance: F32, shape: tuple[int, int]) -> F32:
+    """Check importance, of columns or of all weights, and scale rows to a mean of 1, float32."""
     values = np.asarray(importance, np.float64)
-    if values.shape != (n_in,):
-        raise ShapeError(f"importance has shape {values.shape}, but the rows have {n_in} columns")
+    if values.shape not in (shape, shape[1:]):
+        raise ShapeError(
+            f"importance has shape {values.shape}, but the rows have {shape[1]} columns"
+        )
     if not np.isfinite(values).all():
         raise WeightError(f"importance: {int((~np.isfinite(values)).sum())} columns are NaN or Inf")
     if (values < 0).any():
         raise WeightError(f"importance: {int((values < 0).sum())} columns are negative")
-    mean = values.mean()
-    if mean == 0:  # nothing is known about any column
-        return np.ones(n_in, np.float32)
-    normalized: F32 = np.maximum(values / mean, _FLOOR).astype(np.float32)
-    return normalized
+    mean = values.mean(axis=-1, keepdims=True)
+    known = mean > 0  # else nothing is known about any column
+    normalized = np.where(known, np.maximum(values / np.where(known, mean, 1), _FLOOR), 1)
+    return np.asarray(normalized, np.float32)
