@@ -41,7 +41,6 @@ class Converted:
 class Job:
     """A conversion that is decided and not yet done: what `convert` and the command line share."""
 
-    model: Model
     prepared: Prepared
     path: Path
     files: tuple[Path, ...]
@@ -49,6 +48,11 @@ class Job:
     split: Split
     resume: bool
     force: bool
+
+    @property
+    def model(self) -> Model:
+        """What is converted, its rows padded where they are."""
+        return self.prepared.model
 
     @property
     def plan(self) -> Plan:
@@ -178,7 +182,7 @@ def decide(
     files = tuple(pipeline.output_files(model, prepared.plan, path, split))
     count = len(files) if split else None
     check_output(path, inputs=read, force=resume or force, count=count, others=others)
-    return Job(model, prepared, path, files, machine, split, resume, force)
+    return Job(prepared, path, files, machine, split, resume, force)
 
 
 def _opened(model: Model | AnyPath) -> Model:

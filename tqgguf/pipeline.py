@@ -278,7 +278,7 @@ def _start_workers(
 
 
 def _process_tasks(
-    find: Callable[[str], Tensor], size: int, encoder: "_Encoder", cut: Sequence[Tile]
+    find: Callable[[PlannedTensor], Tensor], size: int, encoder: "_Encoder", cut: Sequence[Tile]
 ) -> list[Callable[[], _Result]]:
     """Tasks of `size` tiles for processes that read and write the files themselves."""
     make = partial(
@@ -288,7 +288,7 @@ def _process_tasks(
         slot=encoder.slot,
         importance=encoder.importance,
     )
-    task = partial(_encode_in_process, partial(find, encoder.planned.source), make)
+    task = partial(_encode_in_process, partial(find, encoder.planned), make)
     return [partial(task, cut[i : i + size]) for i in range(0, len(cut), size)]
 
 
@@ -302,7 +302,7 @@ def _encode_in_process(
 
 
 def _cluster_tasks(
-    find: Callable[[str], Tensor], encoder: "_Encoder", cut: Sequence[Tile]
+    find: Callable[[PlannedTensor], Tensor], encoder: "_Encoder", cut: Sequence[Tile]
 ) -> list[Callable[[], _Result]]:
     """Tasks for the workers of a cluster, which share the files but perhaps not the disk."""
     tasks = _process_tasks(find, CLUSTER_TILES, encoder, cut)
@@ -316,8 +316,9 @@ def _encode_on_cluster(task: Callable[[], _Result], slot: Slot) -> _Result:
     return replace(result, workers=(clusters.here(),))
 
 
-def _find(path: Path, stamp: str, name: str) -> Tensor:
-    return _opened(path, stamp)[name]
+def _find(path: Path, stamp: str, planned: PlannedTensor) -> Tensor:
+    found = _opened(path, stamp)[planned.source]
+    return planned.pad.apply(found) if planned.pad else found
 
 
 @lru_cache(maxsize=1)
@@ -401,7 +402,8 @@ class _Encoder:
 
     def _is_copy(self) -> bool:
         p = self.planned
-        return p.type == p.source_type and not is_float(p.type) and not p.sides
+        is_same = p.type == p.source_type and not is_float(p.type)
+        return is_same and self.source.raw is not None and not p.sides
 
     def _copy(self, tile: Tile) -> _Result:
         data = self.source.stored(*tile.rows)

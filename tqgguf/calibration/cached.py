@@ -29,6 +29,7 @@ from tqgguf.network.forward import Tokens
 from tqgguf.network.graph import read_graph
 from tqgguf.rotation.architectures import layer_prefix
 from tqgguf.rotation.folded import fold
+from tqgguf.rotation.padding import read_padding
 from tqgguf.rotation.rotation import Rotation
 
 _VERSION = 9  # of what is cached; raised when the same inputs give other bytes
@@ -164,7 +165,7 @@ def _folder() -> Path:
 
 
 def _statistics_key(model: Model, rotation: Rotation, tokens: Tokens) -> str:
-    said = (_VERSION, np.__version__, rotation, tokens.shape)
+    said = (_VERSION, np.__version__, rotation, tokens.shape, *read_padding(model).pads.items())
     arrays = digest([tokens, *rotation.vectors.values()])
     return content_key(model_files(model.path), *said, arrays)
 

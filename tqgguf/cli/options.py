@@ -132,6 +132,11 @@ _SHOWN: dict[type, dict[str, Any]] = {
         ),
         "block": _block,
         "seed": _seed_option,
+        "pad": _types(
+            parser=str.lower,
+            metavar="auto|none",
+            help="auto: add zero channels where few make types of low bits fit; none: never.",
+        ),
         "balance": _rotation(help="Scale channels alike where a rotation is folded in."),
         "tensor_type": _types(
             parser=_tensor_type, metavar="REGEX=TYPE", help="Type of matching tensors; repeatable."

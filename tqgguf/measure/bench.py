@@ -83,7 +83,9 @@ def ours(
     name = prepared.plan.recipe.name
     path = folder / f"{_stem(source)}-{name if name.startswith('TQ-') else f'TQ-{name}'}.gguf"
     plan, importance = prepared.plan, prepared.importance
-    for _ in convert(model, plan, path, importance=importance, machine=machine, force=True):
+    for _ in convert(
+        prepared.model, plan, path, importance=importance, machine=machine, force=True
+    ):
         pass
     return path
 

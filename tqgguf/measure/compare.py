@@ -10,7 +10,7 @@ all files alike. That is the fair comparison.
 import math
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 
@@ -117,7 +117,8 @@ def compare(original: Model, quantized: Model, *, threads: int | None = None) ->
     with naming_damage(original, with_path=True), naming_damage(quantized, with_path=True):
         for name, source in sources.items():
             tensor, (rows, _) = approximation.tensors[name], rotation.granule(name)
-            errors.append(_tensor_error(source, tensor, rows, weighting, threads))
+            found = _tensor_error(source, tensor, rows, weighting, threads)
+            errors.append(replace(found, n_bytes=quantized.tensors[name].n_bytes))
     stored = sum(t.n_bytes for t in errors)
     return FileReport(
         path=quantized.path,

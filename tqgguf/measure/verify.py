@@ -23,6 +23,7 @@ from tqgguf.models import INTEGERS, Model, Tensor
 from tqgguf.output.tiles import Tile, tiles
 from tqgguf.planning.matrices import needs_f32
 from tqgguf.rotation import folding
+from tqgguf.rotation.padding import padded, read_padding
 from tqgguf.rotation.rotation import Rotation, read_rotation
 
 _TILE = 1 << 22  # weights
@@ -80,6 +81,7 @@ def verify(
     Raises MismatchError at once where names, shapes or metadata differ.
     """
     rotation = read_rotation(quantized)
+    original = padded(original, read_padding(quantized))
     pairs = list(_pairs(quantized, original))
     _check_metadata(quantized, original)
     _check_types(quantized)

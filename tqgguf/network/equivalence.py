@@ -14,6 +14,7 @@ from tqgguf.network.graph import read_graph
 from tqgguf.network.ops import Array
 from tqgguf.network.rows import ARCHITECTURES
 from tqgguf.rotation.folded import fold
+from tqgguf.rotation.padding import read_padding, unpadded
 from tqgguf.rotation.rotation import Rotation
 
 FOLD_TOLERANCE = 1e-4  # relative difference of logits that float32 explains
@@ -57,17 +58,15 @@ def measure_difference(original: Model, other: Model, tokens: Tokens | None = No
 
 
 def check_fold(model: Model, rotation: Rotation, *, memory: int) -> float | None:
-    """Make sure that a fold leaves the network's function alone; the logits' relative difference.
+    """Make sure that padding and a fold leave the function alone; logits' relative difference.
 
     Runs the embedding, the first and the last layer and a part of the head on a few tokens: what a
     fold does depends on a tensor's role, not on its layer. None where nothing was folded, where the
     architecture has no forward pass, and where a matrix does not fit into `memory` bytes. rotation:
     with its vectors. Raises MismatchError beyond FOLD_TOLERANCE.
     """
-    if (
-        rotation.mode not in ("fused", "values", "scales")
-        or model.architecture not in ARCHITECTURES
-    ):
+    is_folded = rotation.mode in ("fused", "values", "scales") or read_padding(model)
+    if not is_folded or model.architecture not in ARCHITECTURES:
         return None
     try:
         n_layer = forward.context(model, 1, np.float64).graph.n_layer
@@ -78,7 +77,9 @@ def check_fold(model: Model, rotation: Rotation, *, memory: int) -> float | None
         return None
     try:
         with single_threaded_blas():
-            before, after = (_shortened(m, layers) for m in (model, fold(model, rotation)))
+            before, after = (
+                _shortened(m, layers) for m in (unpadded(model), fold(model, rotation))
+            )
     except (ArithmeticError, LookupError, MemoryError, TypeError, ValueError) as error:
         raise UnsupportedModelError(
             f"{model.path}: the fold cannot be checked, so the header must contradict itself "

@@ -26,12 +26,14 @@ from tqgguf.planning.allocation import Errors, candidates
 from tqgguf.planning.header import output_metadata
 from tqgguf.planning.inputs import Inputs, find_inputs
 from tqgguf.planning.matrices import is_matrix
+from tqgguf.planning.paddings import choose_padding
 from tqgguf.planning.plan import Options, Plan, check_tensors, make_plan
 from tqgguf.planning.rotations import choose_rotation
 from tqgguf.planning.rounding import measure_errors
 from tqgguf.rotation.energies import Energies, rotated_energies
 from tqgguf.rotation.folded import fold
 from tqgguf.rotation.folding import EMBEDDING, HEAD
+from tqgguf.rotation.padding import Padding, padded
 
 _ALIGNMENT = 32  # bytes lost at most after each tensor
 _KEY = "0" * 32
@@ -42,9 +44,11 @@ _QUICK = 1 << 28  # weights of a model that is measured in seconds
 class Prepared:
     """The plan, what is known of the inputs, and why the rotation is what it is, if it was chosen.
 
-    importance: see `pipeline.convert`. calibration: what it takes, if there is one.
+    model: with its rows padded, where they are. importance: see `pipeline.convert`. calibration:
+    what it takes, if there is one.
     """
 
+    model: Model
     plan: Plan
     inputs: Inputs
     importance: Energies
@@ -75,15 +79,17 @@ def _prepare(model: Model, options: Options, machine: Machine, *, measure: bool)
         raise PlanError("--target-bpw and --target-size: give one of them")
     check_tensors(model)
     inputs = find_inputs(model, options, threads=machine.threads, measure=measure)
+    padding, kept = choose_padding(model, options)
+    model, known = padded(model, padding), padding.energies(inputs.energies)
     why = ""
     if options.rotate == "auto":
         choose = choose_rotation if measure else _likely_rotation
-        options, why = choose(model, options, inputs.energies, threads=machine.threads)
-    planned = partial(_plan, model, options, inputs)
+        options, why = choose(model, options, known, threads=machine.threads)
+    planned = partial(_plan, model, options, inputs, energies=known)
     plan = planned()
     if options.imatrix is not None and inputs.imatrix is not None and inputs.tokens is None:
         check_basis(inputs.imatrix, plan.rotation, options.imatrix)
-    energies = _stored_energies(model, plan, inputs.imatrix)
+    energies = _stored_energies(model, plan, inputs.imatrix, padding)
     budget = _budget(model, plan, options)
     if budget is None and plan.mostly_ragged:
         budget = plan.n_bytes
@@ -95,13 +101,13 @@ def _prepare(model: Model, options: Options, machine: Machine, *, measure: bool)
         plan, inputs = _with_coverage(model, plan, inputs, options.imatrix)
     importance = energies if inputs.tokens is None else _unknown
     takes = _expectation(model, plan, inputs, options, machine) if inputs.effort == "best" else ""
-    notes = (*plan.notes, *filter(None, (takes, why)), *inputs.notes)
-    return Prepared(replace(plan, notes=notes), inputs, importance, why, takes)
+    notes = (*plan.notes, *kept, *filter(None, (takes, why)), *inputs.notes)
+    return Prepared(model, replace(plan, notes=notes), inputs, importance, why, takes)
 
 
 def _plan(model: Model, options: Options, inputs: Inputs, **more: Any) -> Plan:
     """The plan that these inputs lead to; more: see `make_plan`."""
-    plan = make_plan(model, options, energies=inputs.energies, **more)
+    plan = make_plan(model, options, **more)
     return replace(plan, measured_on=inputs.measured_on)
 
 
@@ -142,7 +148,9 @@ def _unknown(name: str) -> None:
     """The importance of columns of which nothing is known."""
 
 
-def _stored_energies(model: Model, plan: Plan, imatrix: Imatrix | None) -> Energies:
+def _stored_energies(
+    model: Model, plan: Plan, imatrix: Imatrix | None, padding: Padding
+) -> Energies:
     """The energies of what each tensor reads, in the basis in which its weights are rounded.
 
     A tied embedding reads what the head does that it also is.
@@ -152,9 +160,10 @@ def _stored_energies(model: Model, plan: Plan, imatrix: Imatrix | None) -> Energ
     rotation = plan.rotation.with_vectors_of(model)
     shapes = {t.name: t.shape for t in plan.tensors}
     is_tied = HEAD not in shapes and imatrix.importance(HEAD) is not None
+    known = padding.energies(imatrix.importance)
 
     def energies(name: str) -> F32 | None:
-        found = imatrix.importance(HEAD if is_tied and name == EMBEDDING else name)
+        found = known(HEAD if is_tied and name == EMBEDDING else name)
         if found is None or imatrix.basis != UNROTATED:
             return found
         return rotated_energies(rotation, name, found, shapes[name])

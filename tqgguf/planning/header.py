@@ -6,6 +6,7 @@ from tqgguf.models import Model
 from tqgguf.models.metadata import Value
 from tqgguf.models.metadata import encode as value
 from tqgguf.planning.plan import Plan
+from tqgguf.rotation.padding import is_record as is_padding
 from tqgguf.rotation.rotation import PREFIX, Rotation
 
 
@@ -15,7 +16,7 @@ def output_metadata(
     """The input's metadata, with the file's type, the rotation and what its rounding minded."""
     metadata = dict(model.metadata)
     if rotation.mode != "none" or f"{PREFIX}version" not in metadata:
-        metadata = {k: v for k, v in metadata.items() if not k.startswith(PREFIX)}
+        metadata = {k: v for k, v in metadata.items() if is_padding(k) or not k.startswith(PREFIX)}
         metadata |= rotation.metadata()
     minded = {f"{PREFIX}calibration": rounded_by, f"{PREFIX}imatrix": weighed_by}
     minded[f"{PREFIX}measured_on"] = plan.measured_on

@@ -18,6 +18,7 @@ from tqgguf.planning.recipes import Recipe, file_type, fitting, recipe
 from tqgguf.rotation import folding
 from tqgguf.rotation.architectures import layer_prefix, role
 from tqgguf.rotation.energies import Energies
+from tqgguf.rotation.padding import Pad, read_padding, unpadded
 from tqgguf.rotation.rotation import NO_ROTATION, Rotation, read_rotation
 from tqgguf.rotation.steps import Sides
 from tqgguf.rotation.vectors import BALANCE, NORM_BALANCE
@@ -47,6 +48,7 @@ class Options:
     token_embedding_type: str | None = None
     target_bpw: float | None = None
     target_size: int | None = None
+    pad: str = "auto"
     effort: str | None = None
     calibrate: Path | None = None
     calibrate_tokens: int | None = None
@@ -70,6 +72,7 @@ class PlannedTensor:
     sides: Sides = field(default_factory=Sides)
     reason: str = ""
     named: bool = False
+    pad: Pad | None = None  # how its source grows
 
     @property
     def size(self) -> int:
@@ -166,15 +169,20 @@ def make_plan(
     sources = {name: name for name in model.tensors}
     if rotation.mode == "fused" and folding.tied_head(model):
         sources[folding.HEAD] = folding.EMBEDDING
+    pads = read_padding(model).pads
     head = folding.HEAD if folding.HEAD in sources else folding.EMBEDDING  # tied: both in one
 
     def planned(by: Recipe) -> tuple[PlannedTensor, ...]:
         return tuple(
-            _plan_tensor(model.tensors[source], name, by, options, rotation, head)
+            replace(
+                _plan_tensor(model.tensors[source], name, by, options, rotation, head),
+                pad=pads.get(source),
+            )
             for name, source in sources.items()
         )
 
-    plan = Plan(chosen, rotation, planned(chosen), sum(t.size for t in model.tensors.values()))
+    source_weights = sum(t.size for t in unpadded(model).tensors.values())
+    plan = Plan(chosen, rotation, planned(chosen), source_weights)
     if chosen.ragged and plan.mostly_ragged:
         pairs = zip(plan.tensors, planned(chosen.ragged), strict=True)
         plan = replace(plan, tensors=tuple(replace(t, type=other.type) for t, other in pairs))
@@ -182,7 +190,9 @@ def make_plan(
     if budget is not None:
         plan, said = _spend(model, plan, head, budget, sensitivity or {}, errors or {})
     idle = tuple(_named_types(options).idle({n: model.tensors[s] for n, s in sources.items()}))
-    plan = replace(plan, notes=(*_notes(plan), *said), idle=(*idle, *_idle(options, plan.rotation)))
+    plan = replace(
+        plan, notes=(*_notes(model, plan), *said), idle=(*idle, *_idle(options, plan.rotation))
+    )
     _check(model, plan, options)
     return plan
 
@@ -368,8 +378,18 @@ def _rotation_notes(rotation: Rotation, tensors: Sequence[PlannedTensor]) -> Ite
         yield "channels are balanced between the norms' gains and the matrices that read them"
 
 
-def _notes(plan: Plan) -> tuple[str, ...]:
-    notes = []
+def _padding_notes(model: Model) -> Iterator[str]:
+    """Which widths were padded, and what that costs."""
+    padding = read_padding(model)
+    for what, name in (("the stream", folding.EMBEDDING), ("FFNs", "ffn_down")):
+        ends = (p for n, p in padding.pads.items() if n.endswith(name) or f".{name}" in n)
+        widths = {(p.before[2], p.after[2]) for p in ends} - {(0, 0)}
+        for old, new in sorted(w for w in widths if w[0] < w[1]):
+            yield f"rows of {what} padded from {old:,} to {new:,}, {new / old - 1:.1%} more"
+
+
+def _notes(model: Model, plan: Plan) -> tuple[str, ...]:
+    notes = list(_padding_notes(model))
     head = next((t for t in plan.tensors if t.name == folding.HEAD), None)
     if head and head.source != head.name:
         notes.append(

@@ -125,7 +125,7 @@ def decide_all(
         check_output(path, inputs=input_files(model.path), force=True)
         anew = rung.asked in ladder.files  # it was changed, or lost
         jobs[rung.asked] = Job(
-            *(model, prepared, path, (path,), machine, Split()), resume=not anew, force=anew
+            *(prepared, path, (path,), machine, Split()), resume=not anew, force=anew
         )
     return jobs
 

@@ -24,7 +24,8 @@ class Stream:
     embedding_norm stands behind the token embedding. untouched lists
     what lives beside the stream (q/k norms, rotary factors, and in rows that are refused the norms
     that forbid it). refusal says why the stream cannot be rotated, why_no_values why the value
-    heads cannot, balanced whether the FFN is linear in ffn_up, note what is remarkable.
+    heads cannot, no_padding why it cannot be wider,
+    balanced whether the FFN is linear in ffn_up, note what is remarkable.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Stream:
     norm: Literal["rms", "layer"] = "rms"
     refusal: str = ""
     why_no_values: str = ""
+    no_padding: str = ""
     balanced: bool = True
     note: str = ""
     graph: str = ""  # llama.cpp's file, where it is not named like the architecture
@@ -68,6 +70,9 @@ _TIED_REASON = (
     "llama.cpp never loads an output head of its own, so output_norm's gain cannot be folded into "
     "one without changing the embedding"
 )
+
+_HEADS_REASON = "its graph takes the heads together to be as wide as the stream"
+_EPSILON_REASON = "its delta net normalizes keys with the stream's epsilon, which a width changes"
 
 _PROJECTOR_REASON = (
     "its image projector, a file of its own, writes to the stream and would not be rotated with it"
@@ -115,6 +120,7 @@ _RMS_ROWS = (
         "internlm2",
         norms=_BOTH,
         note="llama's graph; the head is always a tensor of its own",
+        no_padding=_HEADS_REASON,
     ),
     Stream(
         "ernie4_5",
@@ -146,8 +152,14 @@ _RMS_ROWS = (
         "qwen",
         norms=_BOTH,
         note="q, k, v in one matrix with biases, of which R2 turns the value rows",
+        no_padding=_HEADS_REASON,
     ),
-    Stream("qwen2", norms=_BOTH, note="biases on q, k and v; the value bias turns with R2"),
+    Stream(
+        "qwen2",
+        norms=_BOTH,
+        note="biases on q, k and v; the value bias turns with R2",
+        no_padding=_HEADS_REASON,
+    ),
     Stream(
         "qwen2moe",
         norms={
@@ -156,6 +168,7 @@ _RMS_ROWS = (
         },
         writers=("attn_output", "ffn_down_exps", "ffn_down_shexp"),
         note="the shared expert's gate, one row, reads the stream too",
+        no_padding=_HEADS_REASON,
     ),
     Stream(
         "qwen3",
@@ -176,6 +189,7 @@ _RMS_ROWS = (
         writers=("attn_output", "ffn_down_exps"),
         untouched=_QK_NORMS,
         note="q and k are normalised over all heads, after they have read the stream; v is not",
+        no_padding=_HEADS_REASON,
     ),
     Stream(
         "dots1",
@@ -190,12 +204,14 @@ _RMS_ROWS = (
         writers=(*_MOE_WRITERS, "ffn_down_shexp"),
         untouched=(*_QK_NORMS, "exp_probs_b"),
         note="q, k, v in one matrix; first layers dense; a shared expert reads the same norm",
+        no_padding=_HEADS_REASON,
     ),
     Stream(
         "deepseek",
         norms={"attn_norm": _ATTENTION, "ffn_norm": _FFN + _ROUTED + _SHARED},
         writers=(*_MOE_WRITERS, "ffn_down_shexp"),
         note="plain attention; first layers dense; shared experts read the same norm",
+        no_padding=_HEADS_REASON,
     ),
     Stream(
         "glm4moe",
@@ -225,6 +241,7 @@ _RMS_ROWS = (
         untouched=(*_QK_NORMS, "ssm_conv1d", "ssm_dt", "ssm_a", "ssm_norm"),
         why_no_values="the attention's output is gated channel by channel",
         note=f"{_MISNAMED}; delta-net layers read and write the stream too",
+        no_padding=_EPSILON_REASON,
     ),
     Stream(
         "qwen35moe",
@@ -240,6 +257,7 @@ _RMS_ROWS = (
         untouched=(*_QK_NORMS, "ssm_conv1d", "ssm_dt", "ssm_a", "ssm_norm"),
         why_no_values="the attention's output is gated channel by channel",
         note="qwen35 with qwen2moe's router, experts and shared expert",
+        no_padding=_EPSILON_REASON,
     ),
     Stream(
         "qwen3next",
@@ -255,6 +273,7 @@ _RMS_ROWS = (
         untouched=(*_QK_NORMS, "ssm_conv1d", "ssm_dt", "ssm_a", "ssm_norm"),
         why_no_values="the attention's output is gated channel by channel",
         note="qwen35moe with projections that lie key by key",
+        no_padding=_EPSILON_REASON,
     ),
     Stream(
         "phimoe",
@@ -263,12 +282,14 @@ _RMS_ROWS = (
         untouched=_ROPE,
         note="RMSNorm with a bias: c becomes Q^T (c/g), as under LayerNorm",
         graph="phi3",
+        no_padding=_HEADS_REASON,
     ),
     Stream(
         "phi3",
         norms={"attn_norm": _ATTENTION, "ffn_norm": ("ffn_up",)},
         untouched=_ROPE,
         note="q, k, v in one matrix, of which R2 turns the value rows; gate and up in one",
+        no_padding=_HEADS_REASON,
     ),
     Stream(
         "deepseek2",

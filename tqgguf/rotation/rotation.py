@@ -18,6 +18,7 @@ from tqgguf.machine.threads import map_in_order
 from tqgguf.models.metadata import Value, encode
 from tqgguf.models.model import Model, Tensor
 from tqgguf.rotation.embedding_norm import unpacked
+from tqgguf.rotation.padding import unpadded
 from tqgguf.rotation.steps import RESIDUAL, Sides, Step
 from tqgguf.rotation.vectors import Energies, encode_vector, recorded_vectors, vector_of
 
@@ -316,7 +317,7 @@ def _check_sides(rotation: Rotation, model: Model, tensor: Tensor) -> None:
 
 
 def restored(model: Model) -> Model:
-    """The model in its original basis: the recorded rotation undone as rows are read.
+    """The model in its original basis: the recorded rotation undone as rows are read, then cut.
 
     An output head that the fold untied stays a tensor of its own.
     """
@@ -325,8 +326,9 @@ def restored(model: Model) -> Model:
         name: t.derived(partial(_restored_rows, rotation, t)) if name in rotation.sides else t
         for name, t in model.tensors.items()
     }
-    metadata = {k: v for k, v in model.metadata.items() if not k.startswith(PREFIX)}
-    return Model(model.path, metadata, tensors)
+    cut = unpadded(replace(model, tensors=tensors))
+    metadata = {k: v for k, v in cut.metadata.items() if not k.startswith(PREFIX)}
+    return Model(model.path, metadata, cut.tensors)
 
 
 def _restored_rows(rotation: Rotation, tensor: Tensor, start: int, stop: int) -> F32:
