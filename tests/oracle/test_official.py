@@ -131,7 +131,9 @@ DIFFERENCES = (
     Difference(r".*\.vocab_size", "written for every architecture"),
     Difference(r".*\.attention\.(key|value)_length", "said, where theirs relies on the default"),
     Difference("rope_freqs.weight", "the same within float32's rounding", "llama-llama3|exaone4"),
-    Difference(r"blk\.\d+\.ssm_a", "the same within float32's rounding of exp", "qwen3_5.*"),
+    Difference(
+        r"blk\.\d+\.ssm_a", "the same within float32's rounding of exp", "qwen3_5.*|qwen3-next"
+    ),
     Difference(
         r".*\.rope\.scaling\.(yarn_)?attn_factor",
         "theirs writes a key that no graph of llama.cpp reads; test_transformers proves ours",
@@ -167,6 +169,11 @@ DIFFERENCES = (
         "said, where theirs leaves it to the number of layers",
         "deepseek.*",
     ),
+    Difference(
+        r"phi2\.(attention\.head_count_kv|feed_forward_length)",
+        "what config.json says, where theirs takes what is usual of that width",
+        "phi2",
+    ),
     Difference("tokenizer.ggml.pre", "said, where theirs relies on the model's", "gemma4.*"),
     Difference(
         "tokenizer.ggml.token_type",
@@ -181,27 +188,30 @@ DIFFERENCES = (
     Difference(
         r"blk\.\d+\.(exp_probs_b\.bias|ffn_gate_inp_shexp\.weight)",
         "a row written as a vector; to ggml they are the same",
-        "ernie4_5-moe|qwen2-moe|qwen3_5-moe",
+        "ernie4_5-moe|qwen2-moe|qwen3_5-moe|qwen3-next",
     ),
     Difference(
         "ernie4_5-moe.expert_shared_feed_forward_length",
         "theirs divides by the number of heads, which is that of the experts in released models",
         "ernie4_5-moe",
     ),
-    Difference(r"gemma2?\.rope\.freq_base", "said, where theirs relies on the default"),
+    Difference(
+        r"(gemma2?|phi2|stablelm)\.rope\.freq_base", "said, where theirs relies on the default"
+    ),
     Difference(
         "gemma3.attention.sliding_window_pattern",
         "theirs drops another pattern of layers than every sixth",
         "gemma3-other-pattern",
     ),
 )
-WITH_MTP = (
-    "glm4-moe",
-    "qwen3_5",
-    "qwen3_5-moe",
-)  # classes of which the converter knows such layers
+# classes of which the converter knows such layers
+WITH_MTP = ("glm4-moe", "qwen3_5", "qwen3_5-moe", "qwen3-next")
 UNCONVERTED = {
     "gpt2": "it wants n_ctx, which transformers 5 no longer writes",
+    "gpt-neox": "it wants rotary_pct, which transformers 5 no longer writes",
+    "gpt-neox-in-turn": "it wants rotary_pct, which transformers 5 no longer writes",
+    "cohere2": "it wants rotary_pct, which transformers 5 no longer writes",
+    "command-r": "transformers gives such a tokenizer tokens beyond a small vocabulary",
     "gpt2-wide": "it wants n_ctx, which transformers 5 no longer writes",
 }
 

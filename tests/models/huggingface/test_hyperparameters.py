@@ -86,6 +86,12 @@ EXTRA["Ernie4_5_MoeForCausalLM"] = {
     "moe_num_shared_experts": 1,
     "moe_layer_start_index": 1,
 }
+NEXT = {**EXTRA["Qwen3_5ForCausalLM"], **SHARED, "norm_topk_prob": True}
+EXTRA["Qwen3NextForCausalLM"] = NEXT
+NORMED = {"layer_norm_eps": 1e-5}
+EXTRA |= dict.fromkeys(("StableLmForCausalLM", "CohereForCausalLM", "Cohere2ForCausalLM"), NORMED)
+EXTRA["GPTNeoXForCausalLM"] = {**NORMED, "hidden_act": "gelu"}
+EXTRA["PhiForCausalLM"] = {**NORMED, "hidden_act": "gelu_new"}
 GEMMA4 = {
     **GEMMA,
     "layer_types": ["sliding_attention", "full_attention"],
