@@ -13,6 +13,7 @@ from tqgguf.machine.threads import default_threads, single_threaded_blas
 from tqgguf.planning.plan import Plan
 
 _ROWS, _WIDTH = 16, 2048  # of the sample: 32,768 weights
+_TRIES = 3
 _REST = 12e-9  # seconds a weight: reading, folding, the control, checksums (docs/LOG.md)
 
 
@@ -20,7 +21,8 @@ def writing_seconds(plan: Plan, machine: Machine = Machine()) -> float:
     """About how long reading, folding and encoding all tensors takes, without calibration."""
     workers = machine.threads or default_threads()
     rounded: Mapping[str, int] = _weights(plan)
-    encoding = sum(_seconds_per_weight(type) * n for type, n in rounded.items())
+    weighed = bool(plan.measured_on)
+    encoding = sum(_seconds_per_weight(type, weighed) * n for type, n in rounded.items())
     return (encoding + _REST * plan.source_weights) / workers
 
 
@@ -34,11 +36,14 @@ def _weights(plan: Plan) -> dict[str, int]:
 
 
 @cache
-def _seconds_per_weight(type: str) -> float:
-    """One thread's, the second time: the first one loads what a type needs."""
+def _seconds_per_weight(type: str, weighed: bool) -> float:
+    """One thread's, at the best: the first time a type loads what it needs, others disturb."""
     rows: F32 = np.random.default_rng(0).standard_normal((_ROWS, _WIDTH), np.float32)
+    importance: F32 | None = np.ones(_WIDTH, np.float32) if weighed else None
+    taken = []
     with single_threaded_blas():
-        for _ in range(2):
-            began = time.perf_counter()
-            quantize(rows, type, np.ones(_WIDTH, np.float32), threads=1)
-    return (time.perf_counter() - began) / rows.size
+        for _ in range(_TRIES):
+            began = time.thread_time()
+            quantize(rows, type, importance, threads=1)
+            taken.append(time.thread_time() - began)
+    return min(taken) / rows.size
