@@ -49,8 +49,7 @@ real: $(VENV)/.installed programs   ## a real model: ours at every effort beside
 card: $(VENV)/.installed programs   ## docs/card-SmolLM2: the card of a ladder of a real model, made by the command
 	model=$$($(BIN)/python scripts/real_model.py --required) && \
 	    $(BIN)/tqgguf ladder "$$model" -o build/SmolLM2-135M-Instruct-GGUF --types tq-q2,tq-q3,tq-q4 \
-	    --calibrate tests/data/wiki-calib.txt --calibrate-tokens 8192 --eval tests/data/wiki-eval.txt --chunks 16 \
-	    --base-model HuggingFaceTB/SmolLM2-135M-Instruct
+	    --eval tests/data/wiki-eval.txt --chunks 16 --base-model HuggingFaceTB/SmolLM2-135M-Instruct
 	mkdir -p docs/card-SmolLM2
 	cp build/SmolLM2-135M-Instruct-GGUF/README.md build/SmolLM2-135M-Instruct-GGUF/front.svg \
 	    build/SmolLM2-135M-Instruct-GGUF/SHA256SUMS docs/card-SmolLM2/
