@@ -22,8 +22,9 @@ from tempfile import TemporaryDirectory
 import numpy as np
 from gguf import LlamaFileType
 
+from tqgguf import llamacpp
 from tqgguf.kernels.dtypes import F32
-from tqgguf.llamacpp import Settings
+from tqgguf.llamacpp import Settings, Workload
 from tqgguf.measure import eval as evaluate
 from tqgguf.models import Model, Tensor, open_model
 from tqgguf.models.metadata import Value, encode
@@ -148,6 +149,7 @@ def main() -> None:
     parser.add_argument("--types", default="", help="single types to measure too")
     parser.add_argument("--also", default="", help="Q2_0,NVFP4: may be chosen for a size too")
     parser.add_argument("--tokens", type=int, default=8192, help="of --effort best")
+    parser.add_argument("--rounds", type=int, default=0, help="of decode speed, of all files")
     parser.add_argument("--chunks", type=int, default=16)
     parser.add_argument("--threads", type=int)
     args = parser.parse_args()
@@ -163,17 +165,31 @@ def main() -> None:
         print("| effort | what | form | bytes | bits per original weight | KLD | same top token |")
         print("|---|---|---|---:|---:|---:|---:|")
         forms = {"as it is": wide, "padded": grown}
+        files: list[tuple[str, Path]] = []
         for effort, what, options in wanted(args, wide, Path(folder)):
             for form, model in forms.items():
-                path = Path(folder) / "out.gguf"
+                path = Path(folder) / f"{len(files)}.gguf"
                 refusal = quantized(model, path, options, list(filter(None, args.also.split(","))))
                 if refusal:
                     line = f"{refusal.replace(folder, '')} | | |"
                 else:
+                    files.append((f"{effort}, {what}, {form}", path))
                     row = evaluate.measure_quality(original, path, settings)
                     size = f"{row.bytes:,} | {row.bpw:.2f}"
                     line = f"{size} | {row.kld_mean:.3g} | {row.same_top:.1f} % |"
                 print(f"| {effort} | {what} | {form} | {line}", flush=True)
+        if args.rounds:
+            print_speeds(dict(files), args.rounds, args.threads)
+
+
+def print_speeds(files: dict[str, Path], count: int, threads: int | None) -> None:
+    """Decode speed of the files, in turns: medians and ranges."""
+    work = Workload(prompt=0, generate=32, threads=threads)
+    speeds = llamacpp.summarize(llamacpp.rounds(list(files.values()), work, count=count))
+    print("\n| file | decode tok/s | range |\n|---|---:|---:|")
+    for name, speed in zip(files, speeds, strict=True):
+        low, high = speed.tg_range or (0.0, 0.0)
+        print(f"| {name} | {speed.tg:.1f} | {low:.1f}-{high:.1f} |")
 
 
 def wanted(

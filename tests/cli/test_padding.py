@@ -8,6 +8,7 @@ import pytest
 from tests.cli.story import fails, succeeds
 from tests.llama import kl_divergence, logprobs
 from tests.tiny_models import write_tiny
+from tqgguf import pipeline
 from tqgguf.models import open_model
 
 TOKENS = np.random.default_rng(1).integers(3, 2048, 48).tolist()
@@ -38,6 +39,19 @@ def test_a_padded_file_runs_and_is_its_original(original, tmp_path):
     runs, unpadded = (logprobs(path, TOKENS) for path in (quant, back))
     assert kl_divergence(unpadded, runs).mean() < 0.05  # llama.cpp rounds what meets Q3_K
     assert open_model(back).tensors.keys() == open_model(original).tensors.keys()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("elsewhere", [["--threads", "2"], ["--cluster", "local:1"]])
+def test_workers_that_open_the_model_themselves_pad_it_too(tmp_path, monkeypatch, elsewhere):
+    monkeypatch.setattr(pipeline, "WORTH_PROCESSES", 0)
+    original = write_tiny(tmp_path / "a.gguf", "llama-moe", sizes=SIZES)
+    paths = tmp_path / "b.gguf", tmp_path / "c.gguf"
+    options = ["--type", "q3_k", "--effort", "fast", "--rotate", "values", "--quiet"]
+    for path, where in zip(paths, (["--threads", "1"], elsewhere), strict=True):
+        succeeds("quantize", original, "-o", path, *options, *where)
+    assert open_model(paths[0]).get("llama.embedding_length") == 512
+    assert paths[0].read_bytes() == paths[1].read_bytes()
 
 
 def test_what_is_not_padded(tmp_path):

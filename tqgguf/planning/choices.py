@@ -80,7 +80,8 @@ def _prepare(model: Model, options: Options, machine: Machine, *, measure: bool)
     check_tensors(model)
     inputs = find_inputs(model, options, threads=machine.threads, measure=measure)
     padding, kept = choose_padding(model, options)
-    model, known = padded(model, padding), padding.energies(inputs.energies)
+    model = padded(model, padding)
+    known = padding.energies(inputs.energies) if inputs.energies else None
     why = ""
     if options.rotate == "auto":
         choose = choose_rotation if measure else _likely_rotation

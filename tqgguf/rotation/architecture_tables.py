@@ -50,7 +50,8 @@ def _heads(row: Stream) -> str:
 
 
 def _remark(row: Stream) -> str:
-    return "; ".join(filter(None, (row.refusal, row.why_no_values, row.note)))
+    narrow = f"not padded: {row.no_padding}" if row.no_padding else ""
+    return "; ".join(filter(None, (row.refusal, row.why_no_values, row.note, narrow)))
 
 
 def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:

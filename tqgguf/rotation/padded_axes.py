@@ -168,8 +168,10 @@ def _check_stream(model: Model, row: Stream) -> None:
     reason = ""
     if row.norm != "rms":
         reason = "its LayerNorm takes the mean of all channels"
-    elif row.refusal or row.no_padding:
-        reason = row.no_padding or row.refusal
+    elif row.refusal:
+        reason = f"only one that can be rotated is, and {row.refusal}"
+    elif row.no_padding:
+        reason = row.no_padding
     elif model.get("{arch}.pooling_type", 0):
         reason = "an embedding model returns the stream itself"
     elif folding.EMBEDDING not in model.tensors:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from math import prod
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 
@@ -89,14 +89,8 @@ class Padding:
     def __bool__(self) -> bool:
         return bool(self.pads)
 
-    @overload
-    def energies(self, energies: Energies) -> Energies: ...
-    @overload
-    def energies(self, energies: Energies | None) -> Energies | None: ...
-    def energies(self, energies: Energies | None) -> Energies | None:
+    def energies(self, energies: Energies) -> Energies:
         """Energies of the inputs with those of the added channels, which are zero."""
-        if energies is None or not self:
-            return energies
 
         def padded(name: str) -> F32 | None:
             found, pad = energies(name), self.pads.get(name)
