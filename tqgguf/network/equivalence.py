@@ -65,8 +65,9 @@ def check_fold(model: Model, rotation: Rotation, *, memory: int) -> float | None
     architecture has no forward pass, and where a matrix does not fit into `memory` bytes. rotation:
     with its vectors. Raises MismatchError beyond FOLD_TOLERANCE.
     """
-    is_folded = rotation.mode in ("fused", "values", "scales") or read_padding(model)
-    if not is_folded or model.architecture not in ARCHITECTURES:
+    cures = ["--rotate none"] if rotation.mode in ("fused", "values", "scales") else []
+    cures += ["--pad none"] if read_padding(model) else []
+    if not cures or model.architecture not in ARCHITECTURES:
         return None
     try:
         n_layer = forward.context(model, 1, np.float64).graph.n_layer
@@ -83,13 +84,13 @@ def check_fold(model: Model, rotation: Rotation, *, memory: int) -> float | None
     except (ArithmeticError, LookupError, MemoryError, TypeError, ValueError) as error:
         raise UnsupportedModelError(
             f"{model.path}: the fold cannot be checked, so the header must contradict itself "
-            f"({type(error).__name__}: {error}); use --rotate none"
+            f"({type(error).__name__}: {error}); use {' '.join(cures)}"
         ) from error
     difference = _relative(before, after)
     if not difference <= FOLD_TOLERANCE:
         raise MismatchError(
             f"{model.path}: the fold changes the network's output by {difference:.2g} of its size, "
-            f"expected at most {FOLD_TOLERANCE:g}; use --rotate none"
+            f"expected at most {FOLD_TOLERANCE:g}; use {' '.join(cures)}"
         )
     return difference
 
