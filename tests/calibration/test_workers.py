@@ -1,6 +1,7 @@
 """Whoever does the work, and however many they are, the bytes are the same."""
 
 import os
+import resource
 from functools import partial
 
 import numpy as np
@@ -105,6 +106,28 @@ def test_a_desk_that_cannot_be_made_is_one_line(tmp_path):
     model = opened(tmp_path, "llama")
     with pytest.raises(OutputError, match="calibration needs room for its arrays: set XDG_CACHE"):
         rounded(model, crew=Crew(), desks=tmp_path / "file" / "desks")
+
+
+@pytest.mark.parametrize("room", [0, 3000, 10_000, 70_000])
+def test_a_disk_that_is_full_is_one_line_and_nothing_is_left(tmp_path, room):
+    model = opened(tmp_path, "llama")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
+    try:
+        with pytest.raises(OutputError, match=r"too large; calibration needs room .* XDG_CACHE"):
+            rounded(model, crew=Crew(), desks=tmp_path / "desks")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not list((tmp_path / "desks").iterdir())
+
+
+def test_rows_are_put_by_several(tmp_path):
+    whole = np.arange(28, dtype=np.float32).reshape(7, 4)
+    with open_desk(tmp_path) as desk:
+        desk.put("x", np.zeros((9, 9)))  # what lay there before
+        for begin, end in ((4, 7), (0, 3), (3, 4)):
+            desk.put_rows("x", whole[begin:end], begin, 7)
+        assert np.array_equal(desk.get("x"), whole)
 
 
 def test_a_desk_is_written_over_in_place_and_gone_in_the_end(tmp_path):

@@ -84,8 +84,10 @@ class Desk:
         return self._mapped(name, mmap.ACCESS_WRITE)
 
     def put_object(self, name: str, value: object) -> None:
-        """Something that is no array."""
-        (self.folder / name).write_bytes(pickle.dumps(value))
+        """Something that is no array. Raises OutputError where the disk has no room."""
+        with self._writing(name) as file:
+            os.ftruncate(file, 0)
+            _write(file, pickle.dumps(value))
 
     def get_object(self, name: str) -> Any:
         """What was put there."""
