@@ -11,7 +11,6 @@ from typing import Annotated, Any
 
 import typer
 
-from tqgguf import llamacpp
 from tqgguf.api import Job
 from tqgguf.cli import measuring as m
 from tqgguf.cli import options as o
@@ -19,16 +18,14 @@ from tqgguf.cli.application import app
 from tqgguf.cli.console import progress, say, say_json, say_table, say_written, warn
 from tqgguf.cli.front import draw_front
 from tqgguf.cli.hub import local_model
-from tqgguf.cli.plots import check_matplotlib
+from tqgguf.cli.ladder_options import Measured, Page, Wanted
 from tqgguf.errors import TqggufError
-from tqgguf.llamacpp import Settings, Workload
+from tqgguf.llamacpp import Workload
 from tqgguf.machine.machine import Machine
 from tqgguf.machine.memory import readable_size
-from tqgguf.measure import eval as evaluate
 from tqgguf.measure.eval import Original
 from tqgguf.models import Model, open_model
 from tqgguf.models.download import hub_name
-from tqgguf.planning.plan import Options
 from tqgguf.publishing import card, judge
 from tqgguf.publishing import ladder as making
 from tqgguf.publishing.ladder import Rung
@@ -41,47 +38,9 @@ from tqgguf.publishing.record import (
     write_card,
     write_sums,
 )
-from tqgguf.publishing.upload import check_access, send
+from tqgguf.publishing.upload import send
 
-_TYPES = "tq-q2,tq-q3,tq-q4,q6_k,q8_0"
-_ROUNDS = 3
 _RESUME = "continue with --resume"  # of quantize's words after an accident
-_as_quantize = "As of quantize."
-
-Folder = Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="The folder.")]
-Types = Annotated[
-    str | None, typer.Option(metavar="TYPES", help=f"Recipes or types; {_TYPES} if unset.")
-]
-Sizes = Annotated[
-    str | None, typer.Option(metavar="SIZES", help="Files of at most so much: 2G,3G,4G.")
-]
-Effort = Annotated[str | None, typer.Option(parser=str.lower, metavar="LEVEL", help=_as_quantize)]
-Calibrate = Annotated[
-    Path | None, typer.Option(metavar="TEXT", help="Round with error feedback on this text.")
-]
-CalibrateTokens = Annotated[
-    int | None, typer.Option(min=1, metavar="N", help="Tokens of it to use, 65536 if unset.")
-]
-Rotate = Annotated[
-    str, typer.Option(parser=str.lower, metavar="MODE", help=f"{_as_quantize} One for all files.")
-]
-Text = Annotated[
-    Path | None, typer.Option("--eval", metavar="TEXT", help="Measure all files on this text.")
-]
-Context = Annotated[
-    int | None, typer.Option("--ctx", min=8, help="Tokens a chunk; 512 or the model's.")
-]
-Chunks = Annotated[int | None, typer.Option(min=1, help="Read only so many chunks.")]
-Bench = Annotated[bool, typer.Option("--bench", help="Measure the speed too.")]
-BaseModel = Annotated[
-    str | None, typer.Option(metavar="ORG/NAME", help="The original's name on the hub.")
-]
-QuantizedBy = Annotated[str, typer.Option(metavar="NAME", help="Who made the files.")]
-Upload = Annotated[
-    str | None, typer.Option(metavar="ORG/NAME", help="Send all to this repository of the hub.")
-]
-Yes = Annotated[bool, typer.Option("--yes", "-y", help="Upload without asking.")]
-Force = Annotated[bool, typer.Option("--force", help="Overwrite a card that was edited.")]
 
 
 @app.command("ladder")
@@ -89,24 +48,11 @@ Force = Annotated[bool, typer.Option("--force", help="Overwrite a card that was 
 def ladder_command(
     *,
     model: o.Model,
-    output: Folder,
-    types: Types = None,
-    sizes: Sizes = None,
-    effort: Effort = None,
-    calibrate: Calibrate = None,
-    calibrate_tokens: CalibrateTokens = None,
-    rotate: Rotate = "auto",
-    text: Text = None,
-    context: Context = None,
-    chunks: Chunks = None,
-    bench: Bench = False,
-    rounds: m.Rounds = _ROUNDS,
-    base_model: BaseModel = None,
-    quantized_by: QuantizedBy = "tqgguf",
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="The folder.")],
+    wanted: Wanted,
+    measured: Measured,
+    page: Page,
     machine: Machine,
-    upload: Upload = None,
-    yes: Yes = False,
-    force: Force = False,
     json: o.Json = False,
     quiet: o.Quiet = False,
 ) -> None:
@@ -116,51 +62,25 @@ def ladder_command(
 
     Example: tqgguf ladder model-f16.gguf -o out --calibrate calib.txt --eval held-out.txt
     """
-    shared = Options(
-        effort=effort, calibrate=calibrate, calibrate_tokens=calibrate_tokens, rotate=rotate
-    )
-    wanted = making.rungs(*_asked(types, sizes), shared)
-    measured = _Measured(text, context, chunks, rounds if bench else 0)
-    _check_tools(measured, context=context, chunks=chunks, rounds=rounds)
-    if upload:
-        _check_upload(upload, yes=yes)
-    source = local_model(model, quiet=quiet)
-    opened = _open(source, quiet=quiet)
-    ladder = open_ladder(output, making.identity(opened, shared))
-    check_card(ladder, force=force)
+    rungs = wanted.rungs()
+    measured.check()
+    page.check(asks=sys.stdin.isatty())
+    opened = _open(local_model(model, quiet=quiet), quiet=quiet)
+    ladder = open_ladder(output, making.identity(opened, wanted.shared))
+    check_card(ladder, force=page.force)
     work = _Work(ladder, opened, replace(machine, processes=True), quiet)
     with _going_on(ladder):
         base = work.look_at_original(measured)
-        work.make(wanted)
+        work.make(rungs)
         work.measure(base, measured)
-    words = card.Words(
-        card.model_name(opened),
-        _named(model),
-        base_model or card.base_model(opened),
-        quantized_by,
-        _command(model, ladder, shared, measured),
-    )
+    words = _words(opened, model, page, _command(model, ladder, wanted, measured))
     _write_page(ladder, opened, words)
     say_written()
-    commit = _send(ladder, upload, yes=yes, quiet=quiet) if upload else None
+    commit = _send(ladder, page, quiet=quiet)
     if json:
         say_json(_document(ladder) | {"commit": commit})
     elif not quiet:
         _say(ladder, words)
-
-
-@dataclass(frozen=True)
-class _Measured:
-    """What is to be measured: on which text, cut how; rounds of llama-bench, 0 for none."""
-
-    text: Path | None
-    context: int | None
-    chunks: int | None
-    rounds: int
-
-    def settings(self, original: Path, threads: int | None) -> Settings:
-        context = self.context or evaluate.default_context(original)
-        return Settings(context, self.chunks, threads)
 
 
 @dataclass(frozen=True)
@@ -172,7 +92,7 @@ class _Work:
     machine: Machine
     quiet: bool
 
-    def look_at_original(self, measured: _Measured) -> Original | None:
+    def look_at_original(self, measured: Measured) -> Original | None:
         """The original's predictions come first: a text that is too short is found here."""
         if measured.text is None:
             return None
@@ -210,13 +130,13 @@ class _Work:
                 pass
         making.finish(self.ladder, rung, job, time.perf_counter() - began)
 
-    def measure(self, base: Original | None, measured: _Measured) -> None:
+    def measure(self, base: Original | None, measured: Measured) -> None:
         """Quality and speed of every file, as far as that was not done."""
         if base is not None:
             settings = measured.settings(Path(base.model), self.machine.threads)
             with progress(len(self.ladder.files), "quality", unit="file", quiet=self.quiet) as bar:
                 judge.judge(self.ladder, base, settings, advance=bar.update)
-        if measured.rounds:
+        if measured.bench:
             workload = Workload(threads=self.machine.threads)
             paths = judge.untimed(self.ladder, workload, rounds=measured.rounds)
             if paths:
@@ -243,30 +163,6 @@ def _going_on(ladder: Ladder) -> Iterator[None]:
         raise
 
 
-def _asked(types: str | None, sizes: str | None) -> tuple[list[str], list[tuple[str, int]]]:
-    """The types, and the sizes in bytes beside the user's words for them."""
-    if types is None and sizes is None:
-        types = _TYPES
-    given = m.names(sizes or "")
-    return m.names(types or ""), [(text.upper(), o.byte_size(text)) for text in given]
-
-
-def _check_tools(
-    measured: _Measured, *, context: int | None, chunks: int | None, rounds: int
-) -> None:
-    """What cannot be measured is found before any file is made; so is an option without effect."""
-    if measured.text is None and (context is not None or chunks is not None):
-        raise typer.BadParameter("--ctx and --chunks cut the text of --eval; add that")
-    if not measured.rounds and rounds != _ROUNDS:
-        raise typer.BadParameter("--rounds counts those of --bench; add that")
-    if measured.text is not None:
-        evaluate.check_files([], measured.text)
-        llamacpp.find("llama-perplexity")
-        check_matplotlib()
-    if measured.rounds:
-        llamacpp.find("llama-bench")
-
-
 def _open(path: Path, *, quiet: bool) -> Model:
     model = open_model(path)
     for line in () if quiet else model.notes:
@@ -274,7 +170,7 @@ def _open(path: Path, *, quiet: bool) -> Model:
     return model
 
 
-def _command(model: Path, ladder: Ladder, shared: Options, measured: _Measured) -> str:
+def _command(model: Path, ladder: Ladder, wanted: Wanted, measured: Measured) -> str:
     """The command that makes all that is there; of files the names alone."""
     files = ladder.files.values()
     plain, sizes = ([f.asked for f in files if f.is_sized is sized] for sized in (False, True))
@@ -282,16 +178,16 @@ def _command(model: Path, ladder: Ladder, shared: Options, measured: _Measured) 
         "-o": ladder.folder.name,
         "--types": ",".join(plain),
         "--sizes": ",".join(sizes),
-        "--effort": shared.effort,
-        "--calibrate": shared.calibrate and shared.calibrate.name,
-        "--calibrate-tokens": shared.calibrate_tokens,
-        "--rotate": shared.rotate if shared.rotate != "auto" else None,
+        "--effort": wanted.effort,
+        "--calibrate": wanted.calibrate and wanted.calibrate.name,
+        "--calibrate-tokens": wanted.calibrate_tokens,
+        "--rotate": wanted.rotate if wanted.rotate != "auto" else None,
         "--eval": measured.text and measured.text.name,
         "--ctx": measured.context,
         "--chunks": measured.chunks,
     }
     words = [str(word) for pair in given.items() if pair[1] for word in pair]
-    bench = ["--bench", "--rounds", str(measured.rounds)] if measured.rounds else []
+    bench = ["--bench", "--rounds", str(measured.rounds)] if measured.bench else []
     return shlex.join(["tqgguf", "ladder", _named(model), *words, *bench])
 
 
@@ -303,28 +199,26 @@ def _write_page(ladder: Ladder, model: Model, words: card.Words) -> None:
     write_card(ladder, card.render(ladder, model, words))
 
 
-def _check_upload(repo: str, *, yes: bool) -> None:
-    """Refuse before the work what could not be sent after it."""
-    name = hub_name(repo)
-    if name is None or str(name) != name.repo or name.repo != repo:
-        raise typer.BadParameter(f"--upload {repo}: expected ORG/NAME, a repository of the hub")
-    if not (yes or sys.stdin.isatty()):
-        raise typer.BadParameter("--upload asks before it sends, and nobody is there; add --yes")
-    check_access(repo)
-
-
-def _send(ladder: Ladder, repo: str, *, yes: bool, quiet: bool) -> str | None:
-    """Upload after asking; the commit's address, None if the answer is no."""
+def _send(ladder: Ladder, page: Page, *, quiet: bool) -> str | None:
+    """Upload after asking; the commit's address, None if nobody wants it or the answer is no."""
+    if page.upload is None:
+        return None
     names = publishable(ladder)
     n_bytes = sum((ladder.folder / name).stat().st_size for name in names)
-    what = f"{len(names)} files, {readable_size(n_bytes)}, to {repo}"
-    if not yes and not typer.confirm(f"Send {what}?", err=True):
+    what = f"{len(names)} files, {readable_size(n_bytes)}, to {page.upload}"
+    if not page.yes and not typer.confirm(f"Send {what}?", err=True):
         warn(f"nothing was sent; {ladder.folder} holds all of it")
         return None
-    commit = send(repo, ladder.folder, names, quiet=quiet)
+    commit = send(page.upload, ladder.folder, names, quiet=quiet)
     if not quiet:
         warn(f"sent {what}: {commit}")
     return commit
+
+
+def _words(opened: Model, model: Path, page: Page, command: str) -> card.Words:
+    base_model = page.base_model or card.base_model(opened)
+    name = card.model_name(opened)
+    return card.Words(name, _named(model), base_model, page.quantized_by, command)
 
 
 def _named(model: Path) -> str:

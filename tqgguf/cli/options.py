@@ -3,7 +3,7 @@
 import inspect
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from functools import partial, wraps
 from itertools import chain, starmap
 from pathlib import Path
@@ -186,10 +186,11 @@ _SHOWN: dict[type, dict[str, Any]] = {
 def spread(command: Callable[..., None]) -> Callable[..., None]:
     """Show a command's parameters of types such as `Options` as the options that are their fields.
 
-    Typer reads the signature made here; the command gets the values.
+    Of a dataclass that is not the library's the fields say themselves how they are shown. Typer
+    reads the signature made here; the command gets the values.
     """
     signature = inspect.signature(command)
-    groups = {n: p.annotation for n, p in signature.parameters.items() if p.annotation in _SHOWN}
+    groups = {n: p.annotation for n, p in signature.parameters.items() if is_group(p.annotation)}
 
     def shown(name: str, parameter: inspect.Parameter) -> Iterable[inspect.Parameter]:
         return _parameters(groups[name]) if name in groups else [parameter]
@@ -205,22 +206,35 @@ def spread(command: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
+def is_group(annotation: Any) -> bool:
+    """Whether a parameter stands for several options."""
+    return isinstance(annotation, type) and is_dataclass(annotation)
+
+
 def _value(type: type, values: dict[str, Any]) -> Any:
     """Take the fields of a type out of an invocation's values; unset ones have their defaults."""
-    given = {name: values.pop(name) for name in _SHOWN[type]}
+    given = {name: values.pop(name) for name in _annotations(type)}
     return type(**{name: x for name, x in given.items() if x is not None})
 
 
-def _parameters(type: type) -> list[inspect.Parameter]:
+def _parameters(type: Any) -> list[inspect.Parameter]:
     """The fields of a type as parameters that Typer understands."""
-    types = get_type_hints(type) | {"tensor_type": list[str] | None}  # Typer knows no Sequence
+    annotations = _annotations(type)
     return [
         inspect.Parameter(
             field.name,
             inspect.Parameter.KEYWORD_ONLY,
             default=None if field.default == () else field.default,
-            annotation=Annotated[types[field.name], _SHOWN[type][field.name]],
+            annotation=annotations[field.name],
         )
         for field in fields(type)
-        if field.name in _SHOWN[type]
+        if field.name in annotations
     ]
+
+
+def _annotations(type: type) -> dict[str, Any]:
+    """How Typer is to show the fields of a type."""
+    if type not in _SHOWN:
+        return get_type_hints(type, include_extras=True)
+    types = get_type_hints(type) | {"tensor_type": list[str] | None}  # Typer knows no Sequence
+    return {name: Annotated[types[name], option] for name, option in _SHOWN[type].items()}
