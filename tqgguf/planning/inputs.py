@@ -36,8 +36,7 @@ EFFORTS = ("fast", "good", "best")
 class Inputs:
     """What was found out, and notes that say how.
 
-    imatrix: energies. tokens: (n_seq, n_tokens) int32, to round on with error feedback. n_tokens:
-    of the text that was used.
+    imatrix: energies. tokens: (n_seq, n_tokens) int32, to round on with error feedback.
     """
 
     effort: str
@@ -45,12 +44,13 @@ class Inputs:
     tokens: Tokens | None = None
     imatrix: Imatrix | None = None
     notes: tuple[str, ...] = ()
-    n_tokens: int = 0
 
     @property
     def measured_on(self) -> str:
-        """The text, of its path the name alone; "" without one."""
-        return f"{self.n_tokens:,} tokens of {Path(self.text.name).name}" if self.text else ""
+        """The text, or those of an importance matrix, of paths the names alone; "" without one."""
+        datasets = self.imatrix.datasets if self.imatrix else ()
+        texts = (self.text.name,) if self.text else datasets
+        return ", ".join(Path(text).name for text in texts if text)
 
     @property
     def energies(self) -> Energies | None:
@@ -106,7 +106,7 @@ def find_inputs(
         return Inputs(effort, notes=(f"no text was used, as with --effort fast: {error}",))
     n_tokens = short_sequences(model, text).size
     note = f"inputs measured on {n_tokens:,} tokens of {text.name}, made by {text.tokenizer}"
-    return Inputs(effort, text, imatrix=imatrix, notes=(note,), n_tokens=n_tokens)
+    return Inputs(effort, text, imatrix=imatrix, notes=(note,))
 
 
 def _rounds(options: Options) -> bool:
@@ -141,7 +141,7 @@ def _for_feedback(model: Model, options: Options, threads: int | None) -> Inputs
     imatrix = measure_inputs(model, text, threads=threads)
     idle = f"; {options.imatrix} was not needed" if options.imatrix else ""
     note = f"calibrated on {tokens.size:,} tokens of {text.name}, made by {text.tokenizer}{idle}"
-    return Inputs("best", text, tokens, imatrix, (note,), tokens.size)
+    return Inputs("best", text, tokens, imatrix, (note,))
 
 
 def _instead_of_feedback(model: Model, imatrix: Path, given: Path | None, why: str) -> Inputs:
