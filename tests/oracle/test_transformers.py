@@ -27,13 +27,13 @@ def test_llama_cpp_computes_what_torch_computes(name, folders, tmp_path):
 
 
 def test_a_class_without_a_row_through_the_official_converter(tmp_path):
-    """Arcee, which has no row of ours: the real converter, in this Python."""
-    case = Case("ArceeConfig", {"hidden_act": "relu2"}, dtype="bfloat16")
+    """Nemotron, which has no row of ours: the real converter, in this Python."""
+    case = Case("NemotronConfig", dtype="bfloat16")
     expected = write_folder(tmp_path / "model", case)
     path = tmp_path / "out.gguf"
     arguments = ["quantize", tmp_path / "model", "-t", "f32", "--rotate", "none", "-o", path]
     result = CliRunner().invoke(app, list(map(str, arguments)))
     assert result.exit_code == 0, result.output
-    assert "ArceeForCausalLM has no row of ours; llama.cpp's converter made" in result.output
+    assert "NemotronForCausalLM has no row of ours; llama.cpp's converter made" in result.output
     assert [p.name for p in tmp_path.iterdir() if "bf16" in p.name] == []
     assert np.abs(logprobs(path, TOKENS) - expected).max() < 1e-2
