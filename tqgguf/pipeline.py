@@ -26,7 +26,7 @@ from tqgguf.machine.machine import Machine
 from tqgguf.machine.memory import default_memory
 from tqgguf.machine.processes import processes as start_processes
 from tqgguf.machine.threads import default_threads, in_order, single_threaded_blas
-from tqgguf.models import Model, Tensor, model_files, open_tensors
+from tqgguf.models import Model, Tensor, model_files, open_tensors, scale_name
 from tqgguf.models.damage import damage, naming_damage
 from tqgguf.network.equivalence import check_fold
 from tqgguf.output.files import (
@@ -38,9 +38,11 @@ from tqgguf.output.files import (
     shard_paths,
 )
 from tqgguf.output.layout import Layout, Split, TensorInfo, lay_out, lay_out_shards
+from tqgguf.output.scales import per_row, scales_of
 from tqgguf.output.tiles import Tile, tiles
 from tqgguf.planning.header import output_metadata
 from tqgguf.planning.plan import Plan, PlannedTensor
+from tqgguf.rotation.folded import fold
 from tqgguf.rotation.rotation import Rotation
 from tqgguf.version import __version__
 
@@ -153,7 +155,7 @@ def output_files(model: Model, plan: Plan, path: Path, split: Split) -> list[Pat
 
 
 def _infos(plan: Plan) -> list[TensorInfo]:
-    return [TensorInfo(t.name, t.shape, t.type) for t in plan.tensors]
+    return [TensorInfo(t.name, t.shape, t.type) for t in plan.stored]
 
 
 @dataclass(frozen=True)
@@ -204,6 +206,7 @@ class _Run:
 
     def encoders(self, output: Output) -> "dict[str, _Encoder]":
         """An encoder for each tensor, by its name in the output."""
+        scales = self.scales()
         return {
             p.name: _Encoder(
                 self.model.tensors[p.source],
@@ -211,10 +214,22 @@ class _Run:
                 self.rotation,
                 output.slot(p.name),
                 self.calibrated.rows.get(p.name),
-                self.importance[p.name],
+                self.importance.get(p.name),
+                scales.get(p.name),
             )
-            for p in self.plan.tensors
+            for p in self.plan.stored
         }
+
+    def scales(self) -> dict[str, F32]:
+        """The scales of the matrices that have some, by their own names and the matrices'."""
+        scaled = [p for p in self.plan.tensors if p.is_scaled]
+        folded = fold(self.model, self.rotation).tensors if scaled else {}
+        found: dict[str, F32] = {}
+        for p in scaled:
+            kept = self.model.tensors[p.source].scales if p.is_copy else None
+            values = scales_of(folded[p.name]) if kept is None else kept
+            found |= {p.name: values, scale_name(p.name): values}
+        return found
 
 
 def _beginning(tensor: Tensor) -> U8 | F32:
@@ -287,6 +302,7 @@ def _process_tasks(
         rotation=encoder.rotation.only(encoder.planned.name),
         slot=encoder.slot,
         importance=encoder.importance,
+        scales=encoder.scales,
     )
     task = partial(_encode_in_process, partial(find, encoder.planned), make)
     return [partial(task, cut[i : i + size]) for i in range(0, len(cut), size)]
@@ -334,7 +350,7 @@ def _convert(
     encoders = run.encoders(output)
 
     def tasks() -> Iterator[tuple[PlannedTensor, list[Callable[[], _Result]]]]:
-        for p in run.plan.tensors:
+        for p in run.plan.stored:
             note = output.recorded(p.name)
             if note is not None:
                 done[p.name] = _report_of(note)
@@ -390,20 +406,16 @@ class _Encoder:
     slot: Slot
     rounded: U8 | None = None
     importance: F32 | None = None
+    scales: F32 | None = None  # of its matrices, which it is if it is no matrix itself
 
     def __call__(self, tile: Tile) -> _Result:
         began = time.perf_counter()
         try:
-            result = self._copy(tile) if self._is_copy() else self._encode(tile)
+            result = self._copy(tile) if self.planned.is_copy else self._encode(tile)
         except TqggufError as error:
             raise type(error)(f"{self.planned.name}: {error}") from None
         result.seconds = time.perf_counter() - began
         return result
-
-    def _is_copy(self) -> bool:
-        p = self.planned
-        is_same = p.type == p.source_type and not is_float(p.type)
-        return is_same and self.source.raw is not None and not p.sides
 
     def _copy(self, tile: Tile) -> _Result:
         data = self.source.stored(*tile.rows)
@@ -412,14 +424,23 @@ class _Encoder:
 
     def _encode(self, tile: Tile) -> _Result:
         p = self.planned
+        if self.scales is not None and not p.is_scaled:
+            return self._put_scales(self.scales[None])
         source = self.source.read_tile(tile.rows, tile.columns)
         if not np.isfinite(source).all():
             raise WeightError(damage(self.source))
         first = (tile.rows[0], tile.columns[0])
         x = self.rotation.apply(p.name, source, shape=p.shape, first=first) if p.sides else source
+        if self.scales is not None:
+            steps = per_row(self.scales, *tile.rows, self.source.n_rows)
+            source, x = source / steps, x / steps
         data = self._rounded(x, tile) if self.rounded is None else self._cut(tile)
         self._write(tile, data)
         return self._judge(source, x, data)
+
+    def _put_scales(self, row: F32) -> _Result:
+        self.slot.write(row.view(np.uint8), row=0)
+        return _Result(row.nbytes)
 
     def _rounded(self, x: F32, tile: Tile) -> U8:
         """Encode a tile, each of the matrices in it with its own importance."""

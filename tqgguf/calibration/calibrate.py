@@ -38,6 +38,7 @@ from tqgguf.machine.threads import default_threads, single_threaded_blas
 from tqgguf.models import Model, Tensor
 from tqgguf.network import forward
 from tqgguf.network.forward import Tokens
+from tqgguf.output.scales import per_row, scales_of
 from tqgguf.rotation.architectures import layer_prefix
 from tqgguf.rotation.folding import EMBEDDING, HEAD
 
@@ -281,6 +282,8 @@ class _Conductor:
     def _put_known(self, name: str) -> None:
         tensor = self.model.tensors[name]
         values = dequantize(self.known[name], self.types[name], tensor.n_in)
+        if FORMATS[self.types[name]].is_scaled:
+            values *= per_row(scales_of(tensor), 0, len(values), len(values))
         self.desk.put(f"q.{_on_desk(name)}", values.reshape(tensor.shape))
 
     def _rows(self, name: str) -> U8:
@@ -374,6 +377,8 @@ class _Conductor:
             row_bytes = tensor.n_in // fmt.block_size * fmt.type_size
             self.desk.make(f"b.{_on_desk(name)}", (tensor.n_rows, row_bytes), np.uint8)
             self.desk.make(f"q.{_on_desk(name)}", tensor.shape)
+            if fmt.is_scaled:
+                self.desk.put(f"scales.{_on_desk(name)}", scales_of(tensor))
         todo = []
         for type in dict.fromkeys(self.types[name] for name in names):
             members = [name for name in names if self.types[name] == type]

@@ -9,6 +9,7 @@ from that, or, of a matrix whose product is added to the stream, how far the ori
 after that from the quantized network's, were the matrix left as it is. `h.K.E` and `hd.K` the means
 of x x^T and x d^T over all tokens (of experts first `u.K.E`, which become `h.K.E` blended with
 `all.K`); `v.K.E` the factor of the damped `h.K.E`, `r.K` that of h with a ridge.
+`scales.SLOT.NAME`: what each of the matrices of a tensor is divided by before it is encoded.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,6 +29,7 @@ from tqgguf.kernels.dtypes import F32
 from tqgguf.network import forward
 from tqgguf.network.forward import Context, Step
 from tqgguf.network.ops import Array
+from tqgguf.output.scales import per_row
 
 TILE = 320  # columns of the inputs that are multiplied with each other at a time
 CONTEXT = "context"  # on the desk
@@ -210,15 +212,25 @@ def round_rows(
         rows += np.float32(share) * _correction(desk, step, rows, pieces)
     h, v, added = (desk.get(f"{name}.{step}.{expert}") for name in ("h", "v", "v.added"))
     moments = feedback.Moments(h, v, float(added[0]))
+    steps = np.ones((1, 1), np.float32)
+    if FORMATS[type].is_scaled:
+        steps = np.concatenate([_steps(desk, p) for p in pieces])
+        rows /= steps
     blocks = FORMATS[type].encode_matrix(np.ascontiguousarray(rows.T), moments, sweeps=sweeps)
     data = np.ascontiguousarray(blocks.T).view(np.uint8).reshape(len(rows), -1)
-    values = dequantize(data, type, rows.shape[1])
+    values = dequantize(data, type, rows.shape[1]) * steps
     at = 0
     for p in pieces:
         size = p.end - p.begin
         desk.change(f"b.{p.name}")[p.begin : p.end] = data[at : at + size]
         _flat(desk.change(f"q.{p.name}"))[p.begin : p.end] = values[at : at + size]
         at += size
+
+
+def _steps(desk: Desk, piece: Rows) -> F32:
+    """The scale of the whole matrix, for each of some rows."""
+    n_rows = len(_flat(desk.get(f"w.{piece.name}")))
+    return per_row(desk.get(f"scales.{piece.name}"), piece.begin, piece.end, n_rows)
 
 
 def _flat(matrices: NDArray[Any]) -> NDArray[Any]:

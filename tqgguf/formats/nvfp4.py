@@ -1,7 +1,7 @@
 """NVFP4: groups of 16 weights share a scale, an 8-bit float s; w = s / 2 * level, levels as MXFP4.
 
 Such scales span no more than 2^-9 to 448, so a float32 scale of the whole matrix belongs to it, in
-a tensor of its own (`tqgguf.planning.scales`).
+a tensor of its own (`tqgguf.output.scales`).
 """
 
 import numpy as np
@@ -38,4 +38,6 @@ def pack(blocks: Blocks, codes: U8) -> None:
     blocks["qs"] = np.moveaxis(pack_planes(nibbles, bits=4), -1, 0)
 
 
-FORMAT = ScalarFormat("NVFP4", LAYOUT, E2M1_LEVELS, group_size=16, fit=fit, grid=grid, pack=pack)
+FORMAT = ScalarFormat(
+    "NVFP4", LAYOUT, E2M1_LEVELS, group_size=16, fit=fit, grid=grid, pack=pack, is_scaled=True
+)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tqgguf.errors import FileFormatError, PlanError
 from tqgguf.models.gguf import read_gguf, shard_files
-from tqgguf.models.model import INTEGERS, Model, Tensor, stored_bytes
+from tqgguf.models.model import INTEGERS, Model, Tensor, scale_name, stored_bytes
 
 __all__ = [
     "INTEGERS",
@@ -18,6 +18,7 @@ __all__ = [
     "model_files",
     "open_model",
     "open_tensors",
+    "scale_name",
     "stored_bytes",
 ]
 

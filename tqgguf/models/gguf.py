@@ -24,7 +24,7 @@ from tqgguf.kernels.halves import single_from_half
 from tqgguf.models.content import what_it_is
 from tqgguf.models.mapped import give_back, map_file
 from tqgguf.models.metadata import SCALARS, Value
-from tqgguf.models.model import Model, Tensor
+from tqgguf.models.model import SCALED, Model, Tensor, scale_name
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
@@ -71,7 +71,24 @@ def read_gguf(path: Path) -> Model:
             f"{path}: the shards hold {len(tensors)} tensors, but split.tensors.count is "
             f"{expected.decode()}; a shard belongs to another run"
         )
-    return Model(path, metadata, tensors)
+    return Model(path, metadata, _with_scales(path, tensors))
+
+
+def _with_scales(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors with the scales of whole matrices in them, in place of beside them."""
+    found = dict(tensors)
+    for name, tensor in tensors.items():
+        beside = tensors.get(scale_name(name)) if tensor.type in SCALED else None
+        if beside is None:
+            continue
+        scales = found.pop(beside.name).read().reshape(-1)
+        if scales.size != prod(tensor.shape[:-2]) or not np.isfinite(scales).all():
+            raise FileFormatError(
+                f"{path}: {beside.name} has shape {beside.shape}; expected a finite number for "
+                f"each of {prod(tensor.shape[:-2])} matrices"
+            )
+        found[name] = tensor.scaled(scales)
+    return found
 
 
 def shard_files(path: Path) -> list[Path]:

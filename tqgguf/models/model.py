@@ -1,16 +1,19 @@
 """A model on disk as the rest of tqgguf sees it: named tensors read lazily, and metadata."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import prod
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from tqgguf.ggml import TYPES
 from tqgguf.kernels.dtypes import F32, U8
 from tqgguf.models.metadata import Value
 
+SCALED = ("NVFP4",)  # types with a scale of the whole matrix in a tensor of its own
 INTEGERS = ("I8", "I16", "I32", "I64")  # tables of numbers that are no weights
 
 
@@ -20,12 +23,19 @@ def stored_bytes(type: str, weights: int) -> int:
     return weights // block.weights * block.bytes
 
 
+def scale_name(matrix: str) -> str:
+    """The tensor that holds the scales of a matrix."""
+    return f"{matrix.removesuffix('.weight')}.scale"
+
+
 @dataclass(frozen=True)
 class Tensor:
     """One tensor, read when asked.
 
     shape is in NumPy's order: (n_out, n_in) for a matrix, (n_expert, n_out, n_in) for stacked
-    experts; a row is a run of shape[-1] weights. type is the GGUF name of what is stored.
+    experts; a row is a run of shape[-1] weights. type is the GGUF name of what is stored. scales:
+    what rows multiplies the stored weights of each matrix by, (n_mat,), where the file has that in
+    a tensor of its own.
     """
 
     name: str
@@ -34,6 +44,7 @@ class Tensor:
     rows: Callable[[int, int], F32] = field(repr=False)  # (start, stop) -> (stop - start, n_in)
     raw: Callable[[int, int], U8] | None = field(default=None, repr=False)  # see stored
     tile: Callable[[int, int, int, int], F32] | None = field(default=None, repr=False)
+    scales: F32 | None = field(default=None, repr=False)
 
     @property
     def n_in(self) -> int:
@@ -71,6 +82,21 @@ class Tensor:
         if self.raw is None:
             raise ValueError(f"{self.name} has no stored bytes")
         return self.raw(start, stop)
+
+    def scaled(self, scales: F32) -> "Tensor":
+        """The tensor with each of its matrices multiplied by a scale: (n_mat,) float32."""
+        n_out = self.n_rows // len(scales)
+
+        def times(values: F32, start: int, stop: int) -> F32:
+            return values * scales[np.arange(start, stop) // n_out][:, None]
+
+        def rows(start: int, stop: int) -> F32:
+            return times(self.rows(start, stop), start, stop)
+
+        def tile(start: int, stop: int, first: int, last: int) -> F32:
+            return times(self.read_tile((start, stop), (first, last)), start, stop)
+
+        return replace(self, rows=rows, tile=tile, scales=scales)
 
     def derived(
         self,

@@ -4,17 +4,18 @@
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
 from pathlib import Path
 
 from tqgguf.errors import PlanError, UnsupportedModelError
 from tqgguf.formats import FORMATS, is_float
-from tqgguf.models import INTEGERS, Model, Tensor, stored_bytes
+from tqgguf.models import INTEGERS, Model, Tensor, scale_name, stored_bytes
 from tqgguf.planning.allocation import Errors, Item, allocate, default_sensitivity, predicted
 from tqgguf.planning.matrices import NamedTypes, is_matrix, may_be_quantized, needs_f32
 from tqgguf.planning.recipes import Recipe, file_type, fitting, recipe
+from tqgguf.planning.scales import may_be_scaled
 from tqgguf.rotation import folding
 from tqgguf.rotation.architectures import layer_prefix, role
 from tqgguf.rotation.energies import Energies
@@ -26,7 +27,8 @@ from tqgguf.rotation.vectors import BALANCE, NORM_BALANCE
 ROTATIONS = ("fused", "auto", "tensor", "none", "values", "scales")
 
 
-_RELEASED = "MXFP4"  # gpt-oss was trained in it and released in it: stored as it is
+_RELEASED = ("MXFP4", "NVFP4")  # models are trained and released in them: stored as they are
+_UNSCALED = "IQ4_NL"  # in place of NVFP4, of as many bits
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,8 @@ class Options:
 class PlannedTensor:
     """One tensor of the output: what it is made from, its type, and why if that is a fallback.
 
-    named: an option says its type, and no recipe or budget.
+    named: an option says its type, and no recipe or budget. is_scaled: beside it stands a scale for
+    each of its matrices.
     """
 
     name: str
@@ -73,6 +76,7 @@ class PlannedTensor:
     reason: str = ""
     named: bool = False
     pad: Pad | None = None  # how its source grows
+    is_scaled: bool = False
 
     @property
     def size(self) -> int:
@@ -83,6 +87,20 @@ class PlannedTensor:
     def n_bytes(self) -> int:
         """Bytes in the output file."""
         return stored_bytes(self.type, self.size)
+
+    @property
+    def is_copy(self) -> bool:
+        """Whether its bytes are those of the source."""
+        is_same = self.type == self.source_type and not is_float(self.type)
+        return is_same and self.pad is None and not self.sides
+
+    @property
+    def scales(self) -> "tuple[PlannedTensor, ...]":
+        """The tensor of its matrices' scales, if it has one."""
+        if not self.is_scaled:
+            return ()
+        shape = (prod(self.shape[:-2]),)
+        return (PlannedTensor(scale_name(self.name), self.source, shape, "F32", "F32"),)
 
     @property
     def bpw(self) -> float:
@@ -103,9 +121,14 @@ class Plan:
     measured_on: str = ""  # the text that told of the inputs, for the record
 
     @property
+    def stored(self) -> "tuple[PlannedTensor, ...]":
+        """All that the file holds: the tensors, each with its matrices' scales before it."""
+        return tuple(s for t in self.tensors for s in (*t.scales, t))
+
+    @property
     def n_bytes(self) -> int:
         """Bytes of all tensors."""
-        return sum(t.n_bytes for t in self.tensors)
+        return sum(t.n_bytes for t in self.stored)
 
     @property
     def bpw(self) -> float:
@@ -189,6 +212,8 @@ def make_plan(
     said: tuple[str, ...] = ()
     if budget is not None:
         plan, said = _spend(model, plan, head, budget, sensitivity or {}, errors or {})
+    names = model.tensors.keys() | sources.keys()
+    plan = replace(plan, tensors=tuple(_scaled(t, model, names) for t in plan.tensors))
     idle = tuple(_named_types(options).idle({n: model.tensors[s] for n, s in sources.items()}))
     plan = replace(
         plan, notes=(*_notes(model, plan), *said), idle=(*idle, *_idle(options, plan.rotation))
@@ -281,12 +306,12 @@ def _plan_tensor(
 ) -> PlannedTensor:
     named = _named_type(source, name, options, head)
     sides = rotation.sides.get(name, Sides())
-    if source.type == _RELEASED and sides and not options.allow_requantize:
+    if source.type in _RELEASED and sides and not options.allow_requantize:
         raise UnsupportedModelError(
-            f"{name}: a rotation would round its MXFP4 weights again; use --rotate none, or accept "
-            "the loss with --allow-requantize"
+            f"{name}: a rotation would round its {source.type} weights again; use --rotate none, "
+            "or accept the loss with --allow-requantize"
         )
-    if named is None and source.type == _RELEASED and not sides:
+    if named is None and source.type in _RELEASED and not sides:
         type, reason = source.type, ""
     elif named is None and is_matrix(source):
         kind = "output" if name == head else role(name)[0]
@@ -298,6 +323,19 @@ def _plan_tensor(
     return PlannedTensor(
         name, source.name, source.shape, source.type, type, sides, reason, is_named
     )
+
+
+def _scaled(planned: PlannedTensor, model: Model, names: Collection[str]) -> PlannedTensor:
+    """A tensor of a type that needs scales beside it: with them, or of the next best type."""
+    if planned.type not in FORMATS or not FORMATS[planned.type].is_scaled:
+        return planned
+    if planned.is_copy:
+        kept = model.tensors[planned.source].scales
+        return replace(planned, is_scaled=kept is not None)
+    if may_be_scaled(model.architecture, planned.name, names):
+        return replace(planned, is_scaled=True)
+    fact = f"no scale beside {planned.name} is used in llama.cpp's graph of {model.architecture}"
+    return replace(planned, type=_UNSCALED, reason=fact)
 
 
 def _named_type(source: Tensor, name: str, options: Options, head: str) -> str | None:
