@@ -296,16 +296,17 @@ def _relative_error(
     """sum_c E_c |error_c|^2 where the weights are stored, over the same of the weights as given."""
     energies = inputs.of(t, tied=tied)
     stored = rotated_energies(rotation, t.name, energies, t.shape)
-    error = power = 0.0
-    for first, matrix, x in rows.runs:
-        y = rotation.apply(t.name, x, shape=t.shape, first=(first, 0))
-        weights = stored[matrix] if inputs.energies else None
-        data = quantize(y, t.type, weights, threads=1)
-        difference = dequantize(data, t.type, t.shape[-1]) - y
-        error += _weighted(difference, stored[matrix])
-        power += _weighted(x, energies[matrix])
+    runs = [(x, rotation.apply(t.name, x, shape=t.shape, first=(at, 0))) for at, _, x in rows.runs]
+    given, turned = (np.concatenate(parts) for parts in zip(*runs, strict=True))
+    seen, weights = (
+        np.concatenate([np.broadcast_to(e[matrix], x.shape) for _, matrix, x in rows.runs])
+        for e in (energies, stored)
+    )
+    data = quantize(turned, t.type, weights if inputs.energies else None, threads=1)
+    error = _weighted(dequantize(data, t.type, t.shape[-1]) - turned, weights)
+    power = _weighted(given, seen)
     return error / power if power > 0 else 0.0
 
 
 def _weighted(x: F32, energies: F32) -> float:
-    return float(np.square(x, dtype=np.float64).sum(axis=0) @ energies.astype(np.float64))
+    return float(np.einsum("ij,ij,ij->", x, x, energies, dtype=np.float64))
