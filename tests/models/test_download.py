@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.cli.story import fails
 from tests.hub_server import TOKEN, Hub, serving
 from tqgguf.models.download import HubName, hub_name
 
@@ -55,6 +56,12 @@ def test_what_is_a_name_on_the_hub():
         assert hub_name(path) is None
     for text in ("org/name", "org/name@v1", "hf://o/n/x.gguf"):
         assert str(hub_name(text)) == text
+
+
+def test_without_the_extra_the_cure_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    fails("plan", "org/none", says="org/none: no such file or folder, and a name on the hub needs")
+    fails("plan", "hf://org/none", says="pip install 'tqgguf[hub]'")
 
 
 @pytest.mark.slow

@@ -102,6 +102,29 @@ def hub_errors(
 
     quiet: without its progress bars and its warnings.
     """
+    hub, errors = _library(what, quiet=quiet)
+    here = f"{what}: no such path here, and"
+    try:
+        yield hub
+    except errors.GatedRepoError:
+        lacks = "the token given has no access" if hub.get_token() else "there is no token"
+        cure = "ask for access on its page, then hf auth login or set HF_TOKEN"
+        raise HubError(f"{what}: {repo} is gated and {lacks}; {cure}") from None
+    except errors.RevisionNotFoundError:
+        known = "expected a branch, tag or commit"
+        raise HubError(f"{what}: {repo} has no revision {revision}; {known}") from None
+    except errors.RepositoryNotFoundError:
+        lacks = "" if hub.get_token() else ", or a private one: hf auth login or set HF_TOKEN"
+        raise HubError(f"{here} no repository {repo} on the hub{lacks}") from None
+    except errors.LocalEntryNotFoundError:
+        why = "the hub cannot be reached"
+        raise HubError(f"{here} not all of it is in the hub's cache; {why}") from None
+    except (errors.HTTPError, errors.HFValidationError, RuntimeError, OSError) as error:
+        raise HubError(f"{what}: {_first_line(error)}") from error
+
+
+def _library(what: str, *, quiet: bool) -> tuple[Any, Any]:
+    """huggingface_hub and its errors."""
     try:
         hub = import_module("huggingface_hub")
         errors, utils = (import_module(f"huggingface_hub.{x}") for x in ("errors", "utils"))
@@ -113,30 +136,7 @@ def hub_errors(
     if quiet:
         utils.disable_progress_bars()
         utils.logging.set_verbosity_error()
-    try:
-        yield hub
-    except errors.GatedRepoError:
-        lacks = "the token given has no access" if hub.get_token() else "there is no token"
-        raise HubError(
-            f"{what}: {repo} is gated and {lacks}; ask for access on its page, then hf auth login "
-            "or set HF_TOKEN"
-        ) from None
-    except errors.RevisionNotFoundError:
-        raise HubError(
-            f"{what}: {repo} has no revision {revision}; expected a branch, tag or commit"
-        ) from None
-    except errors.RepositoryNotFoundError:
-        lacks = "" if hub.get_token() else ", or a private one: hf auth login or set HF_TOKEN"
-        raise HubError(
-            f"{what}: no such path here, and no repository {repo} on the hub{lacks}"
-        ) from None
-    except errors.LocalEntryNotFoundError:
-        raise HubError(
-            f"{what}: no such path here, and not all of it is in the hub's cache; the hub cannot "
-            "be reached"
-        ) from None
-    except (errors.HTTPError, errors.HFValidationError, RuntimeError, OSError) as error:
-        raise HubError(f"{what}: {_first_line(error)}") from error
+    return hub, errors
 
 
 def _first_line(error: Exception) -> str:
