@@ -64,6 +64,8 @@ def test_what_is_not_padded(tmp_path):
 
     assert planned("llama", "--type", "q3_k", "--pad", "none")[:2] == (480, 480)
     assert planned("llama", "--type", "q4_k")[:2] == (480, 480)
+    one = ("--type", "q8_0", "--tensor-type", "attn_k=q3_k")
+    assert planned("llama", *one)[:2] == (480, 480)
     assert planned("llama", "--type", "q3_k", D=416)[:2] == (416, 512)
     assert planned("llama", "--target-bpw", "3.7")[:2] == (512, 512)
     assert planned("llama", "--target-bpw", "5")[:2] == (480, 480)

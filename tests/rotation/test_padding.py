@@ -150,6 +150,8 @@ def test_padding_is_undone_and_any_rows_can_be_read(n_mat, before, added, axes, 
     [
         ("gains", [0.0]),
         ("gains", "many"),
+        ("gains", [float("inf")]),
+        ("before_matrices", [2]),
         ("before_rows", [0]),
         ("before_columns", [1 << 20]),
         ("after_columns", [1]),

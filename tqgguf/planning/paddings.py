@@ -37,16 +37,19 @@ def choose_padding(model: Model, options: Options) -> tuple[Padding, tuple[str, 
         raise PlanError(f"--pad {options.pad} is unknown; known: {', '.join(PADS)}")
     if options.pad == "none" or _is_settled(model):
         return _NOTHING, ()
-    names = list(_ragged(model, options))
+    names = set(_ragged(model, options))
     inner = {kind for kind in FFNS for name in names if role(name)[0] == f"ffn_down{kind}"}
-    stream = any(role(name)[0] in _readers(model) for name in names)
+    sizes = _stream_sizes(model)
+    stream = 2 * sum(sizes[name] for name in names & sizes.keys()) > sum(sizes.values())
     return _possible(model, inner=inner, stream=stream)
 
 
-def _readers(model: Model) -> set[str]:
-    """The roles whose rows are the residual stream, if the architecture is known."""
+def _stream_sizes(model: Model) -> dict[str, int]:
+    """Weights of the matrices whose rows are the residual stream, if the architecture is known."""
     row = STREAMS.get(model.architecture)
-    return {*row.readers, *row.embeddings, *folding.HEADS} if row else set()
+    roles = {*row.readers, *row.embeddings, *folding.HEADS} if row else set()
+    tensors = model.tensors.items()
+    return {n: t.size for n, t in tensors if is_matrix(t) and role(n)[0] in roles}
 
 
 def _is_settled(model: Model) -> bool:

@@ -9,7 +9,7 @@ epsilon n / n'. Which tensors grow along which axis is said in padded_axes.py.
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from math import prod
+from math import inf, prod
 from typing import Any
 
 import numpy as np
@@ -166,8 +166,10 @@ def _read(model: Model) -> Padding:
     pads = map(Pad, sizes("before"), sizes("after"), gains)
     keys = {str(key): model.metadata[str(key)] for key in values("keys")}
     found = dict(zip(map(str, values("tensors")), pads, strict=True))
-    if not all(min(p.before) > 0 and p.gain > 0 for p in found.values()):
+    if not all(min(p.before) > 0 and 0 < p.gain < inf for p in found.values()):
         raise ValueError("a size or a gain is not positive")
+    if any(p.before[0] != p.after[0] for p in found.values()):
+        raise ValueError("matrices cannot be added to a stack")
     if any(b > a for p in found.values() for b, a in zip(p.before, p.after, strict=True)):
         raise ValueError("a tensor would have grown by being cut")
     return Padding(found, keys)
