@@ -170,6 +170,26 @@ def test_the_front_matter_says_what_the_model_does(stories, tmp_path):
     assert not (folder / "front.svg").exists()
 
 
+def test_a_ladder_without_files_gives_way(novels, stories, tmp_path):
+    """And what its files were not made of: an option that was wrong is no ladder."""
+    folder = tmp_path / "out"
+    quick = ("--effort", "fast", "--rotate", "none", "-q")
+    succeeds("quantize", novels, "-o", tmp_path / "q.gguf", "-t", "q8_0", *quick)
+    again = ("ladder", tmp_path / "q.gguf", "-o", folder, "--types", "q4_0", *quick)
+    fails(*again, says="is already Q8_0")
+    (folder / "novels.gguf.partial").write_bytes(b"x")
+    succeeds("ladder", stories, "-o", folder, "--types", "q4_0", *quick)
+    assert {p.name for p in folder.iterdir()} == {
+        *("README.md", "SHA256SUMS", "ladder.json", "stories260K-Q4_0.gguf")
+    }
+    matrix = novels.with_name("novels-5m.imatrix.gguf")
+    weighed = ("--types", "q4_0", "--imatrix", matrix, "--rotate", "none", "-q")
+    succeeds("ladder", novels, "-o", tmp_path / "weighed", *weighed)
+    card = (tmp_path / "weighed" / "README.md").read_text()
+    assert "* errors are weighed by novels-5m.imatrix.gguf\n" in card
+    assert "--type q4_0 --rotate none --imatrix novels-5m.imatrix.gguf" in card
+
+
 def test_what_a_ladder_refuses(novels, stories, tmp_path, monkeypatch):
     tensor = ("--rotate", "tensor", "-q")
     fails("ladder", stories, "-o", tmp_path / "x", *tensor, says="llama.cpp would compute noise")

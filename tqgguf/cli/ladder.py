@@ -181,14 +181,16 @@ def _command(model: Path, ladder: Ladder, wanted: Wanted, measured: Measured) ->
         "--effort": wanted.effort,
         "--calibrate": wanted.calibrate and wanted.calibrate.name,
         "--calibrate-tokens": wanted.calibrate_tokens,
+        "--imatrix": wanted.imatrix and wanted.imatrix.name,
         "--rotate": wanted.rotate if wanted.rotate != "auto" else None,
         "--eval": measured.text and measured.text.name,
         "--ctx": measured.context,
         "--chunks": measured.chunks,
     }
     words = [str(word) for pair in given.items() if pair[1] for word in pair]
-    bench = ["--bench", "--rounds", str(measured.rounds)] if measured.bench else []
-    return shlex.join(["tqgguf", "ladder", _named(model), *words, *bench])
+    switches = ["--allow-requantize"] if wanted.allow_requantize else []
+    switches += ["--bench", "--rounds", str(measured.rounds)] if measured.bench else []
+    return shlex.join(["tqgguf", "ladder", _named(model), *words, *switches])
 
 
 def _write_page(ladder: Ladder, model: Model, words: card.Words) -> None:

@@ -35,6 +35,12 @@ Calibrate = Annotated[
 CalibrateTokens = Annotated[
     int | None, typer.Option(min=1, metavar="N", help="Tokens of it to use, 65536 if unset.")
 ]
+Imatrix = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="llama.cpp's importance matrix, for a text.")
+]
+AllowRequantize = Annotated[
+    bool, typer.Option("--allow-requantize", help="Accept weights that are quantized already.")
+]
 Rotate = Annotated[
     str, typer.Option(parser=str.lower, metavar="MODE", help="As of quantize; one for all files.")
 ]
@@ -66,7 +72,9 @@ class Wanted:
     effort: Effort = None
     calibrate: Calibrate = None
     calibrate_tokens: CalibrateTokens = None
+    imatrix: Imatrix = None
     rotate: Rotate = "auto"
+    allow_requantize: AllowRequantize = False
 
     @property
     def shared(self) -> Options:
@@ -75,7 +83,9 @@ class Wanted:
             effort=self.effort,
             calibrate=self.calibrate,
             calibrate_tokens=self.calibrate_tokens,
+            imatrix=self.imatrix,
             rotate=self.rotate,
+            allow_requantize=self.allow_requantize,
         )
 
     def rungs(self) -> list[Rung]:

@@ -70,6 +70,7 @@ def identity(model: Model, options: Options) -> dict[str, str]:
         "model": f"content {content_key(model_files(model.path))}",
         "effort": effort_of(options),
         "text": text,
+        "imatrix": content_key([options.imatrix]) if options.imatrix else "none",
         "tokens": str(options.calibrate_tokens or "as many as usual"),
         "rotate": options.rotate,
     }
@@ -156,19 +157,21 @@ def finish(ladder: Ladder, rung: Rung, job: Job, seconds: float) -> Finished:
         sha256=checksum(job.path),
         seconds=seconds,
         options=spelled(rung.options),
-        told=_told(job),
+        told=_told(rung, job),
     )
     ladder.add(done)
     return done
 
 
-def _told(job: Job) -> tuple[str, ...]:
-    """What the file was calibrated on, if it was rounded; of the text the name alone."""
+def _told(rung: Rung, job: Job) -> tuple[str, ...]:
+    """What the file was calibrated on, if it was rounded; of paths the names alone."""
     if is_float(job.plan.recipe.matrix):
         return ()
     text = job.prepared.inputs.text
-    path = text.name if text else ""
-    return tuple(note.replace(path, Path(path).name) for note in job.prepared.inputs.notes)
+    notes = "\n".join(job.prepared.inputs.notes)
+    for path in (text.name if text else "", str(rung.options.imatrix or "")):
+        notes = notes.replace(path, Path(path).name)
+    return tuple(notes.splitlines())
 
 
 def spelled(options: Options) -> str:
@@ -180,6 +183,8 @@ def spelled(options: Options) -> str:
         given += [f"--calibrate {options.calibrate.name}"]
     elif options.effort is not None:
         given += [f"--effort {options.effort}"]
+    given += [f"--imatrix {options.imatrix.name}"] if options.imatrix is not None else []
+    given += ["--allow-requantize"] if options.allow_requantize else []
     if options.calibrate_tokens is not None:
         given += [f"--calibrate-tokens {options.calibrate_tokens}"]
     return " ".join(given)

@@ -95,13 +95,17 @@ def checksum(path: Path) -> str:
 def open_ladder(folder: Path, made_by: dict[str, str]) -> Ladder:
     """The ladder of a folder, begun if the folder is empty or absent.
 
-    Raises OutputError where the folder holds another ladder, or something else.
+    One of another kind of which no file was ever finished gives way. Raises OutputError where the
+    folder holds another ladder, or something else.
     """
     record = folder / RECORD
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if record.is_file():
-            return _checked(_read(record), made_by)
+        known = _read(record) if record.is_file() else None
+        if known is not None and (known.files or known.made_by == made_by):
+            return _checked(known, made_by)
+        if known is not None:
+            _clear(known)
         found = min((p.name for p in folder.iterdir()), default=None)
     except OSError as error:
         raise OutputError(f"{folder}: {(error.strerror or str(error)).lower()}") from None
@@ -112,6 +116,14 @@ def open_ladder(folder: Path, made_by: dict[str, str]) -> Ladder:
     ladder = Ladder(folder, made_by)
     ladder.save()
     return ladder
+
+
+def _clear(ladder: Ladder) -> None:
+    """Remove what a ladder without files left."""
+    left = [RECORD, *filter(None, [ladder.imatrix.get("file")])]
+    unfinished = (ladder.folder.glob(f"*.partial{ending}") for ending in ("", ".journal"))
+    for path in (*(ladder.folder / name for name in left), *(p for g in unfinished for p in g)):
+        path.unlink(missing_ok=True)
 
 
 def _read(record: Path) -> Ladder:
