@@ -8,6 +8,8 @@ from pathlib import Path
 from tqgguf import pipeline
 from tqgguf.calibration.cached import NOT_CALIBRATED, Calibrated, calibrate_model
 from tqgguf.machine.machine import Machine
+from tqgguf.machine.processes import expect_processes
+from tqgguf.machine.threads import default_threads
 from tqgguf.models import Model, input_files
 from tqgguf.models import open_model as _open_model
 from tqgguf.output.files import check_output
@@ -173,6 +175,8 @@ def decide(
     resume, force: an output may be there, finished or not. inputs: what is read besides the model
     and the options' files; others: what is written besides the output, by the options that name it.
     """
+    if _will_start_processes(model, machine):
+        expect_processes(preload=__name__)
     given = (model.path, options.calibrate, options.imatrix, *inputs)
     read = [file for path in given if path for file in input_files(path)]
     if output is not None and not split:
@@ -183,6 +187,11 @@ def decide(
     count = len(files) if split else None
     check_output(path, inputs=read, force=resume or force, count=count, others=others)
     return Job(prepared, path, files, machine, split, resume, force)
+
+
+def _will_start_processes(model: Model, machine: Machine) -> bool:
+    several = (machine.threads or default_threads()) > 1 and machine.cluster is None
+    return machine.processes and several and pipeline.is_worth_processes(model)
 
 
 def _opened(model: Model | AnyPath) -> Model:

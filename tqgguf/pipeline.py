@@ -147,6 +147,11 @@ def convert(
         check.result()
 
 
+def is_worth_processes(model: Model) -> bool:
+    """Whether a model is so large that starting processes takes less time than they save."""
+    return sum(t.size for t in model.tensors.values()) >= WORTH_PROCESSES
+
+
 def output_files(model: Model, plan: Plan, path: Path, split: Split) -> list[Path]:
     """The files that `quantize` writes: `path` itself, or its shards in order."""
     if not split:

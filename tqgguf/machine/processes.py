@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from multiprocessing.context import BaseContext
 from threading import Thread
 
 from tqgguf.errors import ToolError
@@ -21,9 +22,7 @@ def processes(count: int, *, preload: str) -> Iterator[Executor]:
     this process and end with it, however it ends. The main module must be one that can be imported
     (`if __name__ == "__main__"`). Raises ToolError where one of them dies.
     """
-    fork_server = "forkserver" in multiprocessing.get_all_start_methods()
-    context = multiprocessing.get_context("forkserver" if fork_server else "spawn")
-    context.set_forkserver_preload(["__main__", preload])
+    context = _context(preload)
     try:
         with ProcessPoolExecutor(count, mp_context=context, initializer=_begin_worker) as pool:
             yield pool
@@ -32,6 +31,21 @@ def processes(count: int, *, preload: str) -> Iterator[Executor]:
             "a worker process died, perhaps for lack of memory; go on with --resume and a smaller "
             "--max-memory or --threads 1"
         ) from None
+
+
+def expect_processes(*, preload: str) -> None:
+    """Let what processes are forked from import the module while this process goes on."""
+    if _context(preload).get_start_method() == "forkserver":
+        from multiprocessing import forkserver  # not everywhere
+
+        forkserver.ensure_running()
+
+
+def _context(preload: str) -> BaseContext:
+    fork_server = "forkserver" in multiprocessing.get_all_start_methods()
+    context = multiprocessing.get_context("forkserver" if fork_server else "spawn")
+    context.set_forkserver_preload(["__main__", preload])
+    return context
 
 
 def _begin_worker() -> None:
