@@ -7,6 +7,7 @@ TqggufError                one line: subject, fact, expectation, cure; exit stat
 ├── UnsupportedModelError  a graph that cannot be folded, converted or run here
 │   └── UnknownClassError  ... because Hugging Face's class of it has no row in our table
 ├── PlanError              options that contradict the model or each other
+├── DeviceError            a graphics card that cannot be used
 ├── MismatchError          a file is not what its original would have become
 ├── HubError               a repository of the hub that cannot be read or written
 ├── OutputError            an output that must not or cannot be written
@@ -46,6 +47,10 @@ class UnknownClassError(UnsupportedModelError):
 
 class PlanError(TqggufError):
     """Options that contradict the model or each other."""
+
+
+class DeviceError(TqggufError):
+    """A graphics card that is not there or cannot be used."""
 
 
 class HubError(TqggufError):

@@ -16,6 +16,7 @@ import numpy as np
 
 from tqgguf.calibration import work
 from tqgguf.calibration.calibrate import Feedback, calibrate
+from tqgguf.calibration.device_desk import SMALLER
 from tqgguf.calibration.kept import Kept, open_kept
 from tqgguf.calibration.resources import Resources, resources
 from tqgguf.kernels.dtypes import U8
@@ -23,6 +24,7 @@ from tqgguf.machine import crew as crews
 from tqgguf.machine.cache import user_cache
 from tqgguf.machine.content import content_key, digest
 from tqgguf.machine.crew import Crew
+from tqgguf.machine.devices import CPU, Device, find_device
 from tqgguf.machine.machine import Machine
 from tqgguf.models import Model, model_files
 from tqgguf.network.forward import Tokens
@@ -66,41 +68,69 @@ def calibrate_model(
 
     rotation: what is folded in first. types: what each tensor of the output becomes.
     tokens: (n_seq, n_tokens) int32. advance is called with the weights of each finished matrix.
-    The bytes are the same whoever does the work.
+    The bytes are the same whoever does the work, on a device of one kind. A device whose memory
+    ends goes on with what is finished in smaller pieces, and then the CPU does; a note says so.
     Raises UnsupportedModelError where the architecture has no forward pass, OutputError where the
-    cache has no room, PlanError where the memory is too small, WeightError for NaN and Inf.
+    cache has no room, PlanError where the memory is too small, WeightError for NaN and Inf,
+    DeviceError where there is no such device.
     """
     read_graph(model)
+    device = find_device(machine.device)
     wanted = resources(model, types, tokens.shape, machine)
     settings = replace(settings, memory=wanted.held, factors=wanted.factors)
     rotation = rotation.with_vectors_of(model)
     statistics = kept_statistics(model, rotation, tokens, shares=wanted.workers)
-    key = _results_key(model, rotation, types, tokens, settings)
+    key = _results_key(model, rotation, types, tokens, settings, device)
     results = open_kept(_folder(), key)
     known = {name: found[0] for name in types if (found := results.read(name))}
     folded = fold(model, rotation)
     rows: dict[str, U8] = {}
-    experts = _Experts()
-    with _crew(wanted, machine) as crew:
-        rounding = partial(
-            calibrate,
-            *(folded, types, tokens, settings),
-            known=known,
-            kept=statistics,
-            crew=crew,
-            desks=user_cache() / "desks",
-            on_experts=experts.saw,
-        )
-        try:
-            for name, data in rounding():
-                rows[name] = known[name] if name in known else _kept_rows(results, name, data)
+    experts, notes = _Experts(), [f"calibrated on {device.card}"] if not device.is_cpu else []
+    rounding = partial(calibrate, *(folded, types, tokens, settings), on_experts=experts.saw)
+
+    def finish(found: Iterator[tuple[str, U8]]) -> None:
+        for name, data in found:
+            if name not in rows:
                 advance(folded.tensors[name].size)
-        except KeyboardInterrupt:
-            raise KeyboardInterrupt(
-                f"{model.path}: calibration was interrupted; {len(rows.keys() | known.keys())} "
-                "matrices are kept, and the same command goes on with them"
-            ) from None
-    return Calibrated(rows, key, experts.notes())
+            known[name] = rows[name] = (
+                known[name] if name in known else _kept_rows(results, name, data)
+            )
+
+    try:
+        if not _on_device(device, rounding, known, finish, notes):
+            with _crew(wanted, machine) as crew:
+                desks = user_cache() / "desks"
+                finish(rounding(known=known, kept=statistics, crew=crew, desks=desks))
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(
+            f"{model.path}: calibration was interrupted; {len(rows.keys() | known.keys())} "
+            "matrices are kept, and the same command goes on with them"
+        ) from None
+    return Calibrated(rows, key, (*notes, *experts.notes()))
+
+
+def _on_device(
+    device: Device,
+    rounding: Callable[..., Iterator[tuple[str, U8]]],
+    known: dict[str, U8],
+    finish: Callable[[Iterator[tuple[str, U8]]], None],
+    notes: list[str],
+) -> bool:
+    """Round on a device, in smaller and smaller pieces; False where that is for the CPU to do."""
+    for sizes in () if device.is_cpu else SMALLER:
+        try:
+            finish(rounding(known=known, device=device, sizes=sizes))
+        except device.exhausted:
+            device.release()
+            notes.append(
+                f"{device.card}: its memory does not do for {sizes.tokens:,} tokens and "
+                f"{sizes.rows:,} rows at a time"
+            )
+        else:
+            return True
+    if not device.is_cpu:
+        notes.append("the rest was calibrated on the CPU")
+    return False
 
 
 class _Experts:
@@ -176,7 +206,10 @@ def _results_key(
     types: Mapping[str, str],
     tokens: Tokens,
     settings: Feedback,
+    device: Device = CPU,
 ) -> str:
     choices = list(types.items())
     settled = (settings.sweeps, settings.damping, settings.drift, settings.ridge)
+    if not device.is_cpu:
+        choices.append((device.name, device.card))
     return content_key((), _statistics_key(model, rotation, tokens), choices, settled)

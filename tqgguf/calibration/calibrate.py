@@ -24,26 +24,27 @@ from typing import Any
 import numpy as np
 
 from tqgguf.calibration import work
-from tqgguf.calibration.desk import Desk, open_desk
+from tqgguf.calibration.desk import SIZES, Desk, Sizes, open_desk
+from tqgguf.calibration.device_desk import DeviceDesk
 from tqgguf.calibration.kept import Kept
-from tqgguf.calibration.resources import CHUNK, MOST_ROWS
-from tqgguf.calibration.work import Bench, Reached, Rows
+from tqgguf.calibration.work import AnyDesk, Bench, Reached, Rows
 from tqgguf.errors import WeightError
 from tqgguf.formats import FORMATS, dequantize, is_float, quantize
 from tqgguf.kernels import feedback
+from tqgguf.kernels.arrays import to_numpy
 from tqgguf.kernels.dtypes import F32, U8
 from tqgguf.machine import crew as crews
 from tqgguf.machine.crew import Crew
+from tqgguf.machine.devices import CPU, Device
 from tqgguf.machine.threads import default_threads, single_threaded_blas
 from tqgguf.models import Model, Tensor
 from tqgguf.network import forward
 from tqgguf.network.forward import Tokens
+from tqgguf.network.step import rows as rows_of
 from tqgguf.output.scales import per_row, scales_of
 from tqgguf.rotation.architectures import layer_prefix
 from tqgguf.rotation.folding import EMBEDDING, HEAD
 
-_PIECES = 16  # that the rows of matrices are cut into for rounding, at least, where there are
-_FEWEST_ROWS = 256  # enough rows: calls for fewer cost more than what they do
 _COPIED = 1 << 22  # weights that are put on the desk at a time
 _HEAD_TOKENS = 64  # times the width of the stream: with 4 KL divergence rose by 9 % (docs/LOG.md)
 _FINE_BITS = 7  # a weight: one sweep is enough
@@ -76,6 +77,8 @@ def calibrate(
     kept: Kept | None = None,
     crew: Crew | None = None,
     desks: Path | None = None,
+    device: Device = CPU,
+    sizes: Sizes = SIZES,
     on_experts: OnExperts = lambda *_: None,
 ) -> Iterator[tuple[str, U8]]:
     """Quantize every matrix that `types` names.
@@ -84,15 +87,17 @@ def calibrate(
     types are left alone. tokens: (n_seq, n_tokens) int32. known: what an earlier run with the same
     arguments yielded, or part of it. kept: what the original network computed on these tokens is
     taken from here, or put here. crew: who does the work (None: a thread per processor). desks:
-    a folder for the arrays that they share (None: one for temporary files). on_experts is called
-    with a matrix of experts' name and how many tokens each of them saw. Yields name and rows,
-    (n_rows, n_bytes) uint8, in the order of the network. The bytes depend neither on the number of
-    workers nor on what was kept.
+    a folder for the arrays that they share (None: one for temporary files). device: other than the
+    CPU, it holds these arrays, and this process does all of the work with them. sizes: how much is
+    worked on at a time. on_experts is called with a matrix of experts' name and how many tokens
+    each of them saw. Yields name and rows, (n_rows, n_bytes) uint8, in the order of the network.
+    The bytes depend neither on the number of workers nor on what was kept.
 
     Raises:
         UnsupportedModelError: there is no forward pass for the architecture.
         OutputError: no room for the shared arrays.
         WeightError: the network computes NaN or Inf.
+        device.exhausted: the device has too little memory.
     """
     known = known or {}
     wanted = {n: t for n, t in types.items() if not is_float(t) and n in model.tensors}
@@ -101,12 +106,16 @@ def calibrate(
         return
     with ExitStack() as stack:
         stack.enter_context(single_threaded_blas())
-        crew = crew or stack.enter_context(crews.threads(default_threads()))
-        desk = stack.enter_context(_desk(desks))
-        crew.check_sight(desk.folder)
-        stack.callback(work.forget, desk)
+        if device.is_cpu:
+            crew = crew or stack.enter_context(crews.threads(default_threads()))
+            desk = stack.enter_context(_desk(desks))
+            crew.check_sight(desk.folder)
+            on_desk: AnyDesk = desk
+        else:
+            crew, on_desk = Crew(), DeviceDesk(device, sizes)
+        stack.callback(work.forget, on_desk)
         ahead = stack.enter_context(ThreadPoolExecutor(1))
-        who = kept, crew, desk, ahead, on_experts
+        who = kept, crew, on_desk, ahead, on_experts
         yield from _Conductor(model, wanted, tokens, settings, known, *who).run()
 
 
@@ -145,7 +154,7 @@ class _Conductor:
         known: Mapping[str, U8],
         kept: Kept | None,
         crew: Crew,
-        desk: Desk,
+        desk: AnyDesk,
         ahead: ThreadPoolExecutor,
         on_experts: OnExperts,
     ) -> None:
@@ -155,7 +164,7 @@ class _Conductor:
         context = forward.context(model, tokens.shape[1])
         desk.put_object(work.CONTEXT, context)
         self.n_layer, self.n_embd = context.graph.n_layer, context.graph.n_embd
-        per_chunk = max(1, CHUNK // tokens.shape[1])
+        per_chunk = max(1, desk.sizes.tokens // tokens.shape[1])
         self.edges = [*range(0, len(tokens), per_chunk), len(tokens)]
         self.rows = [edge * tokens.shape[1] for edge in self.edges]
         self.chunks = range(len(self.edges) - 1)
@@ -237,7 +246,7 @@ class _Conductor:
                 stream = self.desk.get(f"o.{self.n_layer % 2}.{i}")
                 work.put_rows(self.desk, "x.0", self._normed(stream), rows, i)
             self._sum({"head": _Sum("x.0", "x.0", (self.n_embd, self.n_embd), rows[-1])})
-            return [np.array(self.desk.get("head"))]
+            return [np.array(to_numpy(self.desk.get("head")))]
 
         (h,) = self.kept.once("head", found) if self.kept else found()
         h = h * np.float32(len(h) / max(float(np.trace(h)), 1e-30))
@@ -251,7 +260,7 @@ class _Conductor:
 
     def _normed(self, stream: F32) -> F32:
         """What the head reads, (n_tokens, n_embd)."""
-        return forward.final_norm(self.model, stream).reshape(-1, stream.shape[-1])
+        return rows_of(forward.final_norm(self.model, stream))
 
     def _layer(self, bench: Bench) -> Iterator[tuple[str, U8]]:
         for stage in count():
@@ -332,7 +341,7 @@ class _Conductor:
         todo = []
         for name, each in sums.items():
             self.desk.make(name, each.shape)
-            rows, columns = (len(work.tile_edges(n)) - 1 for n in each.shape)
+            rows, columns = (len(work.tile_edges(n, self.desk.sizes.tile)) - 1 for n in each.shape)
             inputs = self.desk, name, each.left, each.right
             todo += [
                 partial(work.sum_products, *inputs, (a, b), each.parts, each.tokens)
@@ -343,9 +352,9 @@ class _Conductor:
 
     def _blend(self, stage: int, counts: Sequence[int], n_in: int) -> None:
         """Experts that saw few tokens borrow the moments of all."""
-        everything = np.zeros((n_in, n_in), np.float32)
+        everything: Any = 0
         for e, n in enumerate(counts):
-            everything += np.float32(n / max(1, sum(counts))) * self.desk.get(f"u.{stage}.{e}")
+            everything = everything + n / max(1, sum(counts)) * self.desk.get(f"u.{stage}.{e}")
         self.desk.put(f"all.{stage}", everything)
         borrowed = n_in // BORROWED
         todo = [
@@ -399,7 +408,8 @@ class _Conductor:
             for size in [self.model.tensors[name].n_rows // len(moments.counts)]
         ]
         total = sum(r.end - r.begin for r in rows)
-        count = -(-total // max(_FEWEST_ROWS, min(MOST_ROWS, total // _PIECES)))
+        sizes = self.desk.sizes
+        count = -(-total // max(sizes.fewest, min(sizes.rows, total // sizes.pieces)))
         edges = [total * k // count for k in range(count + 1)]
         return [_cut(rows, begin, end) for begin, end in pairwise(edges)]
 
@@ -458,12 +468,11 @@ def _is_of_layer(name: str, tensor: Tensor) -> bool:
     return bool(layer_prefix(name)) and len(tensor.shape) > 1
 
 
-def _put_weights(desk: Desk, name: str, tensor: Tensor) -> None:
+def _put_weights(desk: AnyDesk, name: str, tensor: Tensor) -> None:
     """Put a tensor's weights on the desk, some rows at a time."""
-    rows = desk.make(name, tensor.shape).reshape(-1, tensor.n_in)
-    step = max(1, _COPIED // tensor.n_in)
-    for at in range(0, len(rows), step):
-        rows[at : at + step] = tensor.rows(at, min(at + step, len(rows)))
+    step, n_rows = max(1, _COPIED // tensor.n_in), tensor.n_rows
+    parts = (tensor.rows(at, min(at + step, n_rows)) for at in range(0, n_rows, step))
+    desk.put_parts(name, tensor.shape, parts)
 
 
 def _cut(rows: Sequence[Rows], begin: int, end: int) -> list[Rows]:

@@ -10,7 +10,7 @@ import os
 import pickle
 import struct
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,9 +21,29 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from tqgguf.errors import OutputError
+from tqgguf.machine.devices import CPU, Device
 
 _HEADER = struct.Struct("<8s7q")  # type, number of axes, axes; 64 bytes, or vectors are not aligned
 _MOST_AXES = 6
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much is worked on at a time; results depend on it in their last bits.
+
+    tokens: that go through a layer. tile: columns of the inputs that are multiplied with each
+    other. rows, pieces, fewest: the rows of matrices are cut into pieces for rounding, of at most
+    so many rows, and into so many pieces where that leaves the fewest rows to each.
+    """
+
+    tokens: int = 512
+    tile: int = 320
+    rows: int = 1024
+    pieces: int = 16
+    fewest: int = 256  # calls for fewer cost more than what they do
+
+
+SIZES = Sizes()
 
 
 @dataclass(frozen=True)
@@ -31,6 +51,8 @@ class Desk:
     """The arrays in a folder, by name."""
 
     folder: Path
+    device: Device = CPU
+    sizes: Sizes = SIZES
 
     def make(self, name: str, shape: tuple[int, ...], dtype: DTypeLike = np.float32) -> Any:
         """An array that is to be written, whatever is in it now.
@@ -74,6 +96,13 @@ class Desk:
             os.lseek(file, len(head) + begin * row, os.SEEK_SET)
             if part.size:
                 _write(file, part.data.cast("B"))
+
+    def put_parts(self, name: str, shape: tuple[int, ...], parts: Iterable[NDArray[Any]]) -> None:
+        """Put an array that comes in runs of rows, its last axis but one after the other."""
+        rows, at = self.make(name, shape).reshape(-1, shape[-1]), 0
+        for part in parts:
+            rows[at : at + len(part)] = part
+            at += len(part)
 
     def get(self, name: str) -> NDArray[Any]:
         """An array, to be read."""

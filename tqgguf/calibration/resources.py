@@ -7,7 +7,7 @@ from functools import cache
 
 import numpy as np
 
-from tqgguf.calibration.work import TILE
+from tqgguf.calibration.desk import SIZES
 from tqgguf.errors import PlanError
 from tqgguf.formats import is_float
 from tqgguf.kernels.dtypes import F32
@@ -19,8 +19,6 @@ from tqgguf.network.graph import read_graph
 from tqgguf.rotation.architectures import layer_prefix
 from tqgguf.rotation.folding import EMBEDDING, HEAD
 
-CHUNK = 512  # tokens that go through a layer at a time
-MOST_ROWS = 1024  # of matrices that are rounded at a time
 _CONDUCTOR_BYTES = 250 << 20  # the process that hands out the work
 _WORKER_BYTES = 100 << 20  # Python and NumPy
 _SCORES_BYTES = 3 * (64 << 20)  # of attention, see network.ops
@@ -120,7 +118,7 @@ class _Need:
         inside = [t for n, t in model.tensors.items() if layer_prefix(n) and len(t.shape) > 1]
         widest = max((max(t.shape[-2:]) for t in inside), default=n_embd)
         n_in = max((t.n_in for t in rounded), default=n_embd)
-        chunk = max(min(CHUNK, n_tokens), shape[1])
+        chunk = max(min(SIZES.tokens, n_tokens), shape[1])
         layers = max(1, len({layer_prefix(t.name) for t in inside}))
         steps = sum(_inputs(inside)) // layers
         table = max((model.tensors[n].size for n in (EMBEDDING, HEAD) if n in names), default=0)
@@ -131,7 +129,7 @@ class _Need:
             weights,
             4 * chunk * (_STREAMS * n_embd + _INNER * widest) + _SCORES_BYTES,
             8 * n_tokens * (widest + 4 * n_embd),
-            4 * _ROUNDING * MOST_ROWS * n_in,
+            4 * _ROUNDING * SIZES.rows * n_in,
             4 * _FACTORING * n_in * n_in,
             4 * (4 * largest + 2 * table + n_tokens * (4 * n_embd + 2 * steps) + 8 * n_in * n_in),
             2 * n_tokens * weights * _PASSES
@@ -149,9 +147,9 @@ def _inputs(matrices: list[Tensor]) -> list[int]:
 @cache
 def _speed() -> float:
     """Floating point operations a second of one core, in a product of the size of a tile."""
-    x: F32 = np.ones((TILE, TILE), np.float32)
+    x: F32 = np.ones((SIZES.tile, SIZES.tile), np.float32)
     with single_threaded_blas():
         x @ x
         began = time.perf_counter()
         x @ x
-        return 2 * TILE**3 / max(time.perf_counter() - began, 1e-6)
+        return 2 * SIZES.tile**3 / max(time.perf_counter() - began, 1e-6)

@@ -12,18 +12,21 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import numpy as np
 
 from tqgguf.kernels import metrics
+from tqgguf.kernels.arrays import inner, namespace, rint, to_numpy
 from tqgguf.kernels.dtypes import F32, F64
 from tqgguf.kernels.search import reciprocal
+from tqgguf.machine.devices import CPU, Device
 from tqgguf.machine.threads import default_threads, keep_freed_memory, single_threaded_blas
 from tqgguf.models import Model
 from tqgguf.network import forward
 from tqgguf.network.forward import Context, Tokens, Weights
 from tqgguf.network.ops import Array
+from tqgguf.network.step import rows
 from tqgguf.rotation.architectures import layer_prefix, role
 from tqgguf.rotation.folding import EMBEDDING, HEAD, tied_head
 from tqgguf.rotation.vectors import Energies
@@ -44,6 +47,7 @@ def measure_sensitivity(
     *,
     energies: Energies | None = None,
     threads: int | None = None,
+    device: Device = CPU,
 ) -> dict[str, float]:
     """Mean KL divergence per relative squared error of each named matrix.
 
@@ -58,9 +62,10 @@ def measure_sensitivity(
     first = [[n] for n in fitting] if alone else _by_role(fitting)
     bands = [] if alone else _by_layers(fitting)
     few = tokens[: max(1, TOKENS // tokens.shape[1])]
+    count = (threads or default_threads()) if device.is_cpu else 1
     keep_freed_memory()
-    with single_threaded_blas(), ThreadPoolExecutor(threads or default_threads()) as pool:
-        passes = _Passes(model, few, energies, pool)
+    with single_threaded_blas(), ThreadPoolExecutor(count) as pool:
+        passes = _Passes(model, few, energies, pool, device)
         divergences, errors = passes.run([*first, *bands])
     for group, divergence in zip(first, divergences, strict=False):
         value = divergence / max(sum(errors[name] for name in group), 1e-12)
@@ -83,9 +88,11 @@ def energy_of(model: Model, energies: Energies | None, name: str) -> F32 | None:
 class _LogSum:
     """The logarithm of a sum of exponentials over a vocabulary so far, for each token."""
 
-    def __init__(self, n_tokens: int) -> None:
-        self.most = np.full(n_tokens, np.finfo(np.float32).min, np.float32)
-        self.total = np.zeros(n_tokens)
+    def __init__(self, state: Array) -> None:
+        xp, n_tokens = namespace(state), state.shape[0] * state.shape[1]
+        least = float(np.finfo(np.float32).min)
+        self.most: Array = xp.full(n_tokens, least, dtype=xp.float32, device=state.device)
+        self.total: Array = xp.zeros(n_tokens, dtype=xp.float64, device=state.device)
 
     def add(self, x: Array) -> tuple[Array, F64]:
         """Add logits of more of the vocabulary, (n_tokens, n).
@@ -93,16 +100,18 @@ class _LogSum:
         Returns their exponentials, of the distance to the largest logit so far, and what sums of
         earlier ones have to be multiplied by.
         """
-        most = np.maximum(self.most, x.max(axis=-1))
-        powers = np.exp(x - most[:, None])
-        smaller = np.exp((self.most - most).astype(np.float64))
-        self.total = self.total * smaller + powers.sum(axis=-1, dtype=np.float64)
+        xp = namespace(x)
+        most = xp.maximum(self.most, xp.max(x, axis=-1))
+        powers = xp.exp(x - most[:, None])
+        smaller = xp.exp(xp.astype(self.most - most, xp.float64))
+        self.total = self.total * smaller + xp.sum(powers, axis=-1, dtype=xp.float64)
         self.most = most
         return powers, smaller
 
     def value(self) -> F64:
         """(n_tokens,) float64."""
-        return np.asarray(self.most + np.log(self.total), np.float64)
+        found: F64 = self.most + namespace(self.total).log(self.total)
+        return found
 
 
 class _Trial:
@@ -115,8 +124,8 @@ class _Trial:
     def __init__(self, names: Sequence[str], state: Array) -> None:
         self.names, self.state = names, state
         self.first = min(map(_layer, names), default=0)
-        self.sums = _LogSum(state.shape[0] * state.shape[1])
-        self.moved = np.zeros(state.shape[0] * state.shape[1])
+        self.sums = _LogSum(state)
+        self.moved: Array = namespace(state).zeros_like(self.sums.total)
 
     def through(self, weights: Weights, changed: Weights, ctx: Context, index: int) -> Array:
         """The stream after a layer, some of whose matrices are changed if they are its own."""
@@ -126,14 +135,14 @@ class _Trial:
     def weigh(self, ours: Array, powers: Array, smaller: F64, model: Model, at: slice) -> None:
         """Take in some rows of the head: the original's logits and what `_LogSum.add` says."""
         normed = forward.final_norm(model, self.state)
-        theirs = forward.scores(model, normed.reshape(len(ours), -1), at.start, at.stop)
+        theirs = forward.scores(model, rows(normed), at.start, at.stop)
         self.sums.add(theirs)
-        self.moved = self.moved * smaller + np.einsum("tv,tv->t", powers, ours - theirs)
+        self.moved = self.moved * smaller + inner(powers, ours - theirs)
 
     def divergence(self, original: _LogSum) -> float:
         """Mean KL divergence from the original in nats: sum p (log p - log q)."""
         found = self.moved / original.total - original.value() + self.sums.value()
-        return max(float(found.mean()), 0.0)
+        return max(float(to_numpy(found).mean()), 0.0)
 
 
 @dataclass
@@ -144,19 +153,20 @@ class _Passes:
     tokens: Tokens
     energies: Energies | None
     pool: Executor
+    device: Device
     errors: dict[str, float] = field(default_factory=dict)
 
     def run(self, groups: Sequence[Sequence[str]]) -> tuple[list[float], dict[str, float]]:
         """The divergence where each group is rounded; the relative error of every matrix."""
         ctx = forward.context(self.model, self.tokens.shape[1])
-        start = forward.embed(self.model, self.tokens)
+        start = self.device.put(forward.embed(self.model, self.tokens))
         original, *trials = (_Trial(names, start) for names in ([], *groups))
         for trial in trials:
             if trial.first < 0:
                 trial.state = self._looked_up()
         coming = self.pool.submit(forward.layer_weights, self.model, 0)
         for index in range(ctx.graph.n_layer):
-            weights = coming.result()
+            weights = {name: self.device.put(x) for name, x in coming.result().items()}
             if index + 1 < ctx.graph.n_layer:
                 coming = self.pool.submit(forward.layer_weights, self.model, index + 1)
             changed = self._rounded(f"blk.{index}.", weights, groups)
@@ -175,7 +185,8 @@ class _Passes:
         tensors = dict(self.model.tensors)
         table = tensors[EMBEDDING]
         tensors[EMBEDDING] = table.derived(lambda a, b: probe(table.rows(a, b)))
-        return forward.embed(replace(self.model, tensors=tensors), self.tokens)
+        found = forward.embed(replace(self.model, tensors=tensors), self.tokens)
+        return cast("Array", self.device.put(found))
 
     def _rounded(
         self, prefix: str, weights: Weights, groups: Iterable[Iterable[str]]
@@ -197,7 +208,7 @@ class _Passes:
         """The energy of the error, and that of the weights."""
         energy = energy_of(self.model, self.energies, name)
         root = np.float32(1) if energy is None else np.sqrt(energy)
-        return metrics.error_and_energy(x * root, rounded * root)
+        return metrics.error_and_energy(to_numpy(x) * root, to_numpy(rounded) * root)
 
     def _table_error(self, name: str) -> float:
         """The relative error of what is in no layer."""
@@ -214,11 +225,11 @@ class _Passes:
         """The divergences of what all of them predict, some rows of the head at a time."""
         name = forward.head_name(self.model)
         table, p = self.model.tensors[name], original.sums
-        normed = forward.final_norm(self.model, original.state).reshape(len(p.total), -1)
+        normed = rows(forward.final_norm(self.model, original.state))
         for at in range(0, table.n_rows, _HEAD_ROWS):
             here = slice(at, min(at + _HEAD_ROWS, table.n_rows))
-            rows = table.rows(here.start, here.stop)
-            plain, changed = (self._with_head(name, at, x) for x in (rows, probe(rows)))
+            head = table.rows(here.start, here.stop)
+            plain, changed = (self._with_head(name, at, x) for x in (head, probe(head)))
             ours = forward.scores(plain, normed, here.start, here.stop)
             powers, smaller = p.add(ours)
             todo = [
@@ -240,10 +251,11 @@ def _do(work: Callable[[], Result]) -> Result:
 
 def probe(x: F32) -> F32:
     """Weights rounded to a few levels of each block's largest, plainly: (..., n_in), like x."""
-    blocks = x.reshape(-1, _BLOCK)
-    step = np.maximum(blocks.max(axis=1), -blocks.min(axis=1))[:, None] / np.float32(_LEVELS)
-    out: F32 = np.rint(blocks * reciprocal(step)) * step
-    return out.reshape(x.shape)
+    xp = namespace(x)
+    blocks = xp.reshape(x, (-1, _BLOCK))
+    step = xp.maximum(xp.max(blocks, axis=1), -xp.min(blocks, axis=1))[:, None] / _LEVELS
+    out: F32 = xp.reshape(rint(blocks * reciprocal(step)) * step, x.shape)
+    return out
 
 
 def _by_role(names: Iterable[str]) -> list[list[str]]:

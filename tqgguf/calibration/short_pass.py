@@ -18,6 +18,7 @@ from tqgguf.errors import UnsupportedModelError, WeightError
 from tqgguf.kernels.dtypes import F32
 from tqgguf.machine.cache import user_cache
 from tqgguf.machine.content import content_key, digest
+from tqgguf.machine.devices import CPU, Device
 from tqgguf.machine.threads import single_threaded_blas
 from tqgguf.models import Model, model_files
 from tqgguf.network import forward
@@ -27,14 +28,16 @@ _VERSION = 1  # of what is kept; raised when the same inputs give other numbers
 _PRIOR = 64  # tokens' worth of what is known without: what a few tokens say is noisy
 
 
-def measure_inputs(model: Model, text: Text, *, threads: int | None = None) -> Imatrix:
+def measure_inputs(
+    model: Model, text: Text, *, threads: int | None = None, device: Device = CPU
+) -> Imatrix:
     """The energies of the model's inputs on some of the text, in the model's own basis.
 
     The numbers do not depend on `threads`. Raises UnsupportedModelError where the architecture has
     no forward pass or the header contradicts itself, WeightError where the model computes NaN.
     """
     with _running(model):
-        found = _kept_energies(model, short_sequences(model, text), text.name, threads)
+        found = _kept_energies(model, short_sequences(model, text), text.name, threads, device)
     for name, sums in found.sums.items():
         if not np.isfinite(sums).all():
             raise WeightError(
@@ -65,16 +68,19 @@ def _running(model: Model) -> Iterator[None]:
         ) from error
 
 
-def _kept_energies(model: Model, tokens: Tokens, name: str, threads: int | None) -> Imatrix:
+def _kept_energies(
+    model: Model, tokens: Tokens, name: str, threads: int | None, device: Device
+) -> Imatrix:
     """The energies, as they were kept if this model ran on these tokens before."""
 
     def found() -> Arrays:
         with single_threaded_blas():
-            taken = input_energies(model, tokens, dataset=name, threads=threads)
+            taken = input_energies(model, tokens, dataset=name, threads=threads, device=device)
         arrays = (a for n in taken.sums for a in (taken.sums[n], taken.counts[n]))
         return [np.array(list(taken.sums)), *arrays]
 
-    key = content_key(model_files(model.path), _VERSION, np.__version__, digest([tokens]))
+    said = (_VERSION, np.__version__, *([] if device.is_cpu else [device.card]))
+    key = content_key(model_files(model.path), *said, digest([tokens]))
     kept, *arrays = keep(user_cache() / "inputs", key, "energies", found)
     pairs = dict(zip(kept.tolist(), zip(arrays[::2], arrays[1::2], strict=True), strict=True))
     sums, counts = ({n: np.array(pair[i]) for n, pair in pairs.items()} for i in (0, 1))

@@ -5,12 +5,15 @@ from functools import partial
 import numpy as np
 
 from tqgguf.calibration.imatrix import Imatrix
+from tqgguf.kernels.arrays import namespace, to_numpy
 from tqgguf.kernels.dtypes import F32
+from tqgguf.machine.devices import CPU, Device
 from tqgguf.machine.threads import default_threads, map_in_order
 from tqgguf.models import Model
 from tqgguf.network import forward
 from tqgguf.network.forward import Context, Tokens, Weights
 from tqgguf.network.ops import Array
+from tqgguf.network.step import rows
 from tqgguf.rotation.folding import HEAD
 
 _CHUNK = 256  # tokens at a time: enough for a matrix product, few enough for all threads
@@ -24,6 +27,7 @@ def input_energies(
     basis: str = "none",
     dataset: str = "",
     threads: int | None = None,
+    device: Device = CPU,
 ) -> Imatrix:
     """Sums of squares of every matrix's inputs, the head's included.
 
@@ -33,17 +37,19 @@ def input_energies(
     ctx = forward.context(model, tokens.shape[1])
     per_chunk = max(1, _CHUNK // tokens.shape[1])
     states = [
-        forward.embed(model, tokens[at : at + per_chunk]) for at in range(0, len(tokens), per_chunk)
+        device.put(forward.embed(model, tokens[at : at + per_chunk]))
+        for at in range(0, len(tokens), per_chunk)
     ]
+    threads = (threads or default_threads()) if device.is_cpu else 1
     total: Energies = {}
     for index in range(ctx.graph.n_layer):
-        work = partial(_through, forward.layer_weights(model, index), ctx, index)
-        results = list(map_in_order(work, states, threads=threads or default_threads()))
+        work = partial(_through, forward.layer_weights(model, index, put=device.put), ctx, index)
+        results = list(map_in_order(work, states, threads=threads))
         states = [x for x, _ in results]
         for _, energies in results:
             _add(total, {f"blk.{index}.{name}.weight": e for name, e in energies.items()})
     for x in states:
-        flat = forward.final_norm(model, x).reshape(-1, x.shape[-1])
+        flat = rows(forward.final_norm(model, x))
         _add(total, {HEAD: _energy((flat,))})
     sums, counts = ({n: e[i] for n, e in total.items()} for i in (0, 1))
     return Imatrix(sums, counts, basis, (dataset,), tokens.shape[1])
@@ -62,8 +68,9 @@ def _through(weights: Weights, ctx: Context, index: int, x: Array) -> tuple[Arra
 
 
 def _energy(inputs: tuple[Array, ...]) -> tuple[F32, F32]:
-    sums = [np.square(x).sum(axis=0, dtype=np.float64) for x in inputs]
-    counts = [len(x) for x in inputs]
+    xp = namespace(inputs[0])
+    sums = [to_numpy(xp.sum(xp.square(x), axis=0, dtype=xp.float64)) for x in inputs]
+    counts = [x.shape[0] for x in inputs]
     return np.stack(sums).astype(np.float32), np.array(counts, np.float32)
 
 

@@ -18,21 +18,25 @@ from itertools import pairwise
 from typing import Any, cast
 
 import numpy as np
-from numpy.typing import NDArray
 
 from tqgguf.calibration.desk import Desk
+from tqgguf.calibration.device_desk import DeviceDesk
 from tqgguf.calibration.kept import Kept
 from tqgguf.calibration.passes import Computed, Noted, Pass
-from tqgguf.formats import FORMATS, dequantize
+from tqgguf.formats import FORMATS
+from tqgguf.formats import round_rows as round_rows_of
 from tqgguf.kernels import feedback
+from tqgguf.kernels.arrays import like, namespace, to_numpy
 from tqgguf.kernels.dtypes import F32
 from tqgguf.network import forward
 from tqgguf.network.forward import Context, Step
 from tqgguf.network.ops import Array
+from tqgguf.network.step import rows as rows_of
 from tqgguf.output.scales import per_row
 
-TILE = 320  # columns of the inputs that are multiplied with each other at a time
 CONTEXT = "context"  # on the desk
+
+AnyDesk = Desk | DeviceDesk
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,7 @@ class Bench:
     those that are on the desk rounded.
     """
 
-    desk: Desk
+    desk: AnyDesk
     edges: tuple[int, ...]
     kept: Kept | None
     holds: bool
@@ -98,7 +102,7 @@ class _Pair:
     weights: Weights  # of the quantized layer
 
 
-_held: dict[tuple[Desk, int, int], _Pair] = {}  # of this process, by desk, layer and chunk
+_held: dict[tuple[AnyDesk, int, int], _Pair] = {}  # of this process, by desk, layer and chunk
 
 
 def advance(bench: Bench, stage: int, chunk: int) -> Reached | None:
@@ -134,20 +138,20 @@ def pass_original(bench: Bench, chunk: int) -> None:
     bench.desk.put(f"o.{(bench.layer + 1) % 2}.{chunk}", going.result)
 
 
-def put_rows(desk: Desk, name: str, x: Array, edges: Sequence[int], chunk: int) -> None:
+def put_rows(desk: AnyDesk, name: str, x: Array, edges: Sequence[int], chunk: int) -> None:
     """Put a chunk's rows, (n, n_in), on the desk, in `NAME.T` the columns of tile T."""
-    for t, (begin, end) in enumerate(pairwise(tile_edges(x.shape[1]))):
+    for t, (begin, end) in enumerate(pairwise(tile_edges(x.shape[1], desk.sizes.tile))):
         desk.put_rows(f"{name}.{t}", x[:, begin:end], edges[chunk], edges[-1])
 
 
-def tile_edges(n_in: int) -> list[int]:
-    """Where columns are cut into tiles of about the same size."""
-    count = -(-n_in // TILE)
+def tile_edges(n_in: int, tile: int) -> list[int]:
+    """Where columns are cut into tiles of about the same size, at most `tile`."""
+    count = -(-n_in // tile)
     return [n_in * t // count for t in range(count + 1)]
 
 
 def sum_products(
-    desk: Desk,
+    desk: AnyDesk,
     out: str,
     left: str,
     right: str,
@@ -161,32 +165,36 @@ def sum_products(
         x = desk.get(f"{left}.{tiles[0]}{part}")
         y = x if (left, tiles[0]) == (right, tiles[1]) else desk.get(f"{right}.{tiles[1]}{part}")
         product = x.T @ y
-        total = product if total is None else np.add(total, product, out=total)
+        if total is None:
+            total = product
+        else:
+            total += product
     if total is None:
         raise AssertionError(out)
-    total /= np.float32(max(1, tokens))
-    whole = desk.change(out)
+    total /= max(1, tokens)
+    whole, tile = desk.change(out), desk.sizes.tile
     rows, columns = (
-        slice(*tile_edges(n)[t : t + 2]) for n, t in zip(whole.shape, tiles, strict=True)
+        slice(*tile_edges(n, tile)[t : t + 2]) for n, t in zip(whole.shape, tiles, strict=True)
     )
     whole[rows, columns] = total
     if left == right and tiles[0] != tiles[1]:
         whole[columns, rows] = total.T
-    return bool(np.isfinite(total).all())
+    xp = namespace(total)
+    return bool(xp.all(xp.isfinite(total)))
 
 
-def factor(desk: Desk, moments: str, out: str, name: str, damping: float) -> None:
+def factor(desk: AnyDesk, moments: str, out: str, name: str, damping: float) -> None:
     """Put the factor of damped second moments on the desk, and how much was added to them."""
     added, v = feedback.factor(desk.get(moments), damping=damping)
-    desk.put(f"{out}.added.{name}", np.array([added]))
+    desk.put_object(f"{out}.added.{name}", added)
     desk.put(f"{out}.{name}", v)
 
 
-def blend(desk: Desk, step: int, expert: int, share: float) -> None:
+def blend(desk: AnyDesk, step: int, expert: int, share: float) -> None:
     """Put an expert's moments on the desk, of which a share is those of all experts."""
     own, everything = desk.get(f"u.{step}.{expert}"), desk.get(f"all.{step}")
-    blended = np.float32(1 - share) * own
-    blended += np.float32(share) * everything
+    blended = (1 - share) * own
+    blended += share * everything
     desk.put(f"h.{step}.{expert}", blended)
 
 
@@ -201,58 +209,64 @@ class Rows:
 
 
 def round_rows(
-    desk: Desk, step: int, expert: int, pieces: Sequence[Rows], type: str, sweeps: int, share: float
+    desk: AnyDesk,
+    step: int,
+    expert: int,
+    pieces: Sequence[Rows],
+    type: str,
+    sweeps: int,
+    share: float,
 ) -> None:
     """Round rows that have their inputs in common, and put bytes and weights on the desk.
 
     share: of the drift of inputs and stream that is made up for.
     """
-    rows = np.concatenate([_flat(desk.get(f"w.{p.name}"))[p.begin : p.end] for p in pieces])
+    parts = [rows_of(desk.get(f"w.{p.name}"))[p.begin : p.end, :] for p in pieces]
+    rows = namespace(parts[0]).concat(parts)
     if share > 0:
-        rows += np.float32(share) * _correction(desk, step, rows, pieces)
-    h, v, added = (desk.get(f"{name}.{step}.{expert}") for name in ("h", "v", "v.added"))
-    moments = feedback.Moments(h, v, float(added[0]))
-    steps = np.ones((1, 1), np.float32)
-    if FORMATS[type].is_scaled:
-        steps = np.concatenate([_steps(desk, p) for p in pieces])
+        rows += share * _correction(desk, step, rows, pieces)
+    h, v = (desk.get(f"{name}.{step}.{expert}") for name in ("h", "v"))
+    moments = feedback.Moments(h, v, desk.get_object(f"v.added.{step}.{expert}"))
+    steps = _steps(desk, pieces, rows) if FORMATS[type].is_scaled else None
+    if steps is not None:
         rows /= steps
-    blocks = FORMATS[type].encode_matrix(np.ascontiguousarray(rows.T), moments, sweeps=sweeps)
-    data = np.ascontiguousarray(blocks.T).view(np.uint8).reshape(len(rows), -1)
-    values = dequantize(data, type, rows.shape[1]) * steps
+    data, values = round_rows_of(type, rows, moments, sweeps=sweeps, run=desk.device.run)
+    if steps is not None:
+        values *= steps
     at = 0
     for p in pieces:
         size = p.end - p.begin
-        desk.change(f"b.{p.name}")[p.begin : p.end] = data[at : at + size]
-        _flat(desk.change(f"q.{p.name}"))[p.begin : p.end] = values[at : at + size]
+        desk.change(f"b.{p.name}")[p.begin : p.end, :] = data[at : at + size, :]
+        rows_of(desk.change(f"q.{p.name}"))[p.begin : p.end, :] = values[at : at + size, :]
         at += size
 
 
-def _steps(desk: Desk, piece: Rows) -> F32:
-    """The scale of the whole matrix, for each of some rows."""
-    n_rows = len(_flat(desk.get(f"w.{piece.name}")))
-    return per_row(desk.get(f"scales.{piece.name}"), piece.begin, piece.end, n_rows)
+def _steps(desk: AnyDesk, pieces: Sequence[Rows], rows: Array) -> Array:
+    """The scale of the whole matrix, for each of the rows of all pieces: (n_rows, 1)."""
+    found = []
+    for p in pieces:
+        scales = to_numpy(desk.get(f"scales.{p.name}"))
+        n_rows = rows_of(desk.get(f"w.{p.name}")).shape[0]
+        found.append(per_row(scales, p.begin, p.end, n_rows))
+    steps: Array = like(np.concatenate(found), rows)
+    return steps
 
 
-def _flat(matrices: NDArray[Any]) -> NDArray[Any]:
-    """The rows of a matrix, or of stacked ones."""
-    return matrices.reshape(-1, matrices.shape[-1])
-
-
-def _correction(desk: Desk, step: int, rows: F32, pieces: Sequence[Rows]) -> F32:
+def _correction(desk: AnyDesk, step: int, rows: F32, pieces: Sequence[Rows]) -> F32:
     """What the weights have to change by, or the drift of the inputs would change the output.
 
     The least-squares solution of x^T c = dx^T w + ds: (H + ridge) c = E[x dx^T] w + E[x ds].
     """
     hd = desk.get(f"hd.{step}")
     if any(p.streams for p in pieces):
-        wanted = np.concatenate([hd[:, p.begin : p.end] for p in pieces], axis=1)
+        wanted = namespace(hd).concat([hd[:, p.begin : p.end] for p in pieces], axis=1)
     else:
         wanted = hd @ rows.T
     solved: F32 = feedback.solve(desk.get(f"r.{step}"), wanted).T
     return solved
 
 
-def forget(desk: Desk) -> None:
+def forget(desk: AnyDesk) -> None:
     """Let go of the passes that this process holds."""
     for key in [key for key in _held if key[0] == desk]:
         del _held[key]
@@ -283,6 +297,7 @@ def _context(bench: Bench) -> Context:
 def _reached(bench: Bench, stage: int, chunk: int, original: Step, quantized: Step) -> Reached:
     """Put on the desk what rounding a step's matrices takes."""
     inputs, drifts = quantized.inputs, len(quantized.inputs) == 1
+    tile = bench.desk.sizes.tile
     streams = drifts and original.stream is not None and quantized.stream is not None
     if any(f"{matrix}.weight" in bench.todo for matrix in quantized.matrices):
         if drifts:
@@ -290,9 +305,9 @@ def _reached(bench: Bench, stage: int, chunk: int, original: Step, quantized: St
             drift = _drift(bench, original, quantized)
             put_rows(bench.desk, f"d.{stage}", drift, bench.edges, chunk)
         for e, x in enumerate(() if drifts else inputs):
-            for t, (begin, end) in enumerate(pairwise(tile_edges(x.shape[1]))):
+            for t, (begin, end) in enumerate(pairwise(tile_edges(x.shape[1], tile))):
                 bench.desk.put(f"x.{stage}.{e}.{t}.{chunk}", x[:, begin:end])
-    return Reached(quantized.matrices, tuple(map(len, inputs)), drifts, streams)
+    return Reached(quantized.matrices, tuple(x.shape[0] for x in inputs), drifts, streams)
 
 
 def _drift(bench: Bench, original: Step, quantized: Step) -> Array:

@@ -109,6 +109,10 @@ Resume = Annotated[bool, _file("--resume", help="Go on with what an interrupted 
 Force = Annotated[bool, _file("--force", help="Overwrite the output.")]
 _threads = _machine(min=1, help="Worker threads; one per core if unset.")
 Threads = Annotated[int | None, _threads]
+_device = _machine(
+    parser=str.lower, metavar="WHERE", help="Compute on cpu, cuda, or auto: cuda if there is one."
+)
+Device = Annotated[str, _device]
 DryRun = Annotated[bool, _print("--dry-run", help="Only plan; write nothing.")]
 Verbose = Annotated[
     bool, _print("--verbose", "-v", help="One line per tensor, and the slowest ones.")
@@ -179,6 +183,7 @@ _SHOWN: dict[type, dict[str, Any]] = {
         "cluster": _machine(
             metavar="ADDRESS", help="Work on a dask cluster: tcp://HOST:PORT, or local:N."
         ),
+        "device": _device,
     },
 }
 

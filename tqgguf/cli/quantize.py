@@ -100,7 +100,7 @@ def quantize_command(
         inputs=[model, *([vocab_from] if vocab_from else [])],
     )
     if save_imatrix is not None:
-        found = take_statistics(opened, job.prepared.inputs, threads=machine.threads)
+        found = take_statistics(opened, job.prepared.inputs, machine)
         write_imatrix(save_imatrix, found)
     if not quiet:
         _warn(job.plan)

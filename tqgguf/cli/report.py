@@ -16,6 +16,7 @@ from tqgguf.cli.error_plots import draw_synthetic, draw_weights
 from tqgguf.cli.plots import check_plot
 from tqgguf.cli.tables import Printer, document, factor, number
 from tqgguf.errors import PlanError
+from tqgguf.machine.machine import Machine
 from tqgguf.measure import kv, mse, synthetic, turboquant
 from tqgguf.measure.mse import BINS, LIMIT
 from tqgguf.models import open_model
@@ -223,7 +224,7 @@ def _weights(
     top: int,
 ) -> None:
     model = open_model(path)
-    known = find_inputs(model, inputs, threads=threads)
+    known = find_inputs(model, inputs, Machine(threads=threads))
     if known.imatrix and inputs.imatrix:
         check_basis(known.imatrix, NO_ROTATION, inputs.imatrix)
     energies = known.energies

@@ -10,6 +10,7 @@ from tqgguf.cli.application import app
 from tqgguf.cli.console import progress, say, say_json, say_table, say_written
 from tqgguf.errors import PlanError
 from tqgguf.formats import FLOATS
+from tqgguf.machine.devices import find_device
 from tqgguf.machine.machine import Machine
 from tqgguf.measure.verify import Check, require, verify
 from tqgguf.models import open_model
@@ -31,6 +32,7 @@ def verify_command(
         bool, typer.Option("--forward", help="Also run both on a few tokens and compare.")
     ] = False,
     threads: o.Threads = None,
+    device: o.Device = "cpu",
     json: o.Json = False,
     quiet: o.Quiet = False,
 ) -> None:
@@ -38,12 +40,15 @@ def verify_command(
 
     Example: tqgguf verify model-TQ-Q4.gguf model-f16.gguf
     """
+    where = find_device(device)
+    if not forward and not where.is_cpu:
+        raise PlanError("--device: only --forward computes there; add it")
     quantized = open_model(quant)
     total = sum(t.size for t in quantized.tensors.values())
     with progress(total, "verify", unit="w", quiet=quiet) as bar:
         source = open_model(original)
         checks = list(verify(quantized, source, threads=threads, advance=bar.update))
-    difference = measure_difference(source, quantized) if forward else None
+    difference = measure_difference(source, quantized, device=where) if forward else None
     if json:
         say_json(_document(checks, difference))
     elif not quiet:

@@ -7,9 +7,11 @@ from tqgguf.errors import PlanError
 from tqgguf.formats._float import FloatFormat
 from tqgguf.formats._format import Format
 from tqgguf.formats._lattice import LatticeFormat
+from tqgguf.formats._matrix import round_matrix
 from tqgguf.formats._scalar import ScalarFormat
 from tqgguf.formats._tensor import dequantize_rows, quantize_rows
 from tqgguf.kernels.dtypes import F32, U8
+from tqgguf.kernels.feedback import Moments, Run, at_once
 
 __all__ = [
     "FLOATS",
@@ -22,6 +24,7 @@ __all__ = [
     "find_format",
     "is_float",
     "quantize",
+    "round_rows",
 ]
 
 FORMATS: dict[str, Format] = {}
@@ -58,3 +61,14 @@ def quantize(x: F32, name: str, importance: F32 | None = None, *, threads: int |
 def dequantize(data: U8, name: str, n_in: int) -> F32:
     """Decode rows of a GGUF type: (n_rows, n_bytes) uint8 -> (n_rows, n_in) float32."""
     return dequantize_rows(find_format(name), data, n_in)
+
+
+def round_rows(
+    name: str, rows: F32, moments: Moments, *, sweeps: int, run: Run = at_once
+) -> tuple[U8, F32]:
+    """Round rows with error feedback, in any library's arrays: see `tqgguf.kernels.feedback`.
+
+    rows: (n_rows, n_in) float32 -> their bytes, (n_rows, n_bytes) uint8 of NumPy, and what these
+    decode to, like rows.
+    """
+    return round_matrix(find_format(name), rows, moments, sweeps=sweeps, run=run)

@@ -35,21 +35,40 @@ def moved(array: Any, x: Any) -> Any:
     """The same without a change of dtype."""
     if is_numpy(x) or not is_numpy(array):
         return array
-    return namespace(x).asarray(array, device=x.device)
+    return namespace(x).asarray(np.require(array, requirements="W"), device=x.device)
 
 
 def to_numpy(x: Any) -> NDArray[Any]:
     """The same values in the memory of this process."""
-    fetch = getattr(x, "get", None)  # CuPy's
-    return np.asarray(x if fetch is None else fetch())
+    fetch = getattr(x, "get", None) or getattr(x, "cpu", None)  # CuPy's, PyTorch's
+    return np.asarray(fetch() if fetch else x)
 
 
 def in_place(function: Any) -> Any:
     """The function with a keyword out, the array that its result goes into.
 
-    That of NumPy or CuPy itself where it has one, so that no array stands in between.
+    That of NumPy, CuPy or PyTorch itself where it has one, so that no array stands in between.
     """
-    return function if hasattr(function, "nin") else partial(_put, function)
+    is_torch = "torch" in (getattr(function, "__module__", None) or "")
+    return function if is_torch or hasattr(function, "nin") else partial(_put, function)
+
+
+def constant(value: float, x: Any) -> Any:
+    """A number beside arrays such as x, as an argument of a function of both.
+
+    NumPy takes numbers as they are; PyTorch would fetch them from this process's memory every time.
+    """
+    if is_numpy(x):
+        return value
+    return namespace(x).full((), value, dtype=x.dtype, device=x.device)
+
+
+def clip(x: Any, low: float, high: float) -> Any:
+    """The values within low and high, which the others are replaced with."""
+    if is_numpy(x):
+        return np.clip(x, low, high)
+    xp = namespace(x)
+    return xp.minimum(xp.maximum(x, constant(low, x)), constant(high, x))
 
 
 def _put(function: Any, *inputs: Any, out: Any) -> None:

@@ -19,6 +19,7 @@ import numpy as np
 from tqgguf.kernels.arrays import (
     add_to_diagonal,
     as_half,
+    clip,
     dot,
     in_place,
     is_numpy,
@@ -203,11 +204,12 @@ def _greedy(state: _State, here: slice, w: F32, v: F32) -> "_Scales":
     own = xp.asarray(v[here, here], copy=True)
     carried = v[: here.start, here].T @ state.error[: here.start, :]  # (size, n)
     corrected = w + _solve_lower(own, xp.asarray(carried, copy=True))
-    importance = xp.broadcast_to(xp.linalg.diagonal(own)[:, None] ** 2, corrected.shape)
-    blocks = state.fmt.fit(to_numpy(corrected), to_numpy(importance))
+    diagonal = to_numpy(xp.linalg.diagonal(own))[:, None]
+    blocks = state.fmt.fit(to_numpy(corrected), np.broadcast_to(diagonal**2, corrected.shape))
     step, offset = (moved(a, w) for a in state.fmt.grid(blocks))
     results = state.units[here, :], state.error[here, :]
-    state.run(_Greedy(state.fmt.group_size, state.snap), *results, carried, w, own, step, offset)
+    work = _Greedy(state.fmt.group_size, state.fmt.levels.tobytes(), state.snap)
+    state.run(work, *results, carried, w, own, step, offset)
     return _Scales.read(blocks, state.fmt, w)
 
 
@@ -216,6 +218,7 @@ class _Greedy:
     """Round the weights of a block in turn, each making up for those before it."""
 
     group_size: int
+    levels: bytes
     snap: Snap = field(compare=False)
 
     def __call__(
@@ -263,7 +266,8 @@ def _revisit(
         pull = pulls[: own.shape[0], :]
         change = namespace(error).asarray(error, copy=True)
         changed = state.units[here, :], error, *scales.arrays
-        state.run(_Revisit(scales.kind, state.fmt.group_size, state.snap), *changed, pull, own)
+        work = _Revisit(scales.kind, state.fmt.group_size, state.fmt.levels.tobytes(), state.snap)
+        state.run(work, *changed, pull, own)
         change -= error
         pulls = pulls[own.shape[0] :, :]
         pulls -= moments.h[here.stop : end, here] @ change
@@ -275,6 +279,7 @@ class _Revisit:
 
     kind: "_Kind"
     group_size: int
+    levels: bytes
     snap: Snap = field(compare=False)
 
     def __call__(self, units: F32, error: F32, *arrays: F32) -> None:
@@ -438,7 +443,7 @@ def _refit_group(scales: _Scales, g: int, units: F32, pull: F32, h: F32) -> F32:
 def _moved(code: F32, change: F32, scale: F32, limits: tuple[int, int]) -> F32:
     """The integer nearest to where code * scale changes by so much."""
     nearest = rint(code + change * reciprocal(scale))
-    moved: F32 = namespace(scale).clip(nearest, float(limits[0]), float(limits[1]))
+    moved: F32 = clip(nearest, float(limits[0]), float(limits[1]))
     return moved
 
 

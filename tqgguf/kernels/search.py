@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tqgguf.kernels.arrays import in_place, is_numpy, moved, namespace
+from tqgguf.kernels.arrays import constant, in_place, is_numpy, moved, namespace
 from tqgguf.kernels.dtypes import F32, U8
 
 _FEW = 4  # levels, between which a few comparisons are faster than rounding
@@ -45,7 +45,7 @@ def snapper(levels: F32, x: F32) -> Callable[[F32], None]:
 
     For many small arrays: what there is to know of the levels is looked up once.
     """
-    xp, low, high = namespace(x), float(levels[0]), float(levels[-1])
+    xp, low, high = namespace(x), *(constant(float(levels[i]), x) for i in (0, -1))
     maximum, minimum = in_place(xp.maximum), in_place(xp.minimum)
     to_level = in_place(getattr(xp, "rint", xp.round)) if is_uniform(levels) else _taker(levels, x)
 
@@ -122,7 +122,7 @@ def reciprocal(step: F32) -> F32:
     """1 / step as float32, and 0 where step is 0 or too small to have a reciprocal."""
     xp = namespace(step)
     tiny = xp.abs(step) < np.float32(1e-38).item()
-    safe: Any = xp.where(tiny, np.inf, step)
+    safe: Any = xp.where(tiny, constant(np.inf, step), step)
     inverse: F32 = 1 / safe
     return inverse
 
@@ -145,6 +145,6 @@ def nearest_table(levels: bytes) -> Table:
 def _cells(u: F32, table: Table, out: F32) -> "np.ndarray[tuple[int, ...], np.dtype[np.uint16]]":
     """The cell of every u, through out as scratch."""
     xp = namespace(u)
-    in_place(xp.multiply)(u, 2.0, out=out)
+    in_place(xp.multiply)(u, constant(2.0, u), out=out)
     out -= 2 * table.start
-    return out.astype(np.uint16) if is_numpy(out) else xp.astype(out, xp.uint16)
+    return out.astype(np.uint16) if is_numpy(out) else xp.astype(out, xp.int32)

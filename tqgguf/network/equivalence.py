@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from tqgguf.errors import MismatchError, UnsupportedModelError
+from tqgguf.kernels.arrays import to_numpy
+from tqgguf.machine.devices import CPU, Device
 from tqgguf.machine.threads import single_threaded_blas
 from tqgguf.models import Model
 from tqgguf.network import forward, ops
@@ -46,13 +48,15 @@ def require_output(difference: Difference, path: object) -> None:
         )
 
 
-def measure_difference(original: Model, other: Model, tokens: Tokens | None = None) -> Difference:
+def measure_difference(
+    original: Model, other: Model, tokens: Tokens | None = None, *, device: Device = CPU
+) -> Difference:
     """Run both models on some tokens (None: a few random ones).
 
     Raises UnsupportedModelError where an architecture has no forward pass.
     """
     chosen = some_tokens(original) if tokens is None else tokens
-    ours, theirs = (forward.logits(m, chosen) for m in (original, other))
+    ours, theirs = (to_numpy(forward.logits(m, chosen, put=device.put)) for m in (original, other))
     p, q = (ops.log_softmax(a.astype(np.float64)) for a in (ours, theirs))
     return Difference(_relative(ours, theirs), float((np.exp(p) * (p - q)).sum(-1).mean()))
 

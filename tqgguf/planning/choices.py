@@ -17,6 +17,7 @@ from tqgguf.calibration.tokens import DEFAULT_TOKENS, LONGEST_CONTEXT
 from tqgguf.errors import PlanError, UnsupportedModelError
 from tqgguf.formats import is_float
 from tqgguf.kernels.dtypes import F32
+from tqgguf.machine.devices import find_device
 from tqgguf.machine.machine import Machine
 from tqgguf.models import Model
 from tqgguf.models.damage import naming_damage
@@ -78,7 +79,7 @@ def _prepare(model: Model, options: Options, machine: Machine, *, measure: bool)
     if options.target_bpw is not None and options.target_size is not None:
         raise PlanError("--target-bpw and --target-size: give one of them")
     check_tensors(model)
-    inputs = find_inputs(model, options, threads=machine.threads, measure=measure)
+    inputs = find_inputs(model, options, machine, measure=measure)
     padding, kept = choose_padding(model, options)
     model = padded(model, padding)
     known = padding.energies(inputs.energies) if inputs.energies else None
@@ -95,7 +96,7 @@ def _prepare(model: Model, options: Options, machine: Machine, *, measure: bool)
     if budget is None and plan.mostly_ragged:
         budget = plan.n_bytes
     if budget is not None:
-        sensitivity = _sensitivity(model, plan, inputs.tokens, energies, machine.threads)
+        sensitivity = _sensitivity(model, plan, inputs.tokens, energies, machine)
         errors = _type_errors(model, plan, energies, machine.threads) if measure else None
         plan = planned(budget=budget, sensitivity=sensitivity, errors=errors)
     if options.imatrix is not None and inputs.imatrix is not None and inputs.tokens is None:
@@ -172,14 +173,17 @@ def _stored_energies(
     return energies
 
 
-def take_statistics(model: Model, inputs: Inputs, *, threads: int | None = None) -> Imatrix:
+def take_statistics(model: Model, inputs: Inputs, machine: Machine = Machine()) -> Imatrix:
     """The importance matrix of the text that was used, all of its tokens that were.
 
     Raises PlanError where there was no text.
     """
     if inputs.text is not None and inputs.tokens is not None:
         name = inputs.text.name
-        return input_energies(model, inputs.tokens, dataset=name, threads=threads)
+        where = find_device(machine.device)
+        return input_energies(
+            model, inputs.tokens, dataset=name, threads=machine.threads, device=where
+        )
     if inputs.text is None or inputs.imatrix is None:
         raise PlanError("--save-imatrix needs a text, and none was used")
     return inputs.imatrix
@@ -199,20 +203,24 @@ def _budget(model: Model, plan: Plan, options: Options) -> int | None:
 
 
 def _sensitivity(
-    model: Model, plan: Plan, tokens: Tokens | None, energies: Energies, threads: int | None
+    model: Model, plan: Plan, tokens: Tokens | None, energies: Energies, machine: Machine
 ) -> dict[str, float] | None:
     """The divergence per error of the outputs of every matrix; None without tokens."""
     if tokens is None:
         return None
+    device = find_device(machine.device)
     names = [t.name for t in plan.tensors if is_matrix(model.tensors[t.source])]
     rotation = plan.rotation.with_vectors_of(model)
 
     def found() -> Arrays:
         folded = fold(model, rotation)
-        by_name = measure_sensitivity(folded, names, tokens, energies=energies, threads=threads)
+        by_name = measure_sensitivity(
+            *(folded, names, tokens), energies=energies, threads=machine.threads, device=device
+        )
         return [np.array([by_name[name] for name in names])]
 
-    (values,) = kept_statistics(model, rotation, tokens).once("sensitivity of outputs", found)
+    name = "sensitivity of outputs" + ("" if device.is_cpu else f" {device.card}")
+    (values,) = kept_statistics(model, rotation, tokens).once(name, found)
     return dict(zip(names, values.tolist(), strict=True))
 
 

@@ -21,6 +21,8 @@ from tqgguf.calibration.tokens import (
 )
 from tqgguf.errors import PlanError, TqggufError, UnsupportedModelError
 from tqgguf.formats import is_float
+from tqgguf.machine.devices import Device, find_device
+from tqgguf.machine.machine import Machine
 from tqgguf.models import Model
 from tqgguf.network.forward import Tokens
 from tqgguf.planning.plan import Options
@@ -76,21 +78,22 @@ def effort_of(options: Options) -> str:
 
 
 def find_inputs(
-    model: Model, options: Options, *, threads: int | None = None, measure: bool = True
+    model: Model, options: Options, machine: Machine = Machine(), *, measure: bool = True
 ) -> Inputs:
     """Find out about the inputs what the effort asks for.
 
     measure: may weights be read? Without it the note says what would be measured. Where it cannot
     measure, good goes on as fast and says so. Raises PlanError for options that
     contradict each other, and for best whatever reading the text raises, or UnsupportedModelError
-    where the architecture has no forward pass.
+    where the architecture has no forward pass; DeviceError where there is no such device.
     """
+    device = find_device(machine.device)
     effort = effort_of(options)
     if not measure and effort != "fast" and options.imatrix is None:
         on = OWN if str(options.calibrate) == SELF else options.calibrate or BUILTIN
         return Inputs(effort, notes=(f"before it quantizes, inputs are measured on {on}",))
     if effort == "best":
-        return _for_feedback(model, options, threads)
+        return _for_feedback(model, options, machine.threads, device)
     if options.imatrix is not None:
         note = f"errors are weighed by {options.imatrix}"
         return Inputs(effort, imatrix=_read(model, options.imatrix), notes=(note,))
@@ -101,7 +104,7 @@ def find_inputs(
     try:
         check_graph(model)
         text = read_text(model, None)
-        imatrix = measure_inputs(model, text, threads=threads)
+        imatrix = measure_inputs(model, text, threads=machine.threads, device=device)
     except TqggufError as error:
         return Inputs(effort, notes=(f"no text was used, as with --effort fast: {error}",))
     n_tokens = short_sequences(model, text).size
@@ -121,7 +124,7 @@ def _rounds(options: Options) -> bool:
     return any(chosen) or not is_float(recipe(options.type).matrix)
 
 
-def _for_feedback(model: Model, options: Options, threads: int | None) -> Inputs:
+def _for_feedback(model: Model, options: Options, threads: int | None, device: Device) -> Inputs:
     given = options.calibrate
     try:
         check_graph(model)
@@ -138,7 +141,7 @@ def _for_feedback(model: Model, options: Options, threads: int | None) -> Inputs
     else:
         text = read_text(model, given)
     tokens = sequences(model, text, limit=options.calibrate_tokens)
-    imatrix = measure_inputs(model, text, threads=threads)
+    imatrix = measure_inputs(model, text, threads=threads, device=device)
     idle = f"; {options.imatrix} was not needed" if options.imatrix else ""
     note = f"calibrated on {tokens.size:,} tokens of {text.name}, made by {text.tokenizer}{idle}"
     return Inputs("best", text, tokens, imatrix, (note,))

@@ -197,7 +197,6 @@ def write_importance(ladder: Ladder, job: Job) -> None:
     if job.prepared.inputs.text is None:
         return
     path = ladder.folder / default_output(job.model.path, "imatrix").name
-    threads = job.machine.threads
-    write_imatrix(path, take_statistics(job.model, job.prepared.inputs, threads=threads))
+    write_imatrix(path, take_statistics(job.model, job.prepared.inputs, job.machine))
     ladder.imatrix = {"file": path.name, "sha256": checksum(path)}
     ladder.save()

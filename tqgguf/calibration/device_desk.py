@@ -1,0 +1,77 @@
+"""The arrays of a calibration on a device: one process, so that they need no files."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from tqgguf.calibration.desk import Sizes
+from tqgguf.kernels.arrays import namespace
+from tqgguf.machine.devices import Device
+
+# From the first to the last that are tried where memory does not do.
+SMALLER = tuple(
+    Sizes(tokens=tokens, tile=4096, rows=rows, pieces=1, fewest=rows)
+    for tokens, rows in ((8192, 32768), (2048, 8192), (512, 2048))
+)
+
+
+class DeviceDesk:
+    """What `Desk` is, in a device's memory.
+
+    Bytes for files stay in this process's memory, and so does what was put there from elsewhere
+    until it is first read.
+    """
+
+    folder = None
+
+    def __init__(self, device: Device, sizes: Sizes) -> None:
+        self.device, self.sizes = device, sizes
+        self._arrays: dict[str, Any] = {}
+        self._objects: dict[str, Any] = {}
+
+    def make(self, name: str, shape: tuple[int, ...], dtype: DTypeLike = np.float32) -> Any:
+        """An array that is to be written, whatever is in it now."""
+        found = self._arrays.get(name)
+        if found is None or tuple(found.shape) != tuple(shape):
+            self._arrays.pop(name, None)
+            found = self._arrays[name] = self._empty(shape, np.dtype(dtype))
+        return found
+
+    def _empty(self, shape: tuple[int, ...], dtype: "np.dtype[Any]") -> Any:
+        if dtype == np.uint8:
+            return np.empty(shape, np.uint8)
+        sample = self.device.put(np.empty(1, dtype))
+        xp = namespace(sample)
+        return xp.empty(shape, dtype=sample.dtype, device=sample.device)
+
+    def put(self, name: str, array: Any) -> None:
+        """Put an array on the desk."""
+        self._arrays[name] = array
+
+    def put_rows(self, name: str, rows: Any, begin: int, n_rows: int) -> None:
+        """Put rows `begin` and after of an array of n_rows, of which others put the rest."""
+        whole = self.make(name, (n_rows, *rows.shape[1:]))
+        whole[begin : begin + rows.shape[0], ...] = rows
+
+    def put_parts(self, name: str, shape: tuple[int, ...], parts: Iterable[NDArray[Any]]) -> None:
+        """Put an array that comes in runs of rows."""
+        self._arrays[name] = np.concatenate(list(parts)).reshape(shape)
+
+    def get(self, name: str) -> Any:
+        """An array, to be read."""
+        found = self._arrays[name]
+        if isinstance(found, np.ndarray) and found.dtype != np.uint8:
+            found = self._arrays[name] = self.device.put(found)
+        return found
+
+    change = get
+
+    def put_object(self, name: str, value: object) -> None:
+        """Something that is no array."""
+        self._objects[name] = value
+
+    def get_object(self, name: str) -> Any:
+        """What was put there."""
+        return self._objects[name]
