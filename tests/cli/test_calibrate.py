@@ -80,8 +80,8 @@ def test_without_a_forward_pass_the_way_out_is_named(novels, tmp_path):
     text.write_text("words")
     fails(
         *("quantize", model, "--rotate", "none", "--calibrate", text, "-o", tmp_path / "out"),
-        says="starcoder2; --calibrate needs one: give --imatrix FILE as well, and errors are "
-        "weighed by that instead",
+        says="model.gguf: no forward pass for architecture 'mamba'; --calibrate needs one: give "
+        "--imatrix FILE as well, and errors are weighed by that instead",
     )
 
 
