@@ -107,7 +107,8 @@ class Tensor:
         name: str | None = None,
     ) -> "Tensor":
         """A tensor of this shape with other weights: nothing that read the old ones is left."""
-        return Tensor(name or self.name, self.shape, type or self.type, rows, tile=tile)
+        kept = "F32" if self.type in SCALED else self.type  # its blocks say nothing without scales
+        return Tensor(name or self.name, self.shape, type or kept, rows, tile=tile)
 
     def read(self) -> F32:
         """All weights as float32 in the tensor's shape."""

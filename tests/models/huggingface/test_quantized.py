@@ -2,6 +2,7 @@
 
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,12 @@ import pytest
 from tests.models.huggingface.folders import LLAMA, llama_weights, write_folder, write_json
 from tests.models.huggingface.test_mutations import MUTATIONS
 from tqgguf.errors import FileFormatError, TqggufError, UnsupportedModelError
+from tqgguf.ggml import dequantize
 from tqgguf.models import open_model
+from tqgguf.models.huggingface.changes import interleaved, stacked
+from tqgguf.models.huggingface.folder import Config
+from tqgguf.models.huggingface.quantized import Parts, _fp4
+from tqgguf.models.huggingface.stored import Stored
 
 DOWN = "model.layers.0.mlp.down_proj"
 N_OUT, N_IN = 32, 48  # of down_proj in the small Llama model
@@ -191,13 +197,79 @@ def test_parts_that_do_not_fit_are_one_line(change, fact, tmp_path):
     assert "\n" not in str(caught.value)
 
 
+E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32)
+
+
+def fp4(n_out: int, n_in: int, form: str) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Parts of a matrix of 4-bit floats, and its weights."""
+    rng = np.random.default_rng(7)
+    group, codes = 32 if form == "MXFP4" else 16, rng.integers(0, 16, (n_out, n_in), np.uint8)
+    nibbles = codes[:, 0::2] | codes[:, 1::2] << 4
+    if form == "MXFP4":
+        exponent = rng.integers(110, 130, (n_out, n_in // group), np.uint8)
+        scale = np.ldexp(np.float32(1), exponent.astype(np.int32) - 127)
+        parts, factor = {"weight_packed": nibbles, "weight_scale": exponent}, np.float32(1)
+    else:
+        stored = rng.uniform(0.1, 300, (n_out, n_in // group)).astype(ml_dtypes.float8_e4m3fn)
+        scale, given = stored.astype(np.float32), np.array([3.7e-4], np.float32)
+        if form == "ModelOpt":
+            factor = given[0]
+            parts = {"weight": nibbles, "weight_scale": stored, "weight_scale_2": given}
+        else:
+            factor, given = np.float32(1) / np.float32(2900), np.array([2900], np.float32)
+            parts = {"weight_packed": nibbles, "weight_scale": stored}
+            parts["weight_global_scale"] = given
+    return parts, E2M1[codes] * np.repeat(scale, group, axis=1) * factor
+
+
+@pytest.mark.parametrize("form", ["ModelOpt", "compressed-tensors"])
+def test_4_bit_floats(form, tmp_path):
+    parts, weights = fp4(N_OUT, N_IN, form)
+    assert_reads(folder_with(tmp_path / "m", parts), weights)
+
+
+@pytest.mark.parametrize("form", ["ModelOpt", "compressed-tensors", "MXFP4"])
+def test_4_bit_floats_are_kept_as_ggmls_blocks_in_any_order_of_rows(form):
+    parts, weights = fp4(64, 128, form)
+    names = {"uint8": "U8", "float32": "F32", "float8_e4m3fn": "F8_E4M3"}
+    stored = {f".{end}": Stored(end, names[x.dtype.name], x) for end, x in parts.items()}
+    settings = Config(Path("config.json"), {})
+    found = _fp4(Parts("w.weight", stored, settings))
+    packed, order = found.packed(), np.arange(64).reshape(2, 2, 16).swapaxes(1, 2).reshape(-1)
+    whole = replace(
+        stored[next(iter(stored))], decoded=found.rows(), shape=(64, 128), packed=packed
+    )
+    for tensor, expected in [
+        (whole.tensor(), weights),
+        (interleaved(whole.tensor(), 2), weights[order]),
+        (stacked([whole.tensor(), whole.tensor()]), np.concatenate([weights, weights])),
+    ]:
+        n_rows = tensor.n_rows
+        assert tensor.type == ("MXFP4" if form == "MXFP4" else "NVFP4")
+        np.testing.assert_array_equal(tensor.rows(0, n_rows), expected)
+        scales = np.float32(1) if tensor.scales is None else tensor.scales[0]
+        blocks = dequantize(tensor.stored(0, n_rows), tensor.type) * scales
+        np.testing.assert_array_equal(blocks, expected)
+
+
+@pytest.mark.parametrize(
+    ("change", "fact"),
+    [
+        ({"weight_scale": np.zeros((N_OUT, 3), np.float16)}, "expected one for each 16 or 32"),
+        ({"weight_scale_2": np.zeros(1, np.float32)}, "expected one positive number"),
+    ],
+)
+def test_4_bit_floats_that_do_not_fit_are_one_line(change, fact, tmp_path):
+    folder = folder_with(tmp_path, fp4(N_OUT, N_IN, "ModelOpt")[0] | change)
+    with pytest.raises(FileFormatError, match=fact):
+        open_model(folder)
+
+
 Z8, Z16, Z32 = (np.zeros((N_OUT, 6), dtype) for dtype in (np.uint8, np.float16, np.uint32))
 FOREIGN = {
     "MLX": {"weight": Z32, "scales": Z16, "biases": Z16},
     "bitsandbytes, 4 bits": {"weight": Z8, "weight.absmax": Z16, "weight.quant_map": Z16},
     "bitsandbytes, 8 bits": {"weight": Z8.view(np.int8), "SCB": Z16},
-    "NVFP4": {"weight_packed": Z8, "weight_scale": Z16, "weight_global_scale": Z16},
-    "NVFP4 ": {"weight": Z8, "weight_scale": Z16, "weight_scale_2": Z16},
     "HQQ": {"W_q": Z8, "scale": Z16, "zero": Z16},
 }
 

@@ -3,12 +3,15 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 
 from tqgguf.errors import FileFormatError
 from tqgguf.kernels.dtypes import F32, I64
 from tqgguf.models.model import Tensor
+
+FLOATS = ("F32", "F16", "BF16")  # whose bytes are what rows are
 
 
 def stacked(experts: Sequence[Tensor]) -> Tensor:
@@ -21,15 +24,23 @@ def stacked(experts: Sequence[Tensor]) -> Tensor:
             f"{first.name} is {first.type} of shape {first.shape}; experts must be alike"
         )
     shape = (len(experts), *first.shape)
-    return Tensor(first.name, shape, first.type, partial(_rows_of_stack, experts))
+    rows = partial(_rows_of_stack, [t.rows for t in experts], first.n_rows)
+    if first.type in FLOATS or any(t.raw is None for t in experts):
+        return Tensor(first.name, shape, first.type, rows)
+    scales = [t.scales for t in experts if t.scales is not None]
+    raw = partial(_rows_of_stack, [t.stored for t in experts], first.n_rows)
+    joined = np.concatenate(scales) if scales else None
+    return Tensor(first.name, shape, first.type, rows, raw, scales=joined)
 
 
-def _rows_of_stack(experts: Sequence[Tensor], start: int, stop: int) -> F32:
-    per_expert = experts[0].n_rows
-    parts = [experts[0].rows(0, 0)]
+def _rows_of_stack(
+    experts: Sequence[Callable[[int, int], Any]], per_expert: int, start: int, stop: int
+) -> Any:
+    """Rows of a stack: experts read those of each, per_expert of them."""
+    parts = [experts[0](0, 0)]
     for i in range(start // per_expert, -(-stop // per_expert)):
         first, last = start - i * per_expert, stop - i * per_expert
-        parts.append(experts[i].rows(max(first, 0), min(last, per_expert)))
+        parts.append(experts[i](max(first, 0), min(last, per_expert)))
     return np.concatenate(parts) if len(parts) > 2 else parts[-1]
 
 
@@ -48,13 +59,17 @@ def interleaved(tensor: Tensor, n_head: int) -> Tensor:
 
 def reordered(tensor: Tensor, order: I64) -> Tensor:
     """The rows of a matrix, or the weights of a vector, in another order."""
-    read = _columns_in_order if len(tensor.shape) == 1 else _rows_in_order
-    return tensor.derived(partial(read, tensor, order))
+    if len(tensor.shape) == 1:
+        return tensor.derived(partial(_columns_in_order, tensor, order))
+    rows = partial(_rows_in_order, tensor.rows, order)
+    if tensor.type in FLOATS or tensor.raw is None:
+        return tensor.derived(rows)
+    return replace(tensor, rows=rows, raw=partial(_rows_in_order, tensor.raw, order), tile=None)
 
 
 def chosen(tensor: Tensor, order: I64, name: str) -> Tensor:
     """Some rows of a matrix, in this order, as a matrix of its own."""
-    rows = partial(_rows_in_order, tensor, order)
+    rows = partial(_rows_in_order, tensor.rows, order)
     shape = (len(order), tensor.n_in)
     return replace(tensor, name=name, shape=shape, rows=rows, raw=None, tile=None)
 
@@ -64,16 +79,16 @@ def with_columns(tensor: Tensor, order: I64) -> Tensor:
     return tensor.derived(partial(_columns_in_order, tensor, order))
 
 
-def _rows_in_order(tensor: Tensor, order: I64, start: int, stop: int) -> F32:
+def _rows_in_order(read: Callable[[int, int], Any], order: I64, start: int, stop: int) -> Any:
     """Rows order[start:stop]: in one piece where they lie close together, else run by run."""
     wanted = order[start:stop]
     if not wanted.size:
-        return tensor.rows(0, 0)
+        return read(0, 0)
     first, span = int(wanted.min()), int(np.ptp(wanted)) + 1
     if span <= 4 * wanted.size:
-        return tensor.rows(first, first + span)[wanted - first]
+        return read(first, first + span)[wanted - first]
     runs = np.split(wanted, np.flatnonzero(np.diff(wanted) != 1) + 1)
-    return np.concatenate([tensor.rows(int(run[0]), int(run[-1]) + 1) for run in runs])
+    return np.concatenate([read(int(run[0]), int(run[-1]) + 1) for run in runs])
 
 
 def _columns_in_order(tensor: Tensor, order: I64, start: int, stop: int) -> F32:

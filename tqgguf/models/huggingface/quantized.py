@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from tqgguf.errors import FileFormatError, UnsupportedModelError
 from tqgguf.kernels.dtypes import F32, I64
 from tqgguf.models.huggingface.folder import Config, base_model, read_json
-from tqgguf.models.huggingface.stored import Rows, Stored
+from tqgguf.models.huggingface.fp4 import Fp4
+from tqgguf.models.huggingface.stored import Packed, Rows, Stored
 
 _FP8 = ("F8_E4M3", "F8_E5M2")
 _AWQ_ORDER = [0, 4, 1, 5, 2, 6, 3, 7]  # where a word of AWQ keeps its first, second ... column
@@ -57,6 +58,7 @@ class Packing:
     beside: tuple[str, ...]
     decode: Callable[[Parts], tuple[tuple[int, ...], Rows]] | None = None
     optional: tuple[str, ...] = ()
+    pack: Callable[[Parts], Packed | None] = lambda _: None
 
     def stem(self, stored: Stored, weights: Mapping[str, Stored]) -> str | None:
         """What the names of its tensors begin with, if this is a codes tensor of this layout."""
@@ -80,6 +82,7 @@ def decoded(
     if foreign:
         raise _refusal(foreign, config)
     used = {stem + end for stem, x in found.values() for end in (*x.beside, *x.optional)}
+    found = {name: x for name, x in found.items() if name not in used}  # scales may be FP8
     result: dict[str, Stored] = {}
     for name, stored in weights.items():
         if name in found:
@@ -126,8 +129,10 @@ def _joined(weights: Mapping[str, Stored], stem: str, layout: Packing, settings:
     name = f"{stem}.weight" if layout.codes else stem
     tensors = {end: weights[stem + end] for end in ends if stem + end in weights}
     assert layout.decode is not None
-    shape, rows = layout.decode(Parts(name, tensors, settings))
-    return replace(tensors[layout.codes], name=name, decoded=rows, shape=shape)
+    parts = Parts(name, tensors, settings)
+    shape, rows = layout.decode(parts)
+    packed = layout.pack(parts)
+    return replace(tensors[layout.codes], name=name, decoded=rows, shape=shape, packed=packed)
 
 
 def _settings(config: Config) -> Config:
@@ -386,13 +391,45 @@ def _block_structure(settings: Config) -> Any:
     return None
 
 
-_NVFP4 = "NVFP4 (4-bit floats with scales of their own)"
+def _fp4(parts: Parts) -> Fp4:
+    """4-bit floats: of ModelOpt, whose factor multiplies, or compressed-tensors, whose divides."""
+    end = ".weight_packed" if ".weight_packed" in parts.tensors else ".weight"
+    factor = np.float32(1)
+    if ".weight_scale_2" in parts.tensors:
+        factor = np.float32(_one_number(parts, ".weight_scale_2"))
+    elif ".weight_global_scale" in parts.tensors:
+        factor = np.float32(1) / np.float32(_one_number(parts, ".weight_global_scale"))
+    found = Fp4(parts.name, parts.matrix(end), parts.tensors[".weight_scale"], factor)
+    found.check()
+    return found
+
+
+def _one_number(parts: Parts, end: str) -> float:
+    values = parts.tensors[end].values().reshape(-1)
+    if values.size != 1 or not np.isfinite(values).all() or values[0] <= 0:
+        raise parts.wrong(f"{end} is {values[:3].tolist()}, expected one positive number")
+    return float(values[0])
+
+
+def _fp4_rows(parts: Parts) -> tuple[tuple[int, ...], Rows]:
+    found = _fp4(parts)
+    return found.shape, found.rows()
+
+
+def _fp4_packed(parts: Parts) -> Packed | None:
+    return _fp4(parts).packed()
+
+
+_FP4 = "4-bit floats"
+_FP4_OPTIONAL = (".weight_scale_2", ".weight_global_scale")
 LAYOUTS = (
     Packing("bitsandbytes, 4 bits", ".weight", ("U8",), (".weight.absmax",)),
     Packing("bitsandbytes, 8 bits", ".weight", ("I8",), (".SCB",)),
     Packing("MLX", ".weight", ("U32",), (".scales",)),
-    Packing(_NVFP4, ".weight_packed", ("U8",), (".weight_scale",)),
-    Packing(_NVFP4, ".weight", ("U8",), (".weight_scale",)),
+    *(
+        Packing(_FP4, end, ("U8",), (".weight_scale",), _fp4_rows, _FP4_OPTIONAL, _fp4_packed)
+        for end in (".weight_packed", ".weight")
+    ),
     Packing("HQQ", ".W_q", ("U8", "I32", "I8"), ()),
     Packing("AQLM", ".codes", ("I8", "I16", "I32"), (".codebooks",)),
     Packing("GPTQ or AWQ", ".qweight", ("I32",), (".qzeros", ".scales"), _gptq_or_awq, (".g_idx",)),

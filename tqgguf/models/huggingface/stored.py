@@ -17,12 +17,22 @@ Rows = Callable[[int, int], F32]
 
 
 @dataclass(frozen=True)
+class Packed:
+    """A matrix as ggml stores it. raw: rows of blocks; scales: see `tqgguf.models.Tensor`."""
+
+    type: str
+    raw: Callable[[int, int], U8]
+    scales: F32 | None
+
+
+@dataclass(frozen=True)
 class Stored:
     """One tensor as it lies in its file.
 
     array: mapped, of any shape: float32, float16, uint16 (bfloat16's bits), integers or an FP8
     type of ml_dtypes; dtype: safetensors' name of it. decoded: for weights that a quantizer packed
-    into several tensors, how their rows are read, and shape what they are once read.
+    into several tensors, how their rows are read, and shape what they are once read. packed: the
+    same as blocks of ggml, where it has a type for them.
     """
 
     name: str
@@ -30,6 +40,7 @@ class Stored:
     array: NDArray[Any] = field(repr=False)
     decoded: Rows | None = field(default=None, repr=False)
     shape: tuple[int, ...] = ()
+    packed: Packed | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         if self.decoded is None:
@@ -38,7 +49,12 @@ class Stored:
     def tensor(self) -> Tensor:
         """The weights as a Tensor under their Hugging Face name."""
         if self.decoded is not None:
-            return Tensor(self.name, self.shape, "F32", self.decoded)
+            if self.packed is None:
+                return Tensor(self.name, self.shape, "F32", self.decoded)
+            kind, blocks = self.packed.type, self.packed.raw
+            return Tensor(
+                self.name, self.shape, kind, self.decoded, blocks, scales=self.packed.scales
+            )
         self._check_dtype()
         if self.array.ndim > 2:
             raise FileFormatError(f"{self.name}: has {self.array.ndim} axes, expected a matrix")

@@ -1,0 +1,88 @@
+"""4-bit floats of ModelOpt and compressed-tensors (NVFP4, MXFP4) as ggml's blocks: the same bits.
+
+Hugging Face keeps two neighbours in a byte, and the scales in a tensor of their own. ggml keeps the
+scales of a block before its weights, half a group apart in a byte.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from tqgguf.errors import FileFormatError
+from tqgguf.ggml import TYPES, dequantize
+from tqgguf.kernels.dtypes import F32, U8
+from tqgguf.models.huggingface.stored import Packed, Rows, Stored
+
+
+@dataclass(frozen=True)
+class Fp4:
+    """codes: (n_out, n_in / 2) U8; scales: (n_out, n_in / group) 8 bits; factor: of the matrix."""
+
+    name: str
+    codes: Stored
+    scales: Stored
+    factor: np.float32
+
+    @property
+    def type(self) -> str:
+        """NVFP4, or MXFP4 where scales are exponents."""
+        return {"F8_E4M3": "NVFP4", "U8": "MXFP4"}.get(self.scales.dtype, "")
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(n_out, n_in)."""
+        n_out, half = self.codes.array.shape
+        return n_out, 2 * half
+
+    def check(self) -> None:
+        """Raise FileFormatError where codes and scales do not belong together."""
+        group = {"NVFP4": 16, "MXFP4": 32}.get(self.type, 0)
+        n_out, n_in = self.shape
+        if not group or n_in % group or self.scales.array.shape != (n_out, n_in // group):
+            raise FileFormatError(
+                f"{self.name}: 4-bit floats of shape {self.shape} with {self.scales.dtype} scales "
+                f"of shape {self.scales.array.shape}; expected one for each 16 or 32 weights"
+            )
+
+    def packed(self) -> Packed | None:
+        """The matrix in ggml's blocks, or None where its rows are no whole number of them."""
+        if self.shape[1] % TYPES[self.type].weights:
+            return None
+        factor = np.array([self.factor], np.float32) if self.type == "NVFP4" else None
+        return Packed(self.type, self._raw, factor)
+
+    def rows(self) -> Rows:
+        """What reads the weights."""
+        return self._rows
+
+    def _rows(self, start: int, stop: int) -> F32:
+        n_in, block = self.shape[1], TYPES[self.type].weights
+        decoded = dequantize(self._raw(start, stop), self.type) * self.factor
+        rows: F32 = decoded[:, :n_in]
+        return rows if n_in % block else decoded
+
+    def _raw(self, start: int, stop: int) -> U8:
+        """Rows of blocks, the last one of a row filled up with zeros: (stop - start, n_bytes)."""
+        _, weights, size = TYPES[self.type]
+        codes = self.codes.integers(slice(start, stop))
+        scales = np.asarray(self.scales.array[start:stop]).view(np.uint8)
+        if self.type == "NVFP4":
+            scales = scales & np.uint8(127)
+        n, groups = scales.shape
+        per_block = size - weights // 2
+        blocks = -(-groups // per_block)
+        whole = np.zeros((n, blocks * per_block, 1 + weights // per_block // 2), np.uint8)
+        whole[:, :groups, 0] = scales
+        whole[:, :groups, 1:] = _apart(codes.reshape(n, groups, codes.shape[1] // groups))
+        whole = whole.reshape(n, blocks, per_block, whole.shape[2])
+        parts = [whole[..., 0], whole[..., 1:].reshape(n, blocks, weights // 2)]
+        return np.concatenate(parts, axis=-1).reshape(n, blocks * size)
+
+
+def _apart(neighbours: U8) -> U8:
+    """Nibbles of weights (2 i, 2 i + 1) as nibbles of weights half a group apart: like it."""
+    nibbles = np.stack([neighbours & 15, neighbours >> 4], axis=-1)
+    half = neighbours.shape[-1]
+    nibbles = nibbles.reshape(*neighbours.shape[:-1], 2 * half)
+    apart: U8 = nibbles[..., :half] | nibbles[..., half:] << 4
+    return apart
