@@ -329,9 +329,8 @@ def _scaled(planned: PlannedTensor, model: Model, names: Collection[str]) -> Pla
     """A tensor of a type that needs scales beside it: with them, or of the next best type."""
     if planned.type not in FORMATS or not FORMATS[planned.type].is_scaled:
         return planned
-    if planned.is_copy:
-        kept = model.tensors[planned.source].scales
-        return replace(planned, is_scaled=kept is not None)
+    if planned.is_copy and model.tensors[planned.source].scales is None:
+        return planned
     if may_be_scaled(model.architecture, planned.name, names):
         return replace(planned, is_scaled=True)
     fact = f"no scale beside {planned.name} is used in llama.cpp's graph of {model.architecture}"
