@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.cli.story import fails
 from tests.hub_server import TOKEN, Hub, serving
@@ -15,6 +16,7 @@ from tqgguf.models.download import HubName, hub_name
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "tests" / "data" / "novels-5m"
+CARD = b"---\nlicense: mit\nlanguage:\n- en\ntags:\n- novels\nbase_model: org/older\n---\nA card.\n"
 UNWANTED = ("pytorch_model.bin", "consolidated.safetensors", "onnx/model.onnx", "picture.png")
 PLAN = ("-t", "q8_0", "--rotate", "none", "--effort", "fast")
 
@@ -22,6 +24,7 @@ PLAN = ("-t", "q8_0", "--rotate", "none", "--effort", "fast")
 @pytest.fixture
 def hub(stories):
     novels = {p.name: p.read_bytes() for p in FOLDER.iterdir()} | dict.fromkeys(UNWANTED, b"x")
+    novels["README.md"] = CARD
     shelf = {"org/novels": novels, "org/gated": novels, "org/g": {"t.gguf": stories.read_bytes()}}
     with serving(Hub(shelf, gated={"org/gated"})) as found:
         yield found
@@ -83,7 +86,10 @@ def test_a_model_of_the_hub(hub, tmp_path):
     ladder = tmp_path / "out" / "novels-Q8_0.gguf"
     assert (tmp_path / "novels-Q8_0.gguf").read_bytes() == ladder.read_bytes()
     card = (tmp_path / "out" / "README.md").read_text()
-    assert "base_model: org/novels\n" in card
+    front = yaml.safe_load(card.split("---\n")[1])
+    assert front["base_model"] == "org/novels"  # not what that was trained from
+    assert (front["license"], front["language"]) == ("mit", ["en"])
+    assert front["tags"] == ["gguf", "tqgguf", "novels"]
     assert "\ntqgguf quantize org/novels -o novels-Q8_0.gguf --type q8_0 --rotate none" in card
     assert third[0] == 1
     assert "not all of it is in the hub's cache; the hub cannot be reached" in third[2]

@@ -245,3 +245,18 @@ def test_a_text_that_is_too_short_is_found_first(stories, tmp_path):
     assert result.exit_code == 1
     assert "tokens" in result.stderr
     assert not list(folder.glob("*.gguf"))
+
+
+def test_sizes_are_kept_to(stories, tmp_path):
+    folder = tmp_path / "out"
+    quick = ("--effort", "fast", "--rotate", "none", "--threads", 1)
+    said = run("ladder", stories, "-o", folder, "--sizes", "260K,350kb", *quick)
+    assert said.exit_code == 0, said.output
+    (small, large) = sorted(p.stat().st_size for p in folder.glob("*-TQ-*.gguf"))
+    assert 200_000 < small <= 260_000 < large <= 350_000
+    assert "free memory: stories260K-TQ-" in said.stdout
+    assert max(map(len, said.stdout.splitlines())) < 160
+    card = (folder / "README.md").read_text()
+    assert "--sizes 260K,350KB" in card
+    assert "--target-size 260000 " in card
+    fails("ladder", stories, "-o", folder, "--sizes", "1K", *quick, "-q", says="the smallest types take")

@@ -11,7 +11,17 @@ from tqgguf.cli.console import say, warn
 from tqgguf.errors import TqggufError
 from tqgguf.version import __version__
 
-_ORDER = ("quantize", "plan", "inspect", "verify", "dequantize", "compare", "eval", "bench")
+_ORDER = (
+    "quantize",
+    "plan",
+    "ladder",
+    "inspect",
+    "verify",
+    "dequantize",
+    "compare",
+    "eval",
+    "bench",
+)
 
 
 class _Commands(TyperGroup):
