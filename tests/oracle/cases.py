@@ -122,6 +122,24 @@ DELTA = {
     },
 }
 TOWER = {"hidden_size": 32, "num_heads": 2, "intermediate_size": 32, "out_hidden_size": 64}
+FEW = {"num_local_experts": 4, "num_experts_per_tok": 2}
+GRANITE = {
+    "attention_multiplier": 0.2,
+    "embedding_multiplier": 3.0,
+    "residual_multiplier": 0.6,
+    "logits_scaling": 2.0,
+}
+DEEPSEEK_EXPERTS = {
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 48,
+    "n_shared_experts": 1,
+    "first_k_dense_replace": 1,
+    "norm_topk_prob": True,
+    "n_group": 1,
+    "topk_group": 1,
+    "routed_scaling_factor": 1.5,
+}
 GEMMA4 = {
     "head_dim": 16,
     "global_head_dim": 32,
@@ -173,15 +191,7 @@ CASES = {
     ),
     "smollm3": Case("SmolLM3Config", {"num_hidden_layers": 5}, byte_level=True),
     "smollm3-tied": Case("SmolLM3Config", {"tie_word_embeddings": True}, byte_level=True),
-    "granite": Case(
-        "GraniteConfig",
-        {
-            "attention_multiplier": 0.2,
-            "embedding_multiplier": 3.0,
-            "residual_multiplier": 0.6,
-            "logits_scaling": 2.0,
-        },
-    ),
+    "granite": Case("GraniteConfig", GRANITE),
     "olmo2": Case("Olmo2Config", byte_level=True, rotate="values"),
     "olmo3": Case(
         "Olmo3Config",
@@ -327,15 +337,7 @@ CASES = {
     "glm4-moe": Case(
         "Glm4MoeConfig",
         {
-            "n_routed_experts": 4,
-            "num_experts_per_tok": 2,
-            "moe_intermediate_size": 48,
-            "n_shared_experts": 1,
-            "first_k_dense_replace": 1,
-            "norm_topk_prob": True,
-            "n_group": 1,
-            "topk_group": 1,
-            "routed_scaling_factor": 1.5,
+            **DEEPSEEK_EXPERTS,
             "head_dim": 32,
             "attention_bias": True,
             "use_qk_norm": True,
@@ -377,6 +379,32 @@ CASES = {
         {"tie_word_embeddings": True, "sliding_window": 8, "num_hidden_layers": 5},
         byte_level=True,
         rotate="values",
+    ),
+    "granite-moe": Case("GraniteMoeConfig", {**GRANITE, **FEW}),
+    "granite-moe-shared": Case(
+        "GraniteMoeSharedConfig", {**GRANITE, **FEW, "shared_intermediate_size": 32}
+    ),
+    "dots1": Case("Dots1Config", {**DEEPSEEK_EXPERTS, "num_key_value_heads": 4}, byte_level=True),
+    "nemotron": Case("NemotronConfig", {"rope_parameters": QUARTER}),
+    "olmo": Case(
+        "OlmoConfig",
+        {"clip_qkv": 2.0},
+        byte_level=True,
+        added=("<|endoftext|>", "<|padding|>"),
+    ),
+    "qwen3-vl-moe": seeing(
+        "Qwen3VLMoeConfig",
+        {
+            **EXPERTS,
+            "head_dim": 32,
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 1e4,
+                "mrope_section": [6, 5, 5],
+                "mrope_interleaved": True,
+            },
+        },
+        {**TOWER, "depth": 2, "deepstack_visual_indexes": [0]},
     ),
     "gemma": Case("GemmaConfig", {"head_dim": 32, "tie_word_embeddings": True}, rotate="values"),
     "gemma2": Case(

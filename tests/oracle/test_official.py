@@ -152,7 +152,7 @@ DIFFERENCES = (
     Difference(
         r"tokenizer\.ggml\.(bos|eos|eot|padding)_token_id",
         "ours takes the tokenizer's own files first, and no id beyond the vocabulary",
-        "starcoder2|gemma.*|phi3.*|smollm3.*|granite|olmo.*|ernie.*|ministral3|arcee|qwen2_5-vl",
+        "starcoder2|gemma.*|phi3.*|smollm3.*|granite|olmo.*|ernie.*|ministral3|arcee|qwen2_5-vl|nemotron",
     ),
     Difference(
         r"tokenizer\.ggml\.(model|pre|scores|token_type|merges)",
@@ -165,14 +165,24 @@ DIFFERENCES = (
         "gpt-oss",
     ),
     Difference(
-        "deepseek2.expert_gating_func",
-        "said, where theirs leaves it to the number of layers",
-        "deepseek.*",
+        "(deepseek2|dots1).expert_gating_func",
+        "said, where theirs leaves it to the graph",
+        "deepseek.*|dots1",
     ),
     Difference(
         r"phi2\.(attention\.head_count_kv|feed_forward_length)",
         "what config.json says, where theirs takes what is usual of that width",
         "phi2",
+    ),
+    Difference(
+        r"nemotron\.(attention\.layer_norm_rms_epsilon|rope\.scaling\.type)",
+        "keys that its graph does not read, or that say nothing",
+        "nemotron",
+    ),
+    Difference(
+        r"blk\.\d+\.ffn_(gate|up|down)_exps\.weight",
+        "theirs takes experts for turned around, which transformers 5 no longer writes",
+        "qwen3-vl-moe",
     ),
     Difference("tokenizer.ggml.pre", "said, where theirs relies on the model's", "gemma4.*"),
     Difference(

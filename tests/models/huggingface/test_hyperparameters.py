@@ -86,6 +86,18 @@ EXTRA["Ernie4_5_MoeForCausalLM"] = {
     "moe_num_shared_experts": 1,
     "moe_layer_start_index": 1,
 }
+EXTRA["Qwen3VLMoeForConditionalGeneration"] = EXTRA["Qwen3MoeForCausalLM"]
+EXTRA["GraniteMoeForCausalLM"] = EXTRA["MixtralForCausalLM"]
+EXTRA["GraniteMoeSharedForCausalLM"] = {
+    **EXTRA["MixtralForCausalLM"],
+    "shared_intermediate_size": 16,
+}
+EXTRA["Dots1ForCausalLM"] = {
+    **EXTRA["Glm4MoeForCausalLM"],
+    "n_shared_experts": 1,
+    "num_key_value_heads": 4,
+}
+EXTRA["NemotronForCausalLM"] = {"norm_eps": 1e-5, "hidden_act": "relu2"}
 NEXT = {**EXTRA["Qwen3_5ForCausalLM"], **SHARED, "norm_topk_prob": True}
 EXTRA["Qwen3NextForCausalLM"] = NEXT
 NORMED = {"layer_norm_eps": 1e-5}

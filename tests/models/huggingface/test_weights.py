@@ -133,6 +133,24 @@ def test_experts_are_stacked(tmp_path):
         np.testing.assert_array_equal(tensor.rows(start, stop), whole[start:stop])
 
 
+def test_fused_experts_that_lie_turned_are_the_same_model(tmp_path):
+    """Qwen3-VL's released files hold them turned around; what transformers 5 saves does not."""
+    rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1]}
+    config = {**MOE, "architectures": ["Qwen3VLMoeForConditionalGeneration"]}
+    config["rope_parameters"] = rope
+    plain = fused(moe_weights())
+    turned = {
+        n: np.ascontiguousarray(w.swapaxes(1, 2)) if ".experts." in n else w
+        for n, w in plain.items()
+    }
+    apart = open_model(write_folder(tmp_path / "a", moe_weights(), config=config)).tensors
+    for name, weights in (("b", plain), ("c", turned)):
+        tensors = open_model(write_folder(tmp_path / name, weights, config=config)).tensors
+        assert tensors.keys() == apart.keys()
+        for key, tensor in tensors.items():
+            np.testing.assert_array_equal(tensor.read(), apart[key].read())
+
+
 def test_fused_experts_are_the_same_model(tmp_path):
     one_by_one = open_model(write_folder(tmp_path / "a", moe_weights(), config=MOE))
     together = open_model(write_folder(tmp_path / "b", fused(moe_weights()), config=MOE))

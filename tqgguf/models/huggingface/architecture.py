@@ -34,6 +34,7 @@ SIZES: Mapping[str, Size] = {
     "R": lambda c: 2 * c.n_head * c.head_dim,
     "H": lambda c: c.count("linear_num_value_heads"),
     "2H": lambda c: 2 * c.count("linear_num_value_heads"),
+    "Sh": lambda c: c.count("shared_intermediate_size"),
     "S": lambda c: c.count("linear_value_head_dim"),
     "Z": lambda c: c.count("linear_num_value_heads") * c.count("linear_value_head_dim"),
     "W": lambda c: (
@@ -102,6 +103,7 @@ class Architecture:
     check: Callable[[Config], str | None] | None = None
     changes: tuple[tuple[re.Pattern[str], Change], ...] = ()  # of tensors with matching names
     experts_take_turns: bool = False  # fused: gate and up row by row, and turned
+    experts_may_turn: bool = False  # fused: some files hold them turned, rows along the last axis
     experts_stay_fused: bool = False  # gate and up are one tensor in GGUF too
     remark: Callable[[Config], str | None] | None = None  # what is said of a model
     splits: tuple[tuple[re.Pattern[str], Split], ...] = ()  # one tensor that becomes several

@@ -74,6 +74,14 @@ def chosen(tensor: Tensor, order: I64, name: str) -> Tensor:
     return replace(tensor, name=name, shape=shape, rows=rows, raw=None, tile=None)
 
 
+def halved(tensor: Tensor, part: str, names: tuple[str, str]) -> list[Tensor]:
+    """The first and the second half of a matrix's rows, each with a name of its own."""
+    rows, half = np.arange(tensor.shape[0]), tensor.shape[0] // 2
+    orders = rows[:half], rows[half:]
+    named = [tensor.name.replace(part, name) for name in names]
+    return [chosen(tensor, *each) for each in zip(orders, named, strict=True)]
+
+
 def with_columns(tensor: Tensor, order: I64) -> Tensor:
     """The columns of a matrix in another order."""
     return tensor.derived(partial(_columns_in_order, tensor, order))

@@ -49,6 +49,8 @@ _RENAMED = (
     (re.compile(r"e_score_correction_bias$"), "e_score_correction.bias"),
     (re.compile(r"\.dt_bias$"), ".dt_proj.bias"),
     (re.compile(r"\.sinks$"), ".sinks.weight"),
+    (re.compile(r"\.block_sparse_moe\.input_linear\.weight$"), ".mlp.experts.gate_up_proj"),
+    (re.compile(r"\.block_sparse_moe\.output_linear\.weight$"), ".mlp.experts.down_proj"),
     (re.compile(r"\.layer_scalar$"), ".layer_scalar.weight"),
     (re.compile(r"\.router\.scale$"), ".router.proj.scale"),
     (re.compile(r"\.router\.per_expert_scale$"), ".experts.down_proj.scale"),
@@ -100,6 +102,7 @@ def _used(
 ) -> Iterator[Stored]:
     """The language model's tensors, without the wrapper of a multimodal model in their names."""
     left_out: Counter[str] = Counter()
+    turned = _lie_turned(weights, config, architecture)
     for name, stored in weights.items():
         bare = _WRAPPERS.sub("model.", name).removeprefix("language_model.")
         bare = f"model.{bare}" if _BARE.match(bare) else bare
@@ -107,7 +110,7 @@ def _used(
         if part is not None:
             left_out[part] += 1
         elif not (_UNUSED.search(name) or _is_mxfp4(name, weights)):
-            yield from _unfused(_plain(replace(stored, name=bare)), architecture)
+            yield from _unfused(_plain(replace(stored, name=bare)), architecture, turned=turned)
     for part, count in left_out.items():
         note(f"{config.path.parent}: left out {count} tensors: {part}")
 
@@ -138,19 +141,18 @@ def _further_layers(config: Config) -> bool:
     return bool(config.get("num_nextn_predict_layers", "mtp_num_hidden_layers"))
 
 
-def _unfused(stored: Stored, architecture: Architecture) -> Iterator[Stored]:
+def _unfused(stored: Stored, architecture: Architecture, *, turned: bool) -> Iterator[Stored]:
     """Experts that transformers 5 keeps in one tensor, one by one as in released files.
 
     gate_up_proj: (n_expert, 2 n_ff, n_in), gate first; down_proj: (n_expert, n_in, n_ff). Of
-    gpt-oss: turned, gate and up taking turns, and with biases.
+    gpt-oss: gate and up taking turns, and with biases. turned: the last two axes are exchanged.
     """
     match = _FUSED_EXPERTS.match(stored.name)
     if not match or stored.array.ndim + bool(match["bias"]) != 3 or stored.decoded is not None:
         yield stored
         return
     array = stored.array
-    if architecture.experts_take_turns and not match["bias"]:
-        array = array.swapaxes(1, 2)
+    array = array.swapaxes(1, 2) if turned and not match["bias"] else array
     parts = _parts(match["part"], array.shape[1], architecture)
     if match["bias"]:
         for part, columns in parts.items():
@@ -160,6 +162,23 @@ def _unfused(stored: Stored, architecture: Architecture) -> Iterator[Stored]:
         for part, rows in parts.items():
             name = f"{match['head']}.{number}.{part}.weight"
             yield replace(stored, name=name, array=expert[rows])
+
+
+def _lie_turned(weights: Mapping[str, Stored], config: Config, architecture: Architecture) -> bool:
+    """Whether the rows of fused experts lie along the last axis.
+
+    Released files of Qwen3-VL have it so, and what transformers 5 saves of it has not; where a
+    width equals another, the other of the two tensors tells.
+    """
+    if not architecture.experts_may_turn:
+        return architecture.experts_take_turns
+    widths = {"down_proj": "M", "gate_up_proj": "E"}
+    matches = ((_FUSED_EXPERTS.match(name), stored.array) for name, stored in weights.items())
+    return any(
+        array.ndim == 3 and array.shape[2] != SIZES[widths[match["part"]]](config)
+        for match, array in matches
+        if match
+    )
 
 
 def _parts(part: str, rows: int, architecture: Architecture) -> dict[str, slice]:

@@ -94,7 +94,13 @@ BASE = (
 RMS = (number("attention.layer_norm_rms_epsilon", "rms_norm_eps"),)
 
 LAYER_NORM = (
-    number("attention.layer_norm_epsilon", "layer_norm_epsilon", "norm_epsilon", "layer_norm_eps"),
+    number(
+        "attention.layer_norm_epsilon",
+        "layer_norm_epsilon",
+        "norm_epsilon",
+        "layer_norm_eps",
+        "norm_eps",
+    ),
 )
 HEADS = (
     Key("attention.key_length", lambda c: c.head_dim),

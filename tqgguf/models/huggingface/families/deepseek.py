@@ -1,4 +1,4 @@
-"""DeepSeek V2 and V3, and Kimi K2: attention through a latent, experts in groups."""
+"""DeepSeek V2 and V3, Kimi K2: attention through a latent, experts in groups; and dots.llm1."""
 
 import re
 from collections.abc import Mapping
@@ -9,13 +9,16 @@ from gguf import ExpertGatingFuncType
 from tqgguf.models.huggingface.architecture import SIZES, Architecture, Key
 from tqgguf.models.huggingface.changes import decompressed
 from tqgguf.models.huggingface.families._parts import (
+    ATTENTION,
     BASE,
     ENDS,
     EXPERT_WIDTH,
     EXPERTS,
     GATED,
+    HEADS,
     MOE,
     NO,
+    QK_NORM,
     RMS,
     SHARED,
     SILU,
@@ -125,7 +128,56 @@ _DEEPSEEK2 = replace(
     remark=_groups_by_their_best,
 )
 
+
+def _all_heads_have_keys(config: Config) -> str | None:
+    if config.n_head == config.n_head_kv:
+        return None
+    return (
+        f"{config.n_head_kv} heads have keys, {config.n_head} queries; llama.cpp's dots1 graph has "
+        "as many of both"
+    )
+
+
+_DOTS1 = Architecture(
+    "dots1",
+    {
+        **ENDS,
+        "output.weight": "V E",
+        **ATTENTION,
+        **QK_NORM,
+        **of_kind("dense", GATED),
+        **of_kind("experts", EXPERTS),
+        _CHOICE: "X @experts",
+        **SHARED,
+    },
+    (
+        *BASE,
+        *RMS,
+        *HEADS,
+        *MOE,
+        *EXPERT_WIDTH,
+        count("expert_shared_count", "n_shared_experts"),
+        Key("leading_dense_block_count", dense_layers),
+        Key("expert_gating_func", lambda _: int(ExpertGatingFuncType.SIGMOID)),
+        optional_count("expert_group_count", "n_group"),
+        optional_count("expert_group_used_count", "topk_group"),
+        number("expert_weights_scale", "routed_scaling_factor"),
+        Key("expert_weights_norm", lambda c: bool(c.get("norm_topk_prob"))),
+    ),
+    assumes={
+        "hidden_act": SILU,
+        "attention_bias": NO,
+        "n_group": (1, None),
+        "topk_group": (1, None),
+        "scoring_func": ("sigmoid", "noaux_tc", None),
+    },
+    defaults={"routed_scaling_factor": 1.0},
+    check=_all_heads_have_keys,
+    layer_kind=first_dense,
+)
+
 CLASSES: Mapping[str, Architecture] = {
+    "Dots1ForCausalLM": _DOTS1,
     "DeepseekV2ForCausalLM": _DEEPSEEK2,
     "DeepseekV3ForCausalLM": _DEEPSEEK3,
 }

@@ -1,4 +1,4 @@
-"""Models with LayerNorm: GPT-2, StarCoder2, GPT-NeoX and Pythia, Phi 1 and 2, StableLM."""
+"""Models with LayerNorm: GPT-2, StarCoder2, GPT-NeoX and Pythia, Phi 2, StableLM, Nemotron."""
 
 import math
 import re
@@ -16,8 +16,10 @@ from tqgguf.models.huggingface.families._parts import (
     ENDS,
     GATED,
     GELU,
+    HEADS,
     LAYER_NORM,
     NO,
+    PLUS_ONE,
     QKV_BIAS,
     SILU,
     UP_DOWN,
@@ -116,7 +118,26 @@ _STABLELM = Architecture(
     partial_rotary=True,
 )
 
+_NEMOTRON = Architecture(
+    "nemotron",
+    {
+        **ENDS,
+        "output.weight": "V E",
+        "output_norm.bias": "E",
+        **ATTENTION,
+        "blk.{}.attn_norm.bias": "E",
+        "blk.{}.ffn_norm.bias": "E",
+        **UP_DOWN,
+    },
+    (*BASE, *LAYER_NORM, *HEADS, *_ROPE_WIDTH),
+    assumes={"hidden_act": ("relu2",), "attention_bias": NO, "mlp_bias": NO},
+    defaults={"partial_rotary_factor": 0.5, "hidden_act": "relu2"},
+    changes=PLUS_ONE,
+    partial_rotary=True,
+)
+
 CLASSES: Mapping[str, Architecture] = {
+    "NemotronForCausalLM": _NEMOTRON,
     "GPTNeoXForCausalLM": _GPT_NEOX,
     "PhiForCausalLM": _PHI2,
     "StableLmForCausalLM": _STABLELM,

@@ -1,4 +1,4 @@
-"""Llama's graph and those next to it: Mistral, Mixtral, SmolLM3, Granite, Arcee, Seed-OSS."""
+"""Llama's graph and those next to it: Mistral, Mixtral, SmolLM3, Arcee, Seed-OSS."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -20,11 +20,10 @@ from tqgguf.models.huggingface.families._parts import (
     ROPE_WIDTH,
     SILU,
     UP_DOWN,
-    number,
 )
 from tqgguf.models.huggingface.folder import Config
 
-_LLAMA = Architecture(
+LLAMA = Architecture(
     "llama",
     {**ENDS, **ATTENTION, **QKV_BIAS, **GATED, **GATED_BIAS},
     (*BASE, *RMS, *HEADS, *ROPE_WIDTH),
@@ -59,28 +58,8 @@ _SMOLLM3 = Architecture(
     changes=PAIRS,
 )
 
-_GRANITE = Architecture(
-    "granite",
-    _LLAMA.tensors,
-    (
-        *_LLAMA.keys,
-        number("attention.scale", "attention_multiplier"),
-        number("embedding_scale", "embedding_multiplier"),
-        number("residual_scale", "residual_multiplier"),
-        number("logit_scale", "logits_scaling"),
-    ),
-    assumes={"hidden_act": SILU},
-    defaults={
-        "attention_multiplier": 1.0,
-        "embedding_multiplier": 1.0,
-        "residual_multiplier": 1.0,
-        "logits_scaling": 1.0,
-    },
-    changes=PAIRS,
-)
-
 _ARCEE = replace(
-    _LLAMA,
+    LLAMA,
     name="arcee",
     tensors={**ENDS, **ATTENTION, **UP_DOWN},
     assumes={"hidden_act": ("relu2",), "attention_bias": NO, "mlp_bias": NO},
@@ -113,31 +92,30 @@ def _temperature(config: Config) -> float | None:
 
 
 _MISTRAL3 = replace(
-    _LLAMA,
+    LLAMA,
     name="mistral3",
     tensors={**ENDS, **ATTENTION, "blk.{}.attn_output.bias": "E ?", **GATED},
-    keys=(*_LLAMA.keys, Key("attention.temperature_scale", _temperature)),
+    keys=(*LLAMA.keys, Key("attention.temperature_scale", _temperature)),
     rope_reads=("llama_4_scaling_beta",),
     yarn_ramps=True,
 )
 
 CLASSES: Mapping[str, Architecture] = {
-    "LlamaForCausalLM": _LLAMA,
-    "MistralForCausalLM": _LLAMA,
+    "LlamaForCausalLM": LLAMA,
+    "MistralForCausalLM": LLAMA,
     "MixtralForCausalLM": Architecture(
         "llama",
         {**ENDS, **ATTENTION, **EXPERTS},
-        (*_LLAMA.keys, *MOE),
+        (*LLAMA.keys, *MOE),
         assumes={"hidden_act": SILU},
         defaults={"rope_theta": 1_000_000.0},
         changes=PAIRS,
         rope_factors=("llama3", "longrope"),
     ),
-    "LlamaModel": _LLAMA,
+    "LlamaModel": LLAMA,
     "Mistral3ForConditionalGeneration": _MISTRAL3,
     "Ministral3ForCausalLM": _MISTRAL3,
     "SmolLM3ForCausalLM": _SMOLLM3,
-    "GraniteForCausalLM": _GRANITE,
     "ArceeForCausalLM": _ARCEE,
     "SeedOssForCausalLM": _SEED_OSS,
 }

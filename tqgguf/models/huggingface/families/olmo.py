@@ -1,4 +1,4 @@
-"""OLMo 2 and 3, whose norms stand on what a sub-layer gives, and OLMoE."""
+"""OLMo 2 and 3, whose norms stand on what a sub-layer gives, OLMoE, and the first OLMo."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -12,9 +12,11 @@ from tqgguf.models.huggingface.families._parts import (
     GATED,
     MOE,
     NO,
+    PAIRS,
     RMS,
     SILU,
     count,
+    optional,
     windows,
 )
 from tqgguf.models.huggingface.folder import Config
@@ -73,7 +75,24 @@ _OLMOE = Architecture(
     check=_all_heads_have_keys,
 )
 
+_OLMO = Architecture(
+    "olmo",
+    {
+        **{name: size for name, size in ENDS.items() if "norm" not in name},
+        **{name: size for name, size in ATTENTION.items() if "norm" not in name},
+        **GATED,
+    },
+    (
+        *BASE,
+        Key("attention.layer_norm_epsilon", lambda _: 1e-5),
+        optional("attention.clamp_kqv", "clip_qkv"),
+    ),
+    assumes={"hidden_act": SILU, "attention_bias": NO},
+    changes=PAIRS,
+)
+
 CLASSES: Mapping[str, Architecture] = {
+    "OlmoForCausalLM": _OLMO,
     "OlmoeForCausalLM": _OLMOE,
     "Olmo2ForCausalLM": _OLMO2,
     "Olmo3ForCausalLM": _OLMO3,

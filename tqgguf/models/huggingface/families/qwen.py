@@ -82,6 +82,15 @@ _QWEN3_VL = replace(
     ranks=False,
 )
 
+_QWEN3_VL_MOE = replace(
+    _QWEN3_MOE,
+    name="qwen3vlmoe",
+    keys=(*_QWEN3_MOE.keys, *_QWEN3_VL.keys[len(_QWEN3.keys) :]),
+    assumes=_QWEN3.assumes,
+    rope_reads=_MROPE,
+    experts_may_turn=True,
+)
+
 CLASSES: Mapping[str, Architecture] = {
     "Qwen2ForCausalLM": _QWEN2,
     "Qwen2Model": _QWEN2,
@@ -92,4 +101,5 @@ CLASSES: Mapping[str, Architecture] = {
     "Qwen3Model": _QWEN3,
     "Qwen3MoeForCausalLM": _QWEN3_MOE,
     "Qwen3VLForConditionalGeneration": _QWEN3_VL,
+    "Qwen3VLMoeForConditionalGeneration": _QWEN3_VL_MOE,
 }

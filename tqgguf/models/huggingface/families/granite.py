@@ -1,0 +1,88 @@
+"""Granite: Llama's graph with multipliers; with experts, and one that all tokens share."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+
+from tqgguf.models.huggingface.architecture import SIZES, Architecture, Key
+from tqgguf.models.huggingface.changes import halved
+from tqgguf.models.huggingface.families._parts import (
+    ATTENTION,
+    ENDS,
+    EXPERTS,
+    MOE,
+    NO,
+    PAIRS,
+    SILU,
+    number,
+    of_kind,
+)
+from tqgguf.models.huggingface.families.llama import LLAMA
+from tqgguf.models.huggingface.folder import Config
+
+_GRANITE = Architecture(
+    "granite",
+    LLAMA.tensors,
+    (
+        *LLAMA.keys,
+        number("attention.scale", "attention_multiplier"),
+        number("embedding_scale", "embedding_multiplier"),
+        number("residual_scale", "residual_multiplier"),
+        number("logit_scale", "logits_scaling"),
+    ),
+    assumes={"hidden_act": SILU},
+    defaults={
+        "attention_multiplier": 1.0,
+        "embedding_multiplier": 1.0,
+        "residual_multiplier": 1.0,
+        "logits_scaling": 1.0,
+    },
+    changes=PAIRS,
+)
+
+
+def _has_shared(config: Config) -> bool:
+    return bool(config.get("shared_intermediate_size"))
+
+
+_SHARED_HALVES = ("mlp.shared_expert.gate_proj", "mlp.shared_expert.up_proj")
+_GRANITE_MOE = replace(
+    _GRANITE,
+    name="granitemoe",
+    tensors={
+        **ENDS,
+        **ATTENTION,
+        **EXPERTS,
+        **of_kind(
+            "shared",
+            {
+                "blk.{}.ffn_gate_shexp.weight": "Sh E",
+                "blk.{}.ffn_up_shexp.weight": "Sh E",
+                "blk.{}.ffn_down_shexp.weight": "E Sh",
+            },
+        ),
+    },
+    keys=(
+        *_GRANITE.keys,
+        *MOE,
+        Key(
+            "expert_shared_feed_forward_length",
+            lambda c: SIZES["Sh"](c) if _has_shared(c) else None,
+        ),
+    ),
+    assumes={"hidden_act": SILU, "attention_bias": NO},
+    splits=(
+        (
+            re.compile(r"\.shared_mlp\.input_linear\.weight$"),
+            lambda t, _: halved(t, "shared_mlp.input_linear", _SHARED_HALVES),
+        ),
+    ),
+    layer_kind=lambda c, _: "shared" if _has_shared(c) else "",
+    rope_factors=(),
+)
+
+CLASSES: Mapping[str, Architecture] = {
+    "GraniteForCausalLM": _GRANITE,
+    "GraniteMoeForCausalLM": _GRANITE_MOE,
+    "GraniteMoeSharedForCausalLM": _GRANITE_MOE,
+}
