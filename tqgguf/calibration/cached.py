@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tqgguf.calibration import work
+from tqgguf.calibration import forecast, work
 from tqgguf.calibration.calibrate import Feedback, calibrate
 from tqgguf.calibration.device_desk import SMALLER
 from tqgguf.calibration.kept import Kept, open_kept
@@ -67,7 +67,8 @@ def calibrate_model(
     """Round every matrix with error feedback on these tokens.
 
     rotation: what is folded in first. types: what each tensor of the output becomes.
-    tokens: (n_seq, n_tokens) int32. advance is called with the weights of each finished matrix.
+    tokens: (n_seq, n_tokens) int32. advance is called with each finished matrix' share of all
+    weights to be rounded, by the time it takes.
     The bytes are the same whoever does the work, on a device of one kind. A device whose memory
     ends goes on with what is finished in smaller pieces, and then the CPU does; a note says so.
     Raises UnsupportedModelError where the architecture has no forward pass, OutputError where the
@@ -85,16 +86,18 @@ def calibrate_model(
     known = {name: found[0] for name in types if (found := results.read(name))}
     folded = fold(model, rotation)
     rows: dict[str, U8] = {}
+    shares = forecast.shares(folded, types, tokens.shape)
     experts, notes = _Experts(), [f"calibrated on {device.card}"] if not device.is_cpu else []
     rounding = partial(calibrate, *(folded, types, tokens, settings), on_experts=experts.saw)
 
     def finish(found: Iterator[tuple[str, U8]]) -> None:
         for name, data in found:
-            if name not in rows:
-                advance(folded.tensors[name].size)
+            is_new = name not in rows
             known[name] = rows[name] = (
                 known[name] if name in known else _kept_rows(results, name, data)
             )
+            if is_new:
+                advance(shares[name])
 
     try:
         if not _on_device(device, rounding, known, finish, notes):

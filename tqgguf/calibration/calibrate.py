@@ -392,7 +392,7 @@ class _Conductor:
         for type in dict.fromkeys(self.types[name] for name in names):
             members = [name for name in names if self.types[name] == type]
             for e in range(len(moments.counts)):
-                how = type, _sweeps(type, self.settings.sweeps), moments.share
+                how = type, sweeps_of(type, self.settings.sweeps), moments.share
                 todo += [
                     partial(work.round_rows, self.desk, moments.step, e, pieces, *how)
                     for pieces in self._pieces(members, e, moments)
@@ -408,8 +408,7 @@ class _Conductor:
             for size in [self.model.tensors[name].n_rows // len(moments.counts)]
         ]
         total = sum(r.end - r.begin for r in rows)
-        sizes = self.desk.sizes
-        count = -(-total // max(sizes.fewest, min(sizes.rows, total // sizes.pieces)))
+        count = self.desk.sizes.count(total)
         edges = [total * k // count for k in range(count + 1)]
         return [_cut(rows, begin, end) for begin, end in pairwise(edges)]
 
@@ -449,7 +448,7 @@ def _share(drift: float, n_in: int, tokens: int) -> float:
     return drift * max(0.0, 1 - 2 * n_in / max(1, tokens))
 
 
-def _sweeps(type: str, most: int) -> int:
+def sweeps_of(type: str, most: int) -> int:
     """How many sweeps are worth their time: what is left of the error of many bits matters less."""
     fmt = FORMATS[type]
     bits = 8 * fmt.type_size / fmt.block_size

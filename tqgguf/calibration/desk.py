@@ -42,6 +42,10 @@ class Sizes:
     pieces: int = 16
     fewest: int = 256  # calls for fewer cost more than what they do
 
+    def count(self, rows: int) -> int:
+        """Into how many pieces rows that share their inputs are cut."""
+        return -(-rows // max(self.fewest, min(self.rows, rows // self.pieces)))
+
 
 SIZES = Sizes()
 

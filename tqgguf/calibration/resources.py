@@ -1,19 +1,14 @@
-"""What a calibration takes: memory, room on the disk, time. From shapes alone, before it begins."""
+"""What a calibration takes of memory and of the disk: from shapes alone, before it begins."""
 
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
-
-import numpy as np
 
 from tqgguf.calibration.desk import SIZES
 from tqgguf.errors import PlanError
 from tqgguf.formats import is_float
-from tqgguf.kernels.dtypes import F32
 from tqgguf.machine.machine import Machine
 from tqgguf.machine.memory import default_memory
-from tqgguf.machine.threads import default_threads, single_threaded_blas
+from tqgguf.machine.threads import default_threads
 from tqgguf.models import Model, Tensor
 from tqgguf.network.graph import read_graph
 from tqgguf.rotation.architectures import layer_prefix
@@ -26,8 +21,6 @@ _STREAMS, _INNER = 12, 6  # arrays as wide as the stream, and as wide as the wid
 _ROUNDING = 9  # copies of the rows in work
 _FACTORING = 3  # copies of the second moments
 _WORTH_PROCESSES = 1 << 35  # weights times tokens: starting processes takes about half a second
-_PASSES = 2.0  # through the network; that for a tied head alone is of few tokens
-_ROUNDING_FLOPS = 2e4  # a weight's rounding costs about as much time (docs/LOG.md)
 
 
 @dataclass(frozen=True)
@@ -45,26 +38,6 @@ class Resources:
     factors: int
     memory: int
     disk: int
-    flops: float
-
-    @property
-    def seconds(self) -> float:
-        """At least how long it takes here: its arithmetic at a small matrix product's speed."""
-        return self.flops / (_speed() * self.workers)
-
-
-def expectation(
-    model: Model, types: Mapping[str, str], shape: tuple[int, int], machine: Machine = Machine()
-) -> str:
-    """A line that says what calibration will take here."""
-    found = resources(model, types, shape, machine)
-    minutes = found.seconds / 60
-    time = f"{minutes:.0f} min" if minutes >= 1.5 else f"{max(1, round(found.seconds))} s"
-    return (
-        f"calibration on {shape[0] * shape[1]:,} tokens takes at least {time} with "
-        f"{found.workers} at work, {found.memory / 1e9:.1f} GB of memory and "
-        f"{found.disk / 1e9:.1f} GB in the cache's folder"
-    )
 
 
 def resources(
@@ -95,7 +68,7 @@ def resources(
     apart = workers > 1 and need.weights * shape[0] * shape[1] >= _WORTH_PROCESSES
     busy = max(workers * max(need.passing, need.rounding) + held, need.factoring)
     memory = _CONDUCTOR_BYTES + workers * _WORKER_BYTES + busy
-    return Resources(workers, apart, held, factors, memory, need.disk, need.flops)
+    return Resources(workers, apart, held, factors, memory, need.disk)
 
 
 @dataclass(frozen=True)
@@ -108,7 +81,6 @@ class _Need:
     rounding: int
     factoring: int
     disk: int
-    flops: float
 
     @staticmethod
     def of(model: Model, types: Mapping[str, str], shape: tuple[int, int]) -> "_Need":
@@ -124,7 +96,6 @@ class _Need:
         table = max((model.tensors[n].size for n in (EMBEDDING, HEAD) if n in names), default=0)
         largest = max((sum(t.size for t in inside) // layers, 1))
         weights = sum(t.size for t in inside)
-        moments = 4 * n_tokens * sum(n * n for n in _inputs(inside))
         return _Need(
             weights,
             4 * chunk * (_STREAMS * n_embd + _INNER * widest) + _SCORES_BYTES,
@@ -132,9 +103,6 @@ class _Need:
             4 * _ROUNDING * SIZES.rows * n_in,
             4 * _FACTORING * n_in * n_in,
             4 * (4 * largest + 2 * table + n_tokens * (4 * n_embd + 2 * steps) + 8 * n_in * n_in),
-            2 * n_tokens * weights * _PASSES
-            + moments
-            + _ROUNDING_FLOPS * sum(t.size for t in rounded),
         )
 
 
@@ -142,14 +110,3 @@ def _inputs(matrices: list[Tensor]) -> list[int]:
     """The widths of the inputs of these matrices; those that read the same one have one prefix."""
     seen = {(layer_prefix(t.name), t.n_in, t.shape[-2] > t.n_in) for t in matrices}
     return [n_in for _, n_in, _ in seen]
-
-
-@cache
-def _speed() -> float:
-    """Floating point operations a second of one core, in a product of the size of a tile."""
-    x: F32 = np.ones((SIZES.tile, SIZES.tile), np.float32)
-    with single_threaded_blas():
-        x @ x
-        began = time.perf_counter()
-        x @ x
-        return 2 * SIZES.tile**3 / max(time.perf_counter() - began, 1e-6)

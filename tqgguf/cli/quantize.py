@@ -11,8 +11,8 @@ import typer
 
 from tqgguf.api import Job, decide
 from tqgguf.calibration.cached import NOT_CALIBRATED, Calibrated
+from tqgguf.calibration.forecast import expectation
 from tqgguf.calibration.imatrix import read_imatrix, write_imatrix
-from tqgguf.calibration.resources import expectation
 from tqgguf.cli import options as o
 from tqgguf.cli.application import app
 from tqgguf.cli.console import (

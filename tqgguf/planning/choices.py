@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from tqgguf.calibration.cached import kept_statistics
+from tqgguf.calibration.forecast import expectation
 from tqgguf.calibration.imatrix import UNROTATED, Imatrix, check_basis
 from tqgguf.calibration.kept import Arrays
-from tqgguf.calibration.resources import expectation
 from tqgguf.calibration.sensitivity import measure_sensitivity
 from tqgguf.calibration.statistics import input_energies
 from tqgguf.calibration.tokens import DEFAULT_TOKENS, LONGEST_CONTEXT
