@@ -1,5 +1,7 @@
 """What a recipe gives to each role."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
@@ -9,7 +11,7 @@ from tqgguf.models.metadata import encode
 from tqgguf.output.layout import TensorInfo, lay_out
 from tqgguf.planning.choices import prepare
 from tqgguf.planning.plan import Options, make_plan
-from tqgguf.planning.recipes import RECIPES, file_type, fitting, recipe
+from tqgguf.planning.recipes import RECIPES, file_type, fitting, is_inner, recipe
 
 
 def types(path, **options):
@@ -47,6 +49,21 @@ def test_experts_get_what_their_role_gets():
 def test_every_role_has_a_known_type_of_no_fewer_bits_than_the_body(name):
     body = FORMATS[RECIPES[name].matrix].bits_per_weight
     assert all(FORMATS[t].bits_per_weight >= body for t in RECIPES[name].roles.values())
+
+
+@pytest.mark.parametrize("n_layer", [1, 2, 6, 16, 18, 22, 30, 61, 126])
+def test_q5_k_costs_no_more_than_q6_k_where_llama_cpp_has_it(n_layer):
+    """Q4_K_M has Q6_K in the outer eighths and in every third layer between, else Q4_K."""
+    eighth = n_layer // 8
+    between = range(eighth, 7 * n_layer // 8)
+    more = n_layer - len(between) + sum((i - eighth) % 3 == 2 for i in between)
+    inner = [i for i in range(n_layer) if is_inner(i, n_layer)]
+    bits = {n: FORMATS[n].bits_per_weight for n in ("Q4_K", "Q5_K", "Q6_K")}
+    spent = (n_layer - len(inner)) * (bits["Q5_K"] - bits["Q4_K"])
+    paid = more * (bits["Q6_K"] - bits["Q4_K"])
+    assert spent <= paid
+    assert not inner or spent > paid - 1
+    assert all(b - a == 1 for a, b in pairwise(inner))
 
 
 def write_ragged(path, *, width, ffn, vocabulary):
@@ -95,7 +112,8 @@ def test_ragged_rows_get_small_blocks_and_others_may_have_k_types(ragged, name):
 def test_one_ragged_matrix_changes_no_other(tmp_path):
     path = write_ragged(tmp_path / "m.gguf", width=768, ffn=576, vocabulary=512)
     found = types(path, rotate="none")
-    assert found["blk.0.ffn_down.weight"] == "IQ4_NL"
+    assert found["blk.0.ffn_down.weight"] == fitting("Q5_K", 576)[0] == "Q5_1"
+    assert found["blk.1.ffn_down.weight"] == fitting("Q4_K", 576)[0] == "IQ4_NL"
     assert found["blk.0.ffn_up.weight"] == RECIPES["TQ-Q4"].matrix
 
 

@@ -20,6 +20,7 @@ from tqgguf.models import stored_bytes
 # Decoded fast by every backend; the lattice types join only where nothing else is small enough.
 SCALAR_TYPES = ("Q2_K", "Q3_K", "IQ4_XS", "Q4_K", "Q5_K", "Q6_K", "Q8_0")
 SMALL_BLOCK_TYPES = ("MXFP4", "IQ4_NL", "Q4_1", "Q5_0", "Q5_1")  # of 32: they fit almost any row
+SLOW_TYPES = ("IQ4_XS",)  # on a CPU two thirds of Q4_K's speed, and dearer to round to
 LATTICE_TYPES = ("IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS")
 
 # Divergence per relative error, of all of a role's matrices together: of the outputs, and of the
@@ -56,7 +57,7 @@ class Item:
     """A tensor that competes for bytes.
 
     sensitivity: divergence per relative error. errors: measured ones by type; where there is none,
-    that of Gaussian weights counts.
+    that of Gaussian weights counts. without: types that it must not become.
     """
 
     name: str
@@ -64,6 +65,7 @@ class Item:
     n_in: int
     sensitivity: float
     errors: Mapping[str, float] = field(default_factory=dict)
+    without: Sequence[str] = ()
 
     def cost(self, type: str) -> float:
         """The divergence that this type causes, in nats."""
@@ -133,7 +135,8 @@ class _Choice:
 
 def _choices(item: Item, extra: Sequence[str]) -> list[_Choice]:
     """What an item may become, ascending in bytes and descending in cost."""
-    names = [n for n in candidates(item.n_in) if n in extra or n not in LATTICE_TYPES] or ["F16"]
+    no = {*item.without, *LATTICE_TYPES} - set(extra)
+    names = [n for n in candidates(item.n_in) if n not in no] or ["F16"]
     sized = [_Choice(n, stored_bytes(n, item.weights), item.cost(n)) for n in names]
     sized.sort(key=lambda c: (c.n_bytes, c.cost))
     best: list[_Choice] = []

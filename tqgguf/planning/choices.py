@@ -93,7 +93,8 @@ def _prepare(model: Model, options: Options, machine: Machine, *, measure: bool)
         check_basis(inputs.imatrix, plan.rotation, options.imatrix)
     energies = _stored_energies(model, plan, inputs.imatrix, padding)
     budget = _budget(model, plan, options)
-    if budget is None and plan.mostly_ragged:
+    dealt = plan.recipe.dealt and inputs.energies is not None
+    if budget is None and (plan.mostly_ragged or dealt):
         budget = plan.n_bytes
     if budget is not None:
         sensitivity = _sensitivity(model, plan, inputs.tokens, energies, machine)

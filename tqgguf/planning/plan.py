@@ -12,7 +12,14 @@ from pathlib import Path
 from tqgguf.errors import PlanError, UnsupportedModelError
 from tqgguf.formats import FORMATS, is_float
 from tqgguf.models import INTEGERS, Model, Tensor, scale_name, stored_bytes
-from tqgguf.planning.allocation import Errors, Item, allocate, default_sensitivity, predicted
+from tqgguf.planning.allocation import (
+    SLOW_TYPES,
+    Errors,
+    Item,
+    allocate,
+    default_sensitivity,
+    predicted,
+)
 from tqgguf.planning.matrices import NamedTypes, is_matrix, may_be_quantized, needs_f32
 from tqgguf.planning.recipes import Recipe, file_type, fitting, recipe
 from tqgguf.planning.scales import may_be_scaled
@@ -195,10 +202,15 @@ def make_plan(
     pads = read_padding(model).pads
     head = folding.HEAD if folding.HEAD in sources else folding.EMBEDDING  # tied: both in one
 
+    n_layer = _count_layers(model)
+
     def planned(by: Recipe) -> tuple[PlannedTensor, ...]:
         return tuple(
             replace(
-                _plan_tensor(model.tensors[source], name, by, options, rotation, head),
+                _plan_tensor(
+                    *(model.tensors[source], name, by.of_layer(_layer(name), n_layer)),
+                    *(options, rotation, head),
+                ),
                 pad=pads.get(source),
             )
             for name, source in sources.items()
@@ -233,11 +245,12 @@ def _spend(
     """Choose the types of all matrices that no option names, within the budget."""
     sources = model.tensors
     free = [t for t in plan.tensors if is_matrix(sources[t.source]) and not t.named]
-    n_layer = len({layer_prefix(name) for name in model.tensors} - {""})
-    items = [_item(n_layer, t, head, sensitivity, errors) for t in free]
+    n_layer = _count_layers(model)
+    own = budget == plan.n_bytes  # the recipe's own bytes: no slower types than its own
+    slow = () if not own or plan.recipe.matrix in SLOW_TYPES else SLOW_TYPES
+    items = [replace(_item(n_layer, t, head, sensitivity, errors), without=slow) for t in free]
     fixed = plan.n_bytes - sum(t.n_bytes for t in free)
     types = allocate(items, budget - fixed)
-    own = budget == plan.n_bytes  # the recipe's own bytes, where its types do not fit
     tensors = tuple(
         replace(t, type=types[t.name], reason=t.reason if own else "") if t.name in types else t
         for t in plan.tensors
@@ -253,6 +266,16 @@ def _spend(
             f"{predicted(items, types):.4f} without error feedback",
         ),
     )
+
+
+def _count_layers(model: Model) -> int:
+    return len({layer_prefix(name) for name in model.tensors} - {""})
+
+
+def _layer(name: str) -> int | None:
+    """The layer of a tensor; None for one outside the layers."""
+    prefix = layer_prefix(name)
+    return int(prefix.split(".")[1]) if prefix else None
 
 
 def _most_common(tensors: Sequence[PlannedTensor]) -> str:
@@ -271,8 +294,7 @@ def _item(
     errors: Mapping[str, Errors],
 ) -> Item:
     kind = "output" if t.name == head else role(t.name)[0]
-    prefix = layer_prefix(t.name)
-    layer = int(prefix.split(".")[1]) if prefix else None
+    layer = _layer(t.name)
     found = errors.get(t.name, Errors())
     known = default_sensitivity(kind, layer, n_layer, of_outputs=found.of_outputs)
     return Item(t.name, t.size, t.shape[-1], sensitivity.get(t.name, known), found.by_type)

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from gguf import LlamaFileType
 
@@ -14,9 +14,10 @@ from tqgguf.formats import FORMATS
 class Recipe:
     """A type for matrices and the roles that get another one.
 
-    ragged: for models most of whose rows these types' blocks do not divide; the bytes that it takes
-    are spent tensor by tensor (docs/decisions/0025). file_type is what `general.file_type` says:
-    the nearest of llama.cpp's own mixtures.
+    inner: what roles get in the layers in the middle, see `is_inner`. dealt: where the inputs are
+    known, the bytes that these types take are spent tensor by tensor (docs/decisions/0041). ragged:
+    for models most of whose rows these types' blocks do not divide; its bytes are always spent so
+    (0025). file_type is what `general.file_type` says: the nearest of llama.cpp's own mixtures.
     """
 
     name: str
@@ -24,10 +25,31 @@ class Recipe:
     roles: Mapping[str, str] = field(default_factory=dict)
     file_type: LlamaFileType = LlamaFileType.GUESSED
     ragged: "Recipe | None" = None
+    inner: Mapping[str, str] = field(default_factory=dict)
+    dealt: bool = False
+
+    def of_layer(self, layer: int | None, n_layer: int) -> "Recipe":
+        """The recipe as it is for the tensors of a layer; None: for those outside all layers."""
+        if layer is None or not is_inner(layer, n_layer):
+            return self
+        return replace(self, roles={**self.roles, **self.inner})
 
     def type_of(self, role: str) -> str:
         """The type of a matrix with this role (attn_q, ffn_down, output ...), experts' alike."""
         return self.roles.get(_EXPERTS.sub("", role), self.matrix)
+
+
+def is_inner(layer: int, n_layer: int) -> bool:
+    """Whether a layer is so far from both ends that Q5_K would cost more than llama.cpp pays.
+
+    Its Q4_K_M gives Q6_K to the first and the last eighth of the layers and to every third between,
+    and Q4_K to the others. Q5_K loses less in the same bytes, which are enough for 33 layers where
+    16 get Q6_K: for nearly all, the last and the first before those between.
+    """
+    eighth = n_layer // 8
+    more = sum(i < eighth or i >= 7 * n_layer // 8 or (i - eighth) % 3 == 2 for i in range(n_layer))
+    rank = min(2 * (n_layer - 1 - layer), 2 * layer + 1)
+    return rank >= 33 * more // 16
 
 
 _EXPERTS = re.compile(r"_(exps|shexp|chexps)$")
@@ -40,9 +62,10 @@ RECIPES: dict[str, Recipe] = {
         Recipe(
             "TQ-Q4",
             "Q4_K",
-            {"attn_v": "Q5_K", "output": "Q6_K"},
+            {"attn_v": "Q5_K", "ffn_down": "Q5_K", "output": "Q6_K"},
             LlamaFileType.MOSTLY_Q4_K_M,
             Recipe("TQ-Q4", "Q5_0", {"attn_v": "Q5_1", "ffn_down": "Q5_K", "output": "Q8_0"}),
+            inner={"attn_v": "Q4_K", "ffn_down": "Q4_K"},
         ),
         Recipe(
             "TQ-Q4-FAST",
@@ -76,6 +99,7 @@ RECIPES: dict[str, Recipe] = {
             },
             LlamaFileType.MOSTLY_Q2_K,
             Recipe("TQ-Q2", "IQ4_NL", {"ffn_down": "Q3_K", "output": "Q5_0"}),
+            dealt=True,
         ),
         Recipe(
             "TQ-Q2-SMALL",
