@@ -62,9 +62,13 @@ RECIPES: dict[str, Recipe] = {
         Recipe(
             "TQ-Q4",
             "Q4_K",
-            {"attn_v": "Q5_K", "ffn_down": "Q5_K", "output": "Q6_K"},
+            {"attn_v": "Q5_K", "attn_qkv": "Q5_K", "ffn_down": "Q5_K", "output": "Q6_K"},
             LlamaFileType.MOSTLY_Q4_K_M,
-            Recipe("TQ-Q4", "Q5_0", {"attn_v": "Q5_1", "ffn_down": "Q5_K", "output": "Q8_0"}),
+            Recipe(
+                "TQ-Q4",
+                "Q5_0",
+                {"attn_v": "Q5_1", "attn_qkv": "Q5_1", "ffn_down": "Q5_K", "output": "Q8_0"},
+            ),
             inner={"attn_v": "Q4_K", "ffn_down": "Q4_K"},
         ),
         Recipe(
