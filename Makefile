@@ -54,6 +54,13 @@ card: $(VENV)/.installed programs   ## docs/card-SmolLM2: the card of a ladder o
 	cp build/SmolLM2-135M-Instruct-GGUF/README.md build/SmolLM2-135M-Instruct-GGUF/front.svg \
 	    build/SmolLM2-135M-Instruct-GGUF/SHA256SUMS docs/card-SmolLM2/
 
+families: $(VENV)/.installed programs   ## two more real models: no option at all beside llama-quantize's Q4_K_M
+	for release in gemma-3-270m Qwen2.5-Coder-0.5B-Instruct; do \
+	    model=$$($(BIN)/python scripts/real_model.py --required --release $$release) && \
+	    $(BIN)/python scripts/measure_real.py "$$model" tests/data/wiki-calib.txt tests/data/wiki-eval.txt \
+	        --theirs Q4_K_M --ours tq-q4 --efforts good --targets "" --imatrix-chunks 8 --chunks 4 || exit 1; \
+	done
+
 calibration: $(VENV)/.installed programs   ## what --calibrate is worth, beside llama-quantize with an imatrix
 	$(BIN)/python scripts/measure_calibration.py $(MODEL) tests/data/novels-calib.txt tests/data/novels-eval.txt
 

@@ -56,16 +56,15 @@ def test_another_wheel_is_refused_even_if_a_fallback_would_do(tmp_path):
     assert done.stderr.count("\n") == 1
 
 
-@pytest.fixture
-def release(tmp_path):
+def write_release(tmp_path, type):
     """A model of one matrix on a grid and one vector."""
     rng = np.random.default_rng(1)
-    x, gain = rng.standard_normal((6, 64), np.float32), rng.standard_normal(64, np.float32)
-    infos = [TensorInfo("w.weight", x.shape, "Q4_1"), TensorInfo("n.weight", gain.shape, "F32")]
+    x, gain = rng.standard_normal((6, 256), np.float32), rng.standard_normal(256, np.float32)
+    infos = [TensorInfo("w.weight", x.shape, type), TensorInfo("n.weight", gain.shape, "F32")]
     layout = lay_out({"general.architecture": encode("llama")}, infos)
     data = bytearray(layout.size)
     data[: len(layout.header)] = layout.header
-    for name, part in (("w.weight", quantize(x, "Q4_1")), ("n.weight", gain)):
+    for name, part in (("w.weight", quantize(x, type)), ("n.weight", gain)):
         raw = part.tobytes()
         data[layout.offsets[name] : layout.offsets[name] + len(raw)] = raw
     path = tmp_path / "release.gguf"
@@ -73,16 +72,19 @@ def release(tmp_path):
     return path
 
 
-def test_dithering_spreads_weights_over_one_step_of_their_grid(release, tmp_path):
+@pytest.mark.parametrize(
+    ("type", "group"), [("Q4_1", 32), ("Q5_0", 32), ("Q4_K", 32), ("Q6_K", 16)]
+)
+def test_dithering_spreads_weights_over_one_step_of_their_grid(tmp_path, type, group):
     dither = runpy.run_path(str(SCRIPT))["dither"]
-    model = open_model(release)
+    model = open_model(write_release(tmp_path, type))
     for name in "ab":
         dither(model, tmp_path / name)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
     made = open_model(tmp_path / "a")
     assert {t.type for t in made.tensors.values()} == {"F16", "F32"}
     np.testing.assert_array_equal(made.tensors["n.weight"].read(), model.tensors["n.weight"].read())
-    before, after = (m.tensors["w.weight"].read().reshape(-1, 32) for m in (model, made))
+    before, after = (m.tensors["w.weight"].read().reshape(-1, group) for m in (model, made))
     steps = np.array([np.diff(np.unique(block)).min() for block in before])[:, None]
     moved = (after - before) / steps
     assert np.abs(moved).max() < 0.51
