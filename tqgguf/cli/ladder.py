@@ -110,6 +110,8 @@ class _Work:
             if rung not in lacking:
                 self._tell(f"{self.ladder.files[rung.asked].file}: is there")
         alike = making.settle_rotation(self.ladder, self.model, lacking, self.machine)
+        if alike:
+            self._tell(f"rotation of all: {self.ladder.why or 'none, nothing is rounded'}")
         jobs = making.decide_all(self.ladder, self.model, alike, self.machine)
         making.check_space(self.ladder.folder, list(jobs.values()))
         for number, rung in enumerate(alike, 1):
@@ -125,7 +127,7 @@ class _Work:
         calibrates = job.prepared.tokens is not None
         with progress(total, "calibrating", unit="w", quiet=self.quiet or not calibrates) as bar:
             calibrated = job.calibrate(advance=bar.update)
-        with progress(n_bytes, job.path.name, quiet=self.quiet) as bar:
+        with progress(n_bytes, "writing", quiet=self.quiet) as bar:
             for _ in job.write(calibrated, advance=bar.update):
                 pass
         making.finish(self.ladder, rung, job, time.perf_counter() - began)
