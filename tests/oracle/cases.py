@@ -71,12 +71,18 @@ class Case:
     auto: str = "AutoModelForCausalLM"
 
 
-def seeing(config: str, text: Mapping[str, Any], vision: Mapping[str, Any], **more: Any) -> "Case":
+def seeing(
+    config: str,
+    text: Mapping[str, Any],
+    vision: Mapping[str, Any],
+    *,
+    rotate: str = "values",
+    byte_level: bool = True,
+) -> "Case":
     """A multimodal model: its language model as in the other cases, and a small vision tower."""
-    values = {"text_config": {**SIZES, **text}, "vision_config": vision, **more}
-    return Case(
-        config, values, {}, byte_level=True, rotate="values", auto="AutoModelForImageTextToText"
-    )
+    values = {"text_config": {**SIZES, **text}, "vision_config": vision}
+    auto = "AutoModelForImageTextToText"
+    return Case(config, values, {}, byte_level=byte_level, rotate=rotate, auto=auto)
 
 
 def longrope(original: int) -> dict[str, Any]:
@@ -120,6 +126,12 @@ DELTA = {
         "mrope_section": [2, 1, 1],
         "partial_rotary_factor": 0.25,
     },
+}
+SIGLIP = {
+    "hidden_size": 32,
+    "intermediate_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
 }
 TOWER = {"hidden_size": 32, "num_heads": 2, "intermediate_size": 32, "out_hidden_size": 64}
 FEW = {"num_local_experts": 4, "num_experts_per_tok": 2}
@@ -405,6 +417,25 @@ CASES = {
             },
         },
         {**TOWER, "depth": 2, "deepstack_visual_indexes": [0]},
+    ),
+    "qwen3_5-vl": seeing("Qwen3_5Config", DELTA, {**TOWER, "depth": 1}, rotate="fused"),
+    "gemma3-vl": seeing(
+        "Gemma3Config",
+        {
+            "head_dim": 32,
+            "query_pre_attn_scalar": 32,
+            "sliding_window": 8,
+            "num_hidden_layers": 6,
+            "tie_word_embeddings": True,
+        },
+        {**SIGLIP, "image_size": 28, "patch_size": 14},
+        byte_level=False,
+    ),
+    "mistral3-vl": seeing(
+        "Mistral3Config",
+        {"model_type": "mistral", "head_dim": 32, "sliding_window": None},
+        {**SIGLIP, "model_type": "pixtral", "head_dim": 16},
+        rotate="fused",
     ),
     "gemma": Case("GemmaConfig", {"head_dim": 32, "tie_word_embeddings": True}, rotate="values"),
     "gemma2": Case(

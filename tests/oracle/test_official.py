@@ -215,7 +215,7 @@ DIFFERENCES = (
     ),
 )
 # classes of which the converter knows such layers
-WITH_MTP = ("glm4-moe", "qwen3_5", "qwen3_5-moe", "qwen3-next")
+WITH_MTP = ("glm4-moe", "qwen3_5", "qwen3_5-moe", "qwen3_5-vl", "qwen3-next")
 UNCONVERTED = {
     "gpt2": "it wants n_ctx, which transformers 5 no longer writes",
     "gpt-neox": "it wants rotary_pct, which transformers 5 no longer writes",
