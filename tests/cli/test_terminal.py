@@ -139,7 +139,8 @@ def test_hints_can_be_pasted(stories, tmp_path):
 def test_the_story_of_quantize_on_a_terminal(stories, tmp_path, columns):
     """What was decided comes first, then a bar with the time left, then a short table."""
     output = tmp_path / "o.gguf"
-    said = on_a_terminal(columns, "quantize", stories, "-o", output, "-t", "q4_k", "--force")
+    quick = ("-t", "q4_k", "--effort", "fast")
+    said = on_a_terminal(columns, "quantize", stories, "-o", output, *quick)
     labels = ("rotation", "text", "types", "size", "time", "more:", "run it:", "or Ollama:")
     places = [re.search(rf"^{label} ", said, re.MULTILINE).start() for label in labels]
     bar = re.search(r"o\.gguf: +\d+%\|.*\[\d\d:\d\d<[\d?]", said).start()
