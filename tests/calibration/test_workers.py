@@ -13,7 +13,7 @@ from tqgguf.calibration.cached import _Experts, calibrate_model
 from tqgguf.calibration.calibrate import Feedback, calibrate
 from tqgguf.calibration.desk import open_desk
 from tqgguf.calibration.kept import Kept
-from tqgguf.calibration.resources import resources
+from tqgguf.calibration.resources import resources, threads_of_passes
 from tqgguf.errors import OutputError, PlanError, ToolError, WeightError
 from tqgguf.machine import crew as crews
 from tqgguf.machine.crew import Crew
@@ -182,6 +182,15 @@ def test_a_memory_that_is_too_small_says_how_much_is_needed(tmp_path):
     plan = make_plan(model, Options(type="q4_0", rotate="none"))
     with pytest.raises(PlanError, match=r"--max-memory 200 MiB is too little .* needs \d+ MiB"):
         resources(model, plan.matrix_types, (100, 32), Machine(max_memory=200 << 20))
+
+
+def test_memory_bounds_the_threads_of_a_short_pass(novels):
+    model = read_gguf(novels)
+    much, little = (threads_of_passes(model, Machine(8, m << 20), 256) for m in (4096, 310))
+    assert (much, little) == (8, 2)
+    assert threads_of_passes(model, Machine(8), 256) == 8
+    with pytest.raises(PlanError, match=r"100 MiB is too little .* needs 2\d\d MiB; --effort fast"):
+        threads_of_passes(model, Machine(8, 100 << 20), 256)
 
 
 def test_less_memory_means_fewer_workers_and_nothing_held(tmp_path):

@@ -1,6 +1,6 @@
 """What a calibration takes of memory and of the disk: from shapes alone, before it begins."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from tqgguf.calibration.desk import SIZES
@@ -17,6 +17,7 @@ from tqgguf.rotation.folding import EMBEDDING, HEAD
 _CONDUCTOR_BYTES = 250 << 20  # the process that hands out the work
 _WORKER_BYTES = 100 << 20  # Python and NumPy
 _SCORES_BYTES = 3 * (64 << 20)  # of attention, see network.ops
+_SHORT_SCORES_BYTES = 16 << 20  # the same of a few hundred tokens
 _STREAMS, _INNER = 12, 6  # arrays as wide as the stream, and as wide as the widest, in a pass
 _ROUNDING = 9  # copies of the rows in work
 _FACTORING = 3  # copies of the second moments
@@ -71,6 +72,32 @@ def resources(
     return Resources(workers, apart, held, factors, memory, need.disk)
 
 
+def threads_of_passes(model: Model, machine: Machine, tokens: int) -> int | None:
+    """How many threads may each run so many tokens through a layer that is in memory.
+
+    Those of the machine where no memory is given. Raises PlanError where it is too little for one.
+    """
+    if machine.max_memory is None:
+        return machine.threads
+    inside = [t for t in model.tensors.values() if layer_prefix(t.name)]
+    layers = [sum(t.size for t in inside if layer_prefix(t.name) == p) for p in _layers(inside)]
+    layer, n_embd = 4 * max(layers, default=0), read_graph(model).n_embd
+    widest = max((t.n_in for t in inside), default=n_embd)
+    each = 4 * tokens * (_STREAMS * n_embd + _INNER * widest) + _SHORT_SCORES_BYTES
+    free = machine.max_memory - _CONDUCTOR_BYTES - layer
+    if free < each:
+        raise PlanError(
+            f"--max-memory {machine.max_memory >> 20:,} MiB is too little to run a text through "
+            f"this model: one thread needs {-(-(_CONDUCTOR_BYTES + layer + each) >> 20):,} MiB; "
+            "--effort fast needs no text"
+        )
+    return min(machine.threads or default_threads(), free // each)
+
+
+def _layers(tensors: Iterable[Tensor]) -> set[str]:
+    return {layer_prefix(t.name) for t in tensors}
+
+
 @dataclass(frozen=True)
 class _Need:
     """What a model and a text want: bytes of one worker's pieces, of all held, on disk; flops."""
@@ -91,7 +118,7 @@ class _Need:
         widest = max((max(t.shape[-2:]) for t in inside), default=n_embd)
         n_in = max((t.n_in for t in rounded), default=n_embd)
         chunk = max(min(SIZES.tokens, n_tokens), shape[1])
-        layers = max(1, len({layer_prefix(t.name) for t in inside}))
+        layers = max(1, len(_layers(inside)))
         steps = sum(_inputs(inside)) // layers
         table = max((model.tensors[n].size for n in (EMBEDDING, HEAD) if n in names), default=0)
         largest = max((sum(t.size for t in inside) // layers, 1))

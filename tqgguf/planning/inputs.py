@@ -10,9 +10,11 @@ from pathlib import Path
 
 from tqgguf.calibration.imatrix import UNROTATED, Imatrix, matched, read_imatrix
 from tqgguf.calibration.own_text import OWN
+from tqgguf.calibration.resources import threads_of_passes
 from tqgguf.calibration.short_pass import check_graph, measure_inputs
 from tqgguf.calibration.tokens import (
     BUILTIN,
+    SHORT_CONTEXT,
     Text,
     read_own_text,
     read_text,
@@ -93,7 +95,7 @@ def find_inputs(
         on = OWN if str(options.calibrate) == SELF else options.calibrate or BUILTIN
         return Inputs(effort, notes=(f"before it quantizes, inputs are measured on {on}",))
     if effort == "best":
-        return _for_feedback(model, options, machine.threads, device)
+        return _for_feedback(model, options, machine, device)
     if options.imatrix is not None:
         note = f"errors are weighed by {options.imatrix}"
         return Inputs(effort, imatrix=_read(model, options.imatrix), notes=(note,))
@@ -104,12 +106,20 @@ def find_inputs(
     try:
         check_graph(model)
         text = read_text(model, None)
-        imatrix = measure_inputs(model, text, threads=machine.threads, device=device)
     except TqggufError as error:
-        return Inputs(effort, notes=(f"no text was used, as with --effort fast: {error}",))
+        return _without_text(error)
+    threads = threads_of_passes(model, machine, SHORT_CONTEXT)
+    try:
+        imatrix = measure_inputs(model, text, threads=threads, device=device)
+    except TqggufError as error:
+        return _without_text(error)
     n_tokens = short_sequences(model, text).size
     note = f"inputs measured on {n_tokens:,} tokens of {text.name}, made by {text.tokenizer}"
     return Inputs(effort, text, imatrix=imatrix, notes=(note,))
+
+
+def _without_text(why: TqggufError) -> Inputs:
+    return Inputs("good", notes=(f"no text was used, as with --effort fast: {why}",))
 
 
 def _rounds(options: Options) -> bool:
@@ -124,7 +134,7 @@ def _rounds(options: Options) -> bool:
     return any(chosen) or not is_float(recipe(options.type).matrix)
 
 
-def _for_feedback(model: Model, options: Options, threads: int | None, device: Device) -> Inputs:
+def _for_feedback(model: Model, options: Options, machine: Machine, device: Device) -> Inputs:
     given = options.calibrate
     try:
         check_graph(model)
@@ -137,10 +147,11 @@ def _for_feedback(model: Model, options: Options, threads: int | None, device: D
             ) from error
         return _instead_of_feedback(model, options.imatrix, given, str(error))
     if str(given) == SELF:
-        text = read_own_text(model, tokens=options.calibrate_tokens, threads=threads)
+        text = read_own_text(model, tokens=options.calibrate_tokens, threads=machine.threads)
     else:
         text = read_text(model, given)
     tokens = sequences(model, text, limit=options.calibrate_tokens)
+    threads = threads_of_passes(model, machine, SHORT_CONTEXT)
     imatrix = measure_inputs(model, text, threads=threads, device=device)
     idle = f"; {options.imatrix} was not needed" if options.imatrix else ""
     note = f"calibrated on {tokens.size:,} tokens of {text.name}, made by {text.tokenizer}{idle}"
