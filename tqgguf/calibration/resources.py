@@ -81,7 +81,7 @@ def threads_of_passes(model: Model, machine: Machine, tokens: int) -> int | None
         return machine.threads
     inside = [t for t in model.tensors.values() if layer_prefix(t.name)]
     layers = [sum(t.size for t in inside if layer_prefix(t.name) == p) for p in _layers(inside)]
-    layer, n_embd = 4 * max(layers, default=0), read_graph(model).n_embd
+    layer, n_embd = 2 * 4 * max(layers, default=0), read_graph(model).n_embd  # and the next one
     widest = max((t.n_in for t in inside), default=n_embd)
     each = 4 * tokens * (_STREAMS * n_embd + _INNER * widest) + _SHORT_SCORES_BYTES
     free = machine.max_memory - _CONDUCTOR_BYTES - layer

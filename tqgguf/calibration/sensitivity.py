@@ -164,11 +164,8 @@ class _Passes:
         for trial in trials:
             if trial.first < 0:
                 trial.state = self._looked_up()
-        coming = self.pool.submit(forward.layer_weights, self.model, 0)
-        for index in range(ctx.graph.n_layer):
-            weights = {name: self.device.put(x) for name, x in coming.result().items()}
-            if index + 1 < ctx.graph.n_layer:
-                coming = self.pool.submit(forward.layer_weights, self.model, index + 1)
+        layers = forward.layers(self.model, ctx.graph, put=self.device.put)
+        for index, weights in enumerate(layers):
             changed = self._rounded(f"blk.{index}.", weights, groups)
             going = [original, *(t for t in trials if t.first <= index)]
             work = [partial(t.through, weights, changed, ctx, index) for t in going]

@@ -42,8 +42,8 @@ def input_energies(
     ]
     threads = (threads or default_threads()) if device.is_cpu else 1
     total: Energies = {}
-    for index in range(ctx.graph.n_layer):
-        work = partial(_through, forward.layer_weights(model, index, put=device.put), ctx, index)
+    for index, weights in enumerate(forward.layers(model, ctx.graph, put=device.put)):
+        work = partial(_through, weights, ctx, index)
         results = list(map_in_order(work, states, threads=threads))
         states = [x for x, _ in results]
         for _, energies in results:

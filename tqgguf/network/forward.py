@@ -7,6 +7,7 @@ nothing else.
 """
 
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -127,19 +128,22 @@ def embed(model: Model, tokens: Tokens, *, dtype: DTypeLike = np.float32) -> Arr
 
 def layers(
     model: Model, graph: Graph, *, dtype: DTypeLike = np.float32, put: Put = np.asarray
-) -> Iterator[Weights]:
-    """The weights of one layer after the other."""
-    for index in range(graph.n_layer):
-        yield layer_weights(model, index, dtype=dtype, put=put)
+) -> Iterator[dict[str, Array]]:
+    """The weights of one layer after the other, those of the next being read meanwhile."""
+    with ThreadPoolExecutor(1) as reader:
+        coming = reader.submit(layer_weights, model, 0, dtype=dtype)
+        for index in range(graph.n_layer):
+            weights = coming.result()
+            if index + 1 < graph.n_layer:
+                coming = reader.submit(layer_weights, model, index + 1, dtype=dtype)
+            yield {name: put(x) for name, x in weights.items()}
 
 
-def layer_weights(
-    model: Model, index: int, *, dtype: DTypeLike = np.float32, put: Put = np.asarray
-) -> dict[str, Array]:
+def layer_weights(model: Model, index: int, *, dtype: DTypeLike = np.float32) -> dict[str, Array]:
     """All tensors of layer `index`, by their name without "blk.N."."""
     prefix = f"blk.{index}."
     return {
-        name.removeprefix(prefix): put(tensor.read().astype(dtype))
+        name.removeprefix(prefix): tensor.read().astype(dtype, copy=False)
         for name, tensor in model.tensors.items()
         if name.startswith(prefix)
     }
