@@ -28,7 +28,7 @@ LATENT = {
 def test_llama_cpp_computes_what_torch_computes(name, folders, tmp_path):
     """Converted as it is, and folded as far as the architecture allows."""
     folder, expected = folders(name)
-    for rotate in ("none", CASES[name].rotate):
+    for rotate in dict.fromkeys(("none", CASES[name].rotate)):
         converted = tmp_path / f"{rotate}.gguf"
         arguments = ["quantize", folder, "--type", "f32", "--rotate", rotate, "-o", converted]
         result = CliRunner().invoke(app, [*map(str, arguments), "--quiet"])
