@@ -110,3 +110,13 @@ def test_only_ratios_of_importance_matter(name):
     importance = rng.exponential(1, 512).astype(np.float32)
     once = tqgguf.quantize(x, name, importance)
     np.testing.assert_array_equal(once, tqgguf.quantize(x, name, importance * np.float32(2**20)))
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_rows_may_have_importance_of_their_own(name):
+    rng = np.random.default_rng(6)
+    x = rng.standard_normal((3, 512), dtype=np.float32)
+    importance = np.repeat(rng.exponential(1, (2, 512)), [2, 1], axis=0).astype(np.float32)
+    importance[2] = 0  # nothing is known of these
+    apart = [tqgguf.quantize(x[i : i + 1], name, importance[i]) for i in range(3)]
+    np.testing.assert_array_equal(tqgguf.quantize(x, name, importance), np.concatenate(apart))
