@@ -64,3 +64,10 @@ def test_roles_and_layers_together_are_near_every_matrix_alone(model, tokens, mo
     assert np.corrcoef(ours, exact)[0, 1] > 0.7
     assert np.std(ours - exact) < np.std(exact)
     assert abs(np.mean(ours - exact)) < np.log(1.5)
+
+
+@pytest.mark.usefixtures("two_blas_threads")
+def test_the_numbers_do_not_depend_on_threads(model, tokens):
+    one, three = (measure_sensitivity(model, NAMES, tokens[:1], threads=n) for n in (1, 3))
+    assert one == three
+    assert all(value > 0 for value in one.values())
