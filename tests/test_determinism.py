@@ -27,7 +27,11 @@ def convert(source, path, type="tq-q3", **options):
     model = open_model(source)
     list(
         pipeline.convert(
-            model, make_plan(model, Options(type=type, rotate="fused")), path, force=True, **options
+            model,
+            make_plan(model, Options(type=type, rotate="fused", effort="fast")),
+            path,
+            force=True,
+            **options,
         )
     )
     return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -205,7 +205,7 @@ class _Run:
             "the number of files": str(len(layouts)),
             "the content of --calibrate": self.calibrated.key or "none",
             "the content of --imatrix": self.weighed_by or "none",
-            "the plan": digest([repr(plan.tensors).encode()]),
+            "the plan": digest([repr((plan.tensors, plan.quick)).encode()]),
             "the metadata": digest(layout.header for layout in layouts),
         }
 
@@ -221,6 +221,7 @@ class _Run:
                 self.calibrated.rows.get(p.name),
                 self.importance.get(p.name),
                 scales.get(p.name),
+                self.plan.quick,
             )
             for p in self.plan.stored
         }
@@ -308,6 +309,7 @@ def _process_tasks(
         slot=encoder.slot,
         importance=encoder.importance,
         scales=encoder.scales,
+        quick=encoder.quick,
     )
     task = partial(_encode_in_process, partial(find, encoder.planned), make)
     return [partial(task, cut[i : i + size]) for i in range(0, len(cut), size)]
@@ -412,6 +414,7 @@ class _Encoder:
     rounded: U8 | None = None
     importance: F32 | None = None
     scales: F32 | None = None  # of its matrices, which it is if it is no matrix itself
+    quick: bool = False
 
     def __call__(self, tile: Tile) -> _Result:
         began = time.perf_counter()
@@ -450,7 +453,7 @@ class _Encoder:
     def _rounded(self, x: F32, tile: Tile) -> U8:
         """Encode a tile, each of the matrices in it with its own importance."""
         if self.importance is None:
-            return encode(x, self.planned.type, threads=1)
+            return encode(x, self.planned.type, quick=self.quick, threads=1)
         n_out = self.source.n_rows // len(self.importance)
         begin, end = tile.rows
         cuts = [begin, *range((begin // n_out + 1) * n_out, end, n_out), end]
@@ -481,7 +484,7 @@ class _Encoder:
         result.error, result.energy = _error(x[::every], data[::every], p.type)
         if p.sides and not is_float(p.type):
             sample = np.ascontiguousarray(source[::every])
-            control = encode(sample, p.type, threads=1)
+            control = encode(sample, p.type, quick=self.quick, threads=1)
             result.control_error, result.control_energy = _error(sample, control, p.type)
         return result
 

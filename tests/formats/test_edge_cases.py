@@ -6,7 +6,7 @@ import pytest
 
 import tqgguf
 from tqgguf.errors import WeightError
-from tqgguf.formats import FORMATS, ScalarFormat
+from tqgguf.formats import FORMATS, ScalarFormat, quantize
 
 BLOCKS = [name for name, fmt in FORMATS.items() if fmt.block_size > 1]
 SCALAR = [name for name in BLOCKS if isinstance(FORMATS[name], ScalarFormat)]
@@ -120,3 +120,18 @@ def test_rows_may_have_importance_of_their_own(name):
     importance[2] = 0  # nothing is known of these
     apart = [tqgguf.quantize(x[i : i + 1], name, importance[i]) for i in range(3)]
     np.testing.assert_array_equal(tqgguf.quantize(x, name, importance), np.concatenate(apart))
+
+
+@pytest.mark.parametrize("name", [name for name in BLOCKS if FORMATS[name].quick])
+def test_quick_encoders_know_the_edges(name):
+    size, rng = FORMATS[name].block_size, np.random.default_rng(8)
+    x = rng.standard_normal((3, 5 * size), dtype=np.float32)
+    x[1] = 0
+    x[2, :size] = -1.5
+    y = tqgguf.dequantize(quantize(x, name, quick=True), name, 5 * size)
+    assert not y[1].any()
+    np.testing.assert_allclose(y[2, :size], -1.5, rtol=0.01)
+    for bad, fact in ((np.nan, "1 weights are NaN"), (1e30, f"{name} cannot hold a weight of 1e")):
+        x[0, 7] = bad
+        with pytest.raises(WeightError, match=fact):
+            quantize(x, name, quick=True)

@@ -6,7 +6,7 @@ import pytest
 from formats import weights
 
 import tqgguf
-from tqgguf.formats import FORMATS
+from tqgguf.formats import FORMATS, quantize
 
 BLOCKS = [name for name, fmt in FORMATS.items() if fmt.block_size > 1]
 # relative MSE on Gaussian rows that must be reached, where a sketch had already beaten ggml
@@ -69,3 +69,17 @@ def test_importance_lowers_the_weighted_error(name):
 def test_gaussian_error_reaches_the_bar(name):
     x = weights.rows("gaussian")
     assert weights.error(x, ours(x, name)) <= BAR[name]
+
+
+QUICK = [name for name, fmt in FORMATS.items() if fmt.quick]
+
+
+@pytest.mark.parametrize("name", QUICK)
+@pytest.mark.parametrize("kind", weights.KINDS)
+def test_the_quick_encoders_error_is_at_most_that_of_ggmls_default(name, kind):
+    x = weights.rows(kind)
+    quick = tqgguf.dequantize(quantize(x, name, quick=True), name, x.shape[1])
+    default = ggml.dequantize(ggml.quantize(x, name), name)
+    ties = 1 + 1e-4  # where ggml's fused multiply-add rounds the other way
+    assert weights.error(x, quick) <= weights.error(x, default) * ties
+    assert weights.error(x, ours(x, name)) <= weights.error(x, quick)

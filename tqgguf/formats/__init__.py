@@ -48,14 +48,22 @@ def find_format(name: str) -> Format:
     return FORMATS[name.upper()]
 
 
-def quantize(x: F32, name: str, importance: F32 | None = None, *, threads: int | None = None) -> U8:
+def quantize(
+    x: F32,
+    name: str,
+    importance: F32 | None = None,
+    *,
+    quick: bool = False,
+    threads: int | None = None,
+) -> U8:
     """Encode rows in a GGUF type: (n_rows, n_in) float32 -> (n_rows, n_bytes) uint8.
 
     importance: (n_in,) >= 0 weighs the squared error of each column; None is plain least squares.
+    quick: without importance, try one or two candidates where that is much faster.
     threads: None for one per processor; the bytes do not depend on it. Raises ShapeError for rows
     that are no whole number of blocks, WeightError for NaN, Inf and weights beyond the type.
     """
-    return quantize_rows(find_format(name), x, importance, threads=threads)
+    return quantize_rows(find_format(name), x, importance, quick=quick, threads=threads)
 
 
 def dequantize(data: U8, name: str, n_in: int) -> F32:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from tqgguf.formats._quick import Quick
 from tqgguf.formats._scalar import Grid, ScalarFormat
 from tqgguf.kernels.bits import pack_planes
 from tqgguf.kernels.dtypes import F32, U8, Blocks
@@ -22,6 +23,7 @@ def scale_format(
     size: int = 32,
     factors: tuple[float, ...],
     pack: Pack,
+    quick: Quick | None = None,
 ) -> ScalarFormat:
     """A type of w = d * level, blocks of size weights.
 
@@ -34,7 +36,7 @@ def scale_format(
         blocks["d"] = to_half(qx * reciprocal(qq))
         return blocks
 
-    return ScalarFormat(name, layout, levels, size, fit, scale_grid, pack)
+    return ScalarFormat(name, layout, levels, size, fit, scale_grid, pack, quick=quick)
 
 
 def ternary_format(name: str, layout: np.dtype[np.void], pack: Pack) -> ScalarFormat:
@@ -49,7 +51,13 @@ def ternary_format(name: str, layout: np.dtype[np.void], pack: Pack) -> ScalarFo
 
 
 def minimum_format(
-    name: str, layout: np.dtype[np.void], levels: F32, *, ranges: Ranges, pack: Pack
+    name: str,
+    layout: np.dtype[np.void],
+    levels: F32,
+    *,
+    ranges: Ranges,
+    pack: Pack,
+    quick: Quick | None = None,
 ) -> ScalarFormat:
     """A type of w = d * q + m; ranges are what `tqgguf.kernels.scales.affine` tries."""
 
@@ -58,7 +66,7 @@ def minimum_format(
         blocks["d"], blocks["m"] = affine_pair(x, importance, levels=len(levels) - 1, ranges=ranges)
         return blocks
 
-    return ScalarFormat(name, layout, levels, 32, fit, minimum_grid, pack)
+    return ScalarFormat(name, layout, levels, 32, fit, minimum_grid, pack, quick=quick)
 
 
 def scale_grid(blocks: Blocks) -> Grid:

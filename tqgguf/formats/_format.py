@@ -1,6 +1,7 @@
 """What a GGUF tensor type is: the layout of one block, and how weights become blocks."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -16,12 +17,14 @@ class Format(ABC):
 
     Kernels work element-major: x is (block_size, n) float32, one column per block, so that sums
     and maxima over a block run along axis 0. is_scaled: whether a float32 scale of the whole matrix
-    belongs to it, in a tensor of its own; what is encoded are weights divided by that.
+    belongs to it, in a tensor of its own; what is encoded are weights divided by that. quick: an
+    encoder of blocks as they lie in memory, (n, block_size) -> (n,), that tries little.
     """
 
     name: str
     layout: np.dtype[np.void]
     is_scaled: bool = field(default=False, kw_only=True)
+    quick: Callable[[F32], Blocks] | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         if self.layout.itemsize != self.type_size:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from tqgguf.formats._quick import Quick
 from tqgguf.formats._scalar import Grid, ScalarFormat
 from tqgguf.kernels.bits import pack_6bit_pairs, unpack_6bit_pairs
 from tqgguf.kernels.dtypes import F32, I8, U8, Blocks
@@ -26,6 +27,7 @@ def symmetric_format(
     read: Callable[[Blocks], F32 | I8],
     store: Callable[[Blocks, F32], None],
     pack: Callable[[Blocks, U8], None],
+    quick: Quick | None = None,
 ) -> ScalarFormat:
     """A type of w = d * sc[g] * level, sc within limits."""
     low, high = limits
@@ -45,7 +47,9 @@ def symmetric_format(
     def store_steps(blocks: Blocks, sc: F32, _: F32) -> None:
         store(blocks, sc)
 
-    return ScalarFormat(name, layout, levels, group_size, fit, grid, pack, store_steps, limits)
+    return ScalarFormat(
+        name, layout, levels, group_size, fit, grid, pack, store_steps, limits, quick=quick
+    )
 
 
 def affine_format(

@@ -1,5 +1,7 @@
 """Whole tensors: cut rows into chunks of element-major blocks and encode them on threads."""
 
+from collections.abc import Callable
+
 import numpy as np
 
 from tqgguf import ggml
@@ -10,6 +12,7 @@ from tqgguf.machine.threads import default_threads, run_all
 
 CHUNK = 5 << 17  # weights: calls must outlast the hand-over of the interpreter's lock (LOG.md)
 _LANES = 16  # a chunk is padded to whole vectors, so that sums do not depend on where it was cut
+_STRIP = 1 << 13  # weights transposed at a time: a fifth of the time that all at once take
 _LIMIT = np.float32(1e15)  # squares of anything larger overflow float32; no block type reaches it
 _FLOOR = np.float32(1e-6)  # importance of a column never seen, relative to the mean
 
@@ -19,14 +22,15 @@ def quantize_rows(
     x: F32,
     importance: F32 | None = None,
     *,
+    quick: bool = False,
     threads: int | None = None,
     chunk: int = CHUNK,
 ) -> U8:
     """Encode rows: (n_rows, n_in) float32 -> (n_rows, n_bytes) uint8.
 
     importance: (n_in,) >= 0 weighs the squared error of each column, (n_rows, n_in) that of each
-    weight. The bytes do not depend on the number of threads nor on the chunk (weights encoded at a
-    time).
+    weight. quick: without importance, by the encoder of few candidates of a type that has one. The
+    bytes do not depend on the number of threads nor on the chunk (weights encoded at a time).
     """
     n_rows, n_in = x.shape
     check_row(fmt, n_in)
@@ -39,6 +43,9 @@ def quantize_rows(
 
     def encode(start: int) -> None:
         part = rows[start : start + size]
+        if quick and fmt.quick and blocks is None:
+            out[start : start + len(part)] = _encode_quickly(fmt, fmt.quick, part)
+            return
         columns = np.arange(start, start + len(part))
         local = None if blocks is None else blocks[:, columns % blocks.shape[1]]
         out[start : start + len(part)] = _encode_chunk(fmt, part, local)
@@ -75,14 +82,33 @@ def _encode_chunk(fmt: Format, part: F32, weight: F32 | None) -> Blocks:
     """Transpose, check and encode a run of blocks: (n, block_size) float32 -> (n,) blocks."""
     n = len(part)
     _check_weights(fmt, part)
-    x = np.empty((fmt.block_size, _padded(n)), np.float32)
-    x[:, :n], x[:, n:] = part.T, 0
+    x = element_major(part)
     if weight is not None:
         weight = np.pad(weight, ((0, 0), (0, x.shape[1] - n)), constant_values=1)
     try:
         return fmt.encode(x, weight)[:n]
     except WeightError as error:
         raise WeightError(f"{fmt.name}: {error}") from None
+
+
+def _encode_quickly(fmt: Format, quick: Callable[[F32], Blocks], part: F32) -> Blocks:
+    """Encode a run of blocks that is only looked at closely where a scale is out of bounds."""
+    try:
+        return quick(part)
+    except WeightError as error:
+        _check_weights(fmt, part)
+        raise WeightError(f"{fmt.name}: {error}") from None
+
+
+def element_major(rows: F32) -> F32:
+    """A column per block, zeros in some more: (n, block_size) -> (block_size, n or more)."""
+    n, size = rows.shape
+    x = np.empty((size, _padded(n)), np.float32)
+    step = max(1, _STRIP // size)
+    for at in range(0, n, step):  # the lines of a cache that a strip is written to stay in it
+        x[:, at : min(at + step, n)] = rows[at : at + step].T
+    x[:, n:] = 0
+    return x
 
 
 def _padded(n: int) -> int:

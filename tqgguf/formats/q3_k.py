@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from tqgguf.formats._quick import Quick, by
+from tqgguf.formats._scalar import ScalarFormat
 from tqgguf.formats._superblock import symmetric_format
 from tqgguf.kernels.bits import pack_6bit, pack_planes, unpack_6bit
 from tqgguf.kernels.dtypes import F32, U8, Blocks
@@ -10,7 +12,8 @@ LAYOUT = np.dtype(
     [("hmask", "u1", (32,)), ("qs", "u1", (2, 32)), ("scales", "u1", (12,)), ("d", "<f2")]
 )
 LEVELS = np.arange(-4, 4, dtype=np.float32)
-FACTORS = (1.04, 0.8, 1.16, 0.96, 1.1)
+FACTORS = (1.04, 0.8, 1.16, 0.96)
+QUICK_FACTORS = (0.96, 1.1)
 
 
 def read(blocks: Blocks) -> F32:
@@ -31,14 +34,19 @@ def pack(blocks: Blocks, codes: U8) -> None:
     blocks["hmask"] = pack_planes((codes >> np.uint8(2)).reshape(8, 32, -1), bits=1).T
 
 
-FORMAT = symmetric_format(
-    "Q3_K",
-    LAYOUT,
-    LEVELS,
-    group_size=16,
-    limits=(-32, 31),
-    factors=FACTORS,
-    read=read,
-    store=store,
-    pack=pack,
-)
+def _tried(factors: tuple[float, ...], quick: Quick | None = None) -> ScalarFormat:
+    return symmetric_format(
+        "Q3_K",
+        LAYOUT,
+        LEVELS,
+        group_size=16,
+        limits=(-32, 31),
+        factors=factors,
+        read=read,
+        store=store,
+        pack=pack,
+        quick=quick,
+    )
+
+
+FORMAT = _tried(FACTORS, quick=by(_tried(QUICK_FACTORS)))

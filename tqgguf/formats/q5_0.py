@@ -3,9 +3,26 @@
 import numpy as np
 
 from tqgguf.formats._block import pack_5_bits, scale_format
+from tqgguf.formats._quick import by_strips
+from tqgguf.kernels import quick
+from tqgguf.kernels.dtypes import Blocks
+from tqgguf.kernels.quick import Strip
+from tqgguf.kernels.scales import to_half
 
 LAYOUT = np.dtype([("d", "<f2"), ("qh", "u1", (4,)), ("qs", "u1", (16,))])
 LEVELS = np.arange(-16, 16, dtype=np.float32)
 FACTORS = (1.01, 0.94, 0.99, 1.03, 0.88, 0.96, 0.92, 1.05)
 
-FORMAT = scale_format("Q5_0", LAYOUT, LEVELS, factors=FACTORS, pack=pack_5_bits)
+
+def fill(strip: Strip, blocks: Blocks) -> None:
+    """Encode a strip, the weight of largest magnitude on -16 d."""
+    d = quick.signed_scale(*quick.extremes(strip.y), 16)
+    blocks["d"] = to_half(d)
+    codes = quick.codes(strip, d, np.float32(16.5), 31)
+    blocks["qh"] = quick.fifth_bits(codes)
+    blocks["qs"] = quick.nibbles(quick.low_nibbles(codes))
+
+
+FORMAT = scale_format(
+    "Q5_0", LAYOUT, LEVELS, factors=FACTORS, pack=pack_5_bits, quick=by_strips(LAYOUT, fill)
+)

@@ -3,8 +3,11 @@
 import numpy as np
 
 from tqgguf.formats._block import scale_grid
+from tqgguf.formats._quick import by_strips
 from tqgguf.formats._scalar import ScalarFormat
+from tqgguf.kernels import quick
 from tqgguf.kernels.dtypes import F32, U8, Blocks
+from tqgguf.kernels.quick import Strip
 from tqgguf.kernels.scales import to_half
 
 LAYOUT = np.dtype([("d", "<f2"), ("qs", "i1", (32,))])
@@ -23,4 +26,19 @@ def pack(blocks: Blocks, codes: U8) -> None:
     blocks["qs"] = (codes - np.uint8(127)).view(np.int8).T
 
 
-FORMAT = ScalarFormat("Q8_0", LAYOUT, LEVELS, group_size=32, fit=fit, grid=scale_grid, pack=pack)
+def fill(strip: Strip, blocks: Blocks) -> None:
+    """Encode a strip."""
+    low, high = quick.extremes(strip.y)
+    blocks["d"] = to_half(np.maximum(high, -low) * np.float32(1 / 127))
+    codes = quick.signed_codes(strip, blocks["d"])
+    blocks["qs"] = quick.rows_of(codes).view(np.int8)
+
+
+FORMAT = ScalarFormat(
+    *("Q8_0", LAYOUT, LEVELS),
+    group_size=32,
+    fit=fit,
+    grid=scale_grid,
+    pack=pack,
+    quick=by_strips(LAYOUT, fill),
+)

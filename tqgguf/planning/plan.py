@@ -125,6 +125,7 @@ class Plan:
     source_weights: int
     notes: tuple[str, ...] = ()
     idle: tuple[str, ...] = ()  # what to say of options that change nothing
+    quick: bool = False  # whether types with an encoder of few candidates take that
     measured_on: str = ""  # the text that told of the inputs, for the record
 
     @property
@@ -217,7 +218,7 @@ def make_plan(
         )
 
     source_weights = sum(t.size for t in unpadded(model).tensors.values())
-    plan = Plan(chosen, rotation, planned(chosen), source_weights)
+    plan = Plan(chosen, rotation, planned(chosen), source_weights, quick=options.effort == "fast")
     if chosen.ragged and plan.mostly_ragged:
         pairs = zip(plan.tensors, planned(chosen.ragged), strict=True)
         plan = replace(plan, tensors=tuple(replace(t, type=other.type) for t, other in pairs))
