@@ -28,7 +28,7 @@ SPLITS = [Split(), Split(max_tensors=20)]
 def convert(source: Path, path: Path, split: Split, **options: bool) -> int:
     """Quantize on one thread; the number of tensors that were reported."""
     model = open_model(source)
-    plan = make_plan(model, Options(type="tq-q3", rotate="fused"))
+    plan = make_plan(model, Options(type="tq-q3", rotate="fused", effort="fast"))
     return sum(
         1
         for _ in pipeline.convert(

@@ -30,7 +30,12 @@ ROOT = Path(__file__).parent.parent
 
 def job(source, path, **options):
     model = open_model(source)
-    return convert(model, make_plan(model, Options(type="tq-q3", rotate="fused")), path, **options)
+    return convert(
+        model,
+        make_plan(model, Options(type="tq-q3", rotate="fused", effort="fast")),
+        path,
+        **options,
+    )
 
 
 @pytest.fixture(scope="module")

@@ -31,7 +31,12 @@ from tqgguf.cli import main
 
 def job(source, path, **options):
     model = open_model(source)
-    return convert(model, make_plan(model, Options(type="tq-q3", rotate="fused")), path, **options)
+    return convert(
+        model,
+        make_plan(model, Options(type="tq-q3", rotate="fused", effort="fast")),
+        path,
+        **options,
+    )
 
 
 AS_JOB = ("-t", "tq-q3", "--rotate", "fused", "--effort", "fast")

@@ -32,7 +32,10 @@ KILLS = int(os.environ.get("TQGGUF_KILLS", "10"))  # make fuzz: 50
 def job(source, path, *, type="tq-q3", seed=0, **options):
     model = open_model(source)
     return convert(
-        model, make_plan(model, Options(type=type, seed=seed, rotate="fused")), path, **options
+        model,
+        make_plan(model, Options(type=type, seed=seed, rotate="fused", effort="fast")),
+        path,
+        **options,
     )
 
 
