@@ -162,6 +162,25 @@ def test_inspect_tells_a_downloader_what_a_file_is(stories, tmp_path):
     assert (document["recipe"], document["rotation"]) == ("TQ-Q4", "values")
 
 
+def test_an_importance_matrix_is_no_model(novels, tmp_path):
+    """Nor is a LoRA adapter; neither becomes a model of no use."""
+    matrix = novels.with_name("novels-5m.imatrix.gguf")
+    fails("quantize", matrix, "-o", tmp_path / "q.gguf", says="is an importance matrix, no model")
+    fails("plan", matrix, says="and this with --imatrix")
+    assert "llama-cli" not in run("inspect", matrix).stdout
+    assert run("inspect", novels, "--tensors", "--ctx", 9).exit_code == 2  # it would have no effect
+    assert not (tmp_path / "q.gguf").exists()
+
+
+def test_where_nothing_is_rounded_nothing_is_calibrated(stories, calibration, tmp_path):
+    quick = ("-t", "f16", "--calibrate", calibration, "-o", tmp_path / "q.gguf", "--threads", 1)
+    said = run("quantize", stories, *quick)
+    assert said.exit_code == 0
+    assert "nothing is rounded" in said.stdout
+    assert "calibrated on" not in said.stdout
+    assert "of the divergence" not in said.stdout
+
+
 def test_mistakes_get_one_line(novels, stories, tmp_path):
     out = tmp_path / "q.gguf"
     fails("quantize", tmp_path / "no[q4].gguf", says="no[q4].gguf: no such file")

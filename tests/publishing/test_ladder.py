@@ -233,6 +233,12 @@ def test_a_file_that_was_changed_is_made_again(stories, tmp_path):
     assert run("ladder", stories, "-o", folder, *quick[2:], "--types", "q4_0").exit_code == 0
     assert len(list(folder.glob("*.gguf"))) == 2  # a size may be added
     assert (folder / "README.md").read_text().count("tqgguf quantize") == 2
+    file.unlink()  # one that is not asked for again is left out
+    left = run("ladder", stories, "-o", folder, *quick[2:], "--types", "q4_0")
+    assert left.exit_code == 0
+    assert f"{file.name}: is gone or was changed" in left.stderr
+    for page in ("README.md", "SHA256SUMS"):
+        assert file.name not in (folder / page).read_text()
 
 
 @pytest.mark.tools

@@ -35,6 +35,8 @@ def inspect(
 
     Example: tqgguf inspect model-TQ-Q4.gguf --ctx 8192
     """
+    if context is not None and (tensors or header) and not json:
+        raise typer.BadParameter("--ctx is for the summary; leave out --tensors and --header")
     opened = open_model(model)
     if json:
         say_json(_document(opened, context))
@@ -121,6 +123,8 @@ def _memory(need: Memory | None) -> str:
 
 
 def _command(model: Model, need: Memory | None) -> str:
+    if model.instead:
+        return f"not in llama.cpp: it is {model.instead}"
     if model.path.suffix != ".gguf":
         return f"convert it first: tqgguf quantize {quoted(model.path)}"
     if read_rotation(model).mode == "tensor":

@@ -105,6 +105,8 @@ class _Work:
 
     def make(self, wanted: Sequence[Rung]) -> None:
         """Every file that is not there yet."""
+        for name in making.forget_lost(self.ladder, wanted):
+            warn(f"warning: {name}: is gone or was changed, so the page leaves it out")
         lacking = making.missing(self.ladder, wanted)
         for rung in wanted:
             if rung not in lacking:

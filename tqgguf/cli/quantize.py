@@ -269,7 +269,7 @@ def _say_summary(job: Job, reports: list[Report], seconds: float, slowest: int) 
 def _say_next(job: Job) -> None:
     """What the next level of effort would bring and cost, if there is one that works here."""
     effort = job.prepared.inputs.effort
-    if effort == "best":
+    if effort == "best" or not job.plan.rounded_weights:
         return
     cost = ""
     if effort == "good":

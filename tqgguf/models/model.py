@@ -14,6 +14,10 @@ from tqgguf.kernels.dtypes import F32, U8
 from tqgguf.models.metadata import Value
 
 SCALED = ("NVFP4",)  # types with a scale of the whole matrix in a tensor of its own
+_NO_NETWORKS = {  # values of general.type
+    "imatrix": "an importance matrix, no model; give its model, and this with --imatrix",
+    "adapter": "a LoRA adapter, no model; merge it into its base model first",
+}
 INTEGERS = ("I8", "I16", "I32", "I64")  # tables of numbers that are no weights
 
 
@@ -136,6 +140,11 @@ class Model:
     def architecture(self) -> str:
         """`general.architecture`, or "unknown"."""
         return str(self.get("general.architecture", "unknown"))
+
+    @property
+    def instead(self) -> str:
+        """What a file is that holds no network, and what to do with it; "" where it holds one."""
+        return _NO_NETWORKS.get(str(self.get("general.type")), "")
 
     def get(self, key: str, default: Any = None) -> Any:
         """A metadata value as a Python object; {arch} in the key stands for the architecture."""

@@ -101,7 +101,7 @@ def allocate(items: Sequence[Item], budget: int) -> dict[str, str]:
     if smallest > budget:
         raise PlanError(
             f"the target leaves {max(budget, 0):,} bytes for the matrices, and the smallest types "
-            f"take {smallest:,}"
+            f"take {smallest:,}: {smallest - budget:,} bytes more are needed"
         )
     picked = _by_multiplier(choices, budget)
     _fill(choices, picked, budget - sum(c[p].n_bytes for c, p in zip(choices, picked, strict=True)))

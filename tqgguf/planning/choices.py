@@ -75,9 +75,16 @@ def prepare(
         return _prepare(model, options, machine, measure=measure)
 
 
+def _check_kind(model: Model) -> None:
+    """Refuse what is a GGUF file and no network."""
+    if model.instead:
+        raise UnsupportedModelError(f"{model.path}: is {model.instead}")
+
+
 def _prepare(model: Model, options: Options, machine: Machine, *, measure: bool) -> Prepared:
     if options.target_bpw is not None and options.target_size is not None:
         raise PlanError("--target-bpw and --target-size: give one of them")
+    _check_kind(model)
     check_tensors(model)
     inputs = find_inputs(model, options, machine, measure=measure)
     padding, kept = choose_padding(model, options)

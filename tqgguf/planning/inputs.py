@@ -94,7 +94,7 @@ def find_inputs(
     if not measure and effort != "fast" and options.imatrix is None:
         on = OWN if str(options.calibrate) == SELF else options.calibrate or BUILTIN
         return Inputs(effort, notes=(f"before it quantizes, inputs are measured on {on}",))
-    if effort == "best":
+    if effort == "best" and _rounds(options):
         return _for_feedback(model, options, machine, device)
     if options.imatrix is not None:
         note = f"errors are weighed by {options.imatrix}"

@@ -108,6 +108,18 @@ def missing(ladder: Ladder, wanted: Sequence[Rung]) -> list[Rung]:
     ]
 
 
+def forget_lost(ladder: Ladder, wanted: Sequence[Rung]) -> list[str]:
+    """Strike files that are gone or changed, and not to be made again, from the record."""
+    asked = {rung.asked for rung in wanted}
+    others = [file for key, file in ladder.files.items() if key not in asked]
+    lost = [file for file in others if not ladder.is_whole(file.file, file.sha256)]
+    for file in lost:
+        del ladder.files[file.asked]
+    if lost:
+        ladder.save()
+    return [file.file for file in lost]
+
+
 def decide_all(
     ladder: Ladder, model: Model, wanted: Sequence[Rung], machine: Machine
 ) -> dict[str, Job]:

@@ -99,6 +99,8 @@ def open_ladder(folder: Path, made_by: dict[str, str]) -> Ladder:
     folder holds another ladder, or something else.
     """
     record = folder / RECORD
+    if folder.exists() and not folder.is_dir():
+        raise OutputError(f"{folder}: file exists and is no folder; choose another with --output")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         known = _read(record) if record.is_file() else None
@@ -135,7 +137,7 @@ def _read(record: Path) -> Ladder:
         return Ladder(record.parent, files={f.asked: f for f in files}, **values)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise OutputError(
-            f"{record}: cannot be read ({error}); delete it to begin anew in another folder"
+            f"{record}: cannot be read ({error}); begin anew in another folder with --output"
         ) from None
 
 
