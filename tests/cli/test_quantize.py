@@ -1,5 +1,6 @@
 """Stories of the main job: what a user types, and the exact line they get for a mistake."""
 
+import errno
 import json
 import os
 import shlex
@@ -14,6 +15,7 @@ from tqgguf.calibration.imatrix import read_imatrix, write_imatrix
 from tqgguf.cli import app
 from tqgguf.models import open_model
 from tqgguf.network.memory import memory
+from tqgguf.output.whole import whole_file
 from tqgguf.planning.plan import Options
 
 RUNNER = CliRunner()
@@ -170,6 +172,33 @@ def test_an_importance_matrix_is_no_model(novels, tmp_path):
     assert "llama-cli" not in run("inspect", matrix).stdout
     assert run("inspect", novels, "--tensors", "--ctx", 9).exit_code == 2  # it would have no effect
     assert not (tmp_path / "q.gguf").exists()
+
+
+def test_what_is_not_asked_for_is_not_printed(stories):
+    quick = ("--effort", "fast", "--rotate", "none", "-t", "q4_0", "--dry-run", "--quiet")
+    said = run("quantize", stories, *quick)
+    assert (said.exit_code, said.output) == (0, "")
+    fails("quantize", stories, *quick, "--strict", says="which --strict forbids")
+    assert json.loads(run("quantize", stories, *quick, "--json").stdout)["recipe"] == "Q4_0"
+
+
+def test_ctrl_c_while_modules_are_loaded_shows_no_traceback():
+    interrupt = (
+        "import sys\n"
+        "class Press:\n"
+        "    def find_spec(name, path, target=None):\n"
+        "        if name == 'tqgguf.cli.bench': raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Press)\n"
+        "from tqgguf.cli import main"
+    )
+    done = subprocess.run([sys.executable, "-c", interrupt], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
+def test_a_full_disk_is_told_with_the_file_s_name(tmp_path):
+    path = tmp_path / "record.json"
+    with pytest.raises(OSError, match=r"record\.json"), whole_file(path):
+        raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def test_where_nothing_is_rounded_nothing_is_calibrated(stories, calibration, tmp_path):

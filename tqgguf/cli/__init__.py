@@ -8,11 +8,14 @@ import sys
 from importlib import import_module
 from pkgutil import iter_modules
 
-from tqgguf.cli.application import app, reason
-from tqgguf.cli.console import show_anything, silence, warn
+try:
+    from tqgguf.cli.application import app, reason
+    from tqgguf.cli.console import show_anything, silence, warn
 
-for _module in iter_modules(__path__):
-    import_module(f"{__name__}.{_module.name}")
+    for _module in iter_modules(__path__):
+        import_module(f"{__name__}.{_module.name}")
+except KeyboardInterrupt:  # loading takes a while on a busy machine
+    raise SystemExit(130) from None
 
 
 def main() -> None:

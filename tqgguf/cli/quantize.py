@@ -85,7 +85,7 @@ def quantize_command(
     through = Conversion(place, converter, converter_python, resume=resume, force=resume or force)
     opened = _open(model, vocab_from, None if dry_run else through, quiet=quiet)
     if dry_run:
-        _plan(opened, options, output, json=json)
+        _plan(opened, options, output, json=json, quiet=quiet)
         return
     others = {} if save_imatrix is None else {"--save-imatrix": save_imatrix}
     if resume and not force and save_imatrix is not None and save_imatrix.is_file():
@@ -123,9 +123,16 @@ def plan_command(
     _plan(_open(model, vocab_from, None, quiet=False), options, None, json=json)
 
 
-def _plan(model: Model, options: Options, output: Path | None, *, json: bool) -> None:
-    """What quantize would decide; of a large model, as much as its header tells."""
+def _plan(
+    model: Model, options: Options, output: Path | None, *, json: bool, quiet: bool = False
+) -> None:
+    """What quantize would decide; of a large model, as much as its header tells.
+
+    quiet: only whether it would be refused.
+    """
     prepared = prepare(model, options, measure=is_quick(model))
+    if quiet and not json:
+        return
     _say_plan(prepared, output or default_output(model.path, prepared.plan.recipe.name), json=json)
 
 

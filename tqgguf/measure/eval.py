@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tqgguf import llamacpp
-from tqgguf.errors import FileFormatError
+from tqgguf.errors import FileFormatError, ToolError
 from tqgguf.llamacpp import Divergence, NoResultError, Settings, Speed
 from tqgguf.llamacpp.logits import distance
 from tqgguf.machine.cache import prune, user_cache
@@ -94,16 +94,28 @@ def prepare_original(path: Path, text: Path, settings: Settings) -> Original:
     """Compute the original's predictions on the text, unless they are in the cache."""
     model = open_gguf(path)
     _check_text(text)
-    base, ppl = _cached_base(path, text, settings)
+    with _naming(path):
+        base, ppl = _cached_base(path, text, settings)
     weights = sum(tensor.size for tensor in model.tensors.values())
     bpw = 8 * model.n_bytes / weights
     return Original(str(path), disk_bytes(path), bpw, ppl, weights, text, base)
 
 
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Of several files, the one that a program failed on."""
+    try:
+        yield
+    except ToolError as error:
+        error.args = (f"{path}: {error}",)
+        raise
+
+
 def measure_quality(original: Original, path: Path, settings: Settings) -> QualityRow:
     """Measure one file on the text that the original was prepared with."""
     bits = 8 * open_gguf(path).n_bytes
-    found = _divergence(original, path, settings)
+    with _naming(path):
+        found = _divergence(original, path, settings)
     quality = {field: getattr(found, field) for field in QUALITY}
     return QualityRow(str(path), disk_bytes(path), bits / original.weights, **quality)
 

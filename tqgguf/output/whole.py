@@ -16,5 +16,8 @@ def whole_file(path: Path) -> Iterator[Path]:
     try:
         yield scratch
         scratch.replace(path)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # of a full disk the system names no file
+        raise
     finally:
         scratch.unlink(missing_ok=True)
