@@ -124,13 +124,13 @@ def _on_device(
         try:
             finish(rounding(known=known, device=device, sizes=sizes))
         except device.exhausted:
-            device.release()
             notes.append(
                 f"{device.card}: its memory does not do for {sizes.tokens:,} tokens and "
                 f"{sizes.rows:,} rows at a time"
             )
         else:
             return True
+        device.release()
     if not device.is_cpu:
         notes.append("the rest was calibrated on the CPU")
     return False

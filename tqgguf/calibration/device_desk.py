@@ -57,7 +57,12 @@ class DeviceDesk:
 
     def put_parts(self, name: str, shape: tuple[int, ...], parts: Iterable[NDArray[Any]]) -> None:
         """Put an array that comes in runs of rows."""
-        self._arrays[name] = np.concatenate(list(parts)).reshape(shape)
+        whole = self.device.room(shape)
+        rows, at = whole.reshape(-1, shape[-1]), 0
+        for part in parts:
+            rows[at : at + len(part)] = part
+            at += len(part)
+        self._arrays[name] = whole
 
     def get(self, name: str) -> Any:
         """An array, to be read."""

@@ -7,13 +7,13 @@ import typer
 
 from tqgguf.cli import options as o
 from tqgguf.cli.application import app
-from tqgguf.cli.console import progress, say, say_json, say_table, say_written
+from tqgguf.cli.console import progress, say, say_json, say_table, say_written, warn
 from tqgguf.errors import PlanError
 from tqgguf.formats import FLOATS
-from tqgguf.machine.devices import find_device
+from tqgguf.machine.devices import Device, find_device, on_device
 from tqgguf.machine.machine import Machine
 from tqgguf.measure.verify import Check, require, verify
-from tqgguf.models import open_model
+from tqgguf.models import Model, open_model
 from tqgguf.network.equivalence import Difference, measure_difference, require_output
 from tqgguf.pipeline import convert
 from tqgguf.planning.plan import Options, make_plan
@@ -48,7 +48,7 @@ def verify_command(
     with progress(total, "verify", unit="w", quiet=quiet) as bar:
         source = open_model(original)
         checks = list(verify(quantized, source, threads=threads, advance=bar.update))
-    difference = measure_difference(source, quantized, device=where) if forward else None
+    difference = _difference(source, quantized, where) if forward else None
     if json:
         say_json(_document(checks, difference))
     elif not quiet:
@@ -63,6 +63,13 @@ def verify_command(
         require_output(difference, quant)
     if not (json or quiet):
         say(f"{quant.name} is {original.name}: all {len(checks)} tensors agree")
+
+
+def _difference(original: Model, other: Model, device: Device) -> Difference:
+    def work(where: Device) -> Difference:
+        return measure_difference(original, other, device=where)
+
+    return on_device(device, work, "the networks", warn)
 
 
 @app.command("dequantize")

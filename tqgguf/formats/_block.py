@@ -8,7 +8,15 @@ from tqgguf.formats._quick import Quick
 from tqgguf.formats._scalar import Grid, ScalarFormat
 from tqgguf.kernels.bits import pack_planes
 from tqgguf.kernels.dtypes import F32, U8, Blocks
-from tqgguf.kernels.scales import Ranges, affine_pair, symmetric, ternary_scale, to_half
+from tqgguf.kernels.protocols import Choice
+from tqgguf.kernels.scales import (
+    Ranges,
+    affine_pair,
+    halved,
+    symmetric,
+    ternary_scale,
+    to_half,
+)
 from tqgguf.kernels.search import reciprocal
 
 Pack = Callable[[Blocks, U8], None]
@@ -30,13 +38,18 @@ def scale_format(
     factors are what `tqgguf.kernels.scales.symmetric` tries.
     """
 
+    def choose(x: F32, importance: F32 | None) -> Choice:
+        qx, qq = symmetric(x, importance, levels=levels, factors=factors)
+        return (halved(qx * reciprocal(qq)),)
+
     def fit(x: F32, importance: F32 | None) -> Blocks:
         blocks = np.zeros(x.shape[1], layout)
-        qx, qq = symmetric(x, importance, levels=levels, factors=factors)
-        blocks["d"] = to_half(qx * reciprocal(qq))
+        (blocks["d"],) = choose(x, importance)
         return blocks
 
-    return ScalarFormat(name, layout, levels, size, fit, scale_grid, pack, quick=quick)
+    return ScalarFormat(
+        *(name, layout, levels, size, fit, scale_grid, pack), quick=quick, choose=choose
+    )
 
 
 def ternary_format(name: str, layout: np.dtype[np.void], pack: Pack) -> ScalarFormat:

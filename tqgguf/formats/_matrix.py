@@ -30,7 +30,9 @@ def round_matrix(
     xp = namespace(rows)
     fmt = replace(fmt, fit=partial(_fit_on_threads, fmt.fit))
     w = xp.asarray(rows.T, copy=True)
-    blocks, values = feedback.round_matrix(w, moments, fmt, sweeps=sweeps, run=run)
+    each = partial(map_in_order, threads=None)
+    found = feedback.round_matrix(w, moments, fmt, sweeps=sweeps, run=run, each=each)
+    blocks, values = found
     return _bytes(blocks), values.T
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from tqgguf.formats._format import Format
 from tqgguf.kernels.dtypes import F32, U8, Blocks
 from tqgguf.kernels.feedback import Moments, round_matrix
-from tqgguf.kernels.protocols import Limits
+from tqgguf.kernels.protocols import Choice, Limits
 from tqgguf.kernels.scales import as_groups, from_groups
 from tqgguf.kernels.search import nearest
 
@@ -29,6 +29,10 @@ class ScalarFormat(Format):
     A type whose groups have integer scales under the block's d and dmin (step = d * code, offset =
     -dmin * code) says in step_codes and offset_codes which integers, and writes them with
     store(blocks, step codes, offset codes), each (groups, n); error feedback refits them.
+
+    A type whose scales can be fitted where its weights are, on a device, gives what fit writes by
+    choose(x, importance) -> d, (n,); with groups, d and the step codes, (groups, n); and with
+    offsets, these, dmin and the offset codes.
     """
 
     levels: F32
@@ -39,6 +43,7 @@ class ScalarFormat(Format):
     store: Callable[[Blocks, F32, F32], None] | None = None
     step_codes: Limits | None = None
     offset_codes: Limits | None = None
+    choose: Callable[[F32, F32 | None], Choice] | None = None
 
     def codes(self, x: F32, blocks: Blocks) -> U8:
         """The nearest codes under the blocks' scales: (block_size, n) float32 -> like x, uint8."""

@@ -4,6 +4,7 @@ read(blocks) -> the groups' scales as the reader will see them, (groups, n), und
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 
@@ -11,7 +12,7 @@ from tqgguf.formats._quick import Quick
 from tqgguf.formats._scalar import Grid, ScalarFormat
 from tqgguf.kernels.bits import pack_6bit_pairs, unpack_6bit_pairs
 from tqgguf.kernels.dtypes import F32, I8, U8, Blocks
-from tqgguf.kernels.protocols import Limits
+from tqgguf.kernels.protocols import Choice, Limits
 from tqgguf.kernels.scales import Ranges
 from tqgguf.kernels.superblocks import affine_block, symmetric_block
 
@@ -32,11 +33,13 @@ def symmetric_format(
     """A type of w = d * sc[g] * level, sc within limits."""
     low, high = limits
 
+    choose = partial(
+        symmetric_block, size=group_size, levels=levels, low=low, high=high, factors=factors
+    )
+
     def fit(x: F32, importance: F32 | None) -> Blocks:
         blocks = np.zeros(x.shape[1], layout)
-        blocks["d"], sc = symmetric_block(
-            x, importance, size=group_size, levels=levels, low=low, high=high, factors=factors
-        )
+        blocks["d"], sc = choose(x, importance)
         store(blocks, sc)
         return blocks
 
@@ -48,7 +51,9 @@ def symmetric_format(
         store(blocks, sc)
 
     return ScalarFormat(
-        name, layout, levels, group_size, fit, grid, pack, store_steps, limits, quick=quick
+        *(name, layout, levels, group_size, fit, grid, pack, store_steps, limits),
+        quick=quick,
+        choose=choose,
     )
 
 
@@ -69,19 +74,15 @@ def affine_format(
 
     ranges and rounds are those of `tqgguf.kernels.superblocks.affine_block`.
     """
-    top = limits[1]
+    steps = {"levels": len(levels) - 1, "top": limits[1], "rounds": rounds}
+
+    def choose(x: F32, importance: F32 | None) -> Choice:
+        d, dmin, sc, m = affine_block(x, importance, size=group_size, ranges=ranges, **steps)
+        return d, sc, dmin, m
 
     def fit(x: F32, importance: F32 | None) -> Blocks:
         blocks = np.zeros(x.shape[1], layout)
-        blocks["d"], blocks["dmin"], sc, m = affine_block(
-            x,
-            importance,
-            size=group_size,
-            levels=len(levels) - 1,
-            top=top,
-            ranges=ranges,
-            rounds=rounds,
-        )
+        blocks["d"], sc, blocks["dmin"], m = choose(x, importance)
         store(blocks, sc, m)
         return blocks
 
@@ -89,7 +90,9 @@ def affine_format(
         sc, m = read(blocks)
         return blocks["d"].astype(np.float32) * sc, -blocks["dmin"].astype(np.float32) * m
 
-    return ScalarFormat(name, layout, levels, group_size, fit, grid, pack, store, limits, limits)
+    return ScalarFormat(
+        *(name, layout, levels, group_size, fit, grid, pack, store, limits, limits), choose
+    )
 
 
 def read_6bit_pairs(blocks: Blocks) -> tuple[U8, U8]:

@@ -63,6 +63,19 @@ def constant(value: float, x: Any) -> Any:
     return namespace(x).full((), value, dtype=x.dtype, device=x.device)
 
 
+def empty(shape: tuple[int, ...], x: Any) -> Any:
+    """An array of x's dtype, in x's library and where x is, that is to be written."""
+    return namespace(x).empty(shape, dtype=x.dtype, device=x.device)
+
+
+def replace_where(x: Any, mask: Any, values: Any) -> None:
+    """Put values into x where the mask is set."""
+    if is_numpy(x):
+        np.copyto(x, values, where=mask)
+    else:
+        x[...] = namespace(x).where(mask, values, x)
+
+
 def clip(x: Any, low: float, high: float) -> Any:
     """The values within low and high, which the others are replaced with."""
     if is_numpy(x):

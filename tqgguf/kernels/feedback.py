@@ -10,8 +10,9 @@ where a code is found by rounding; what a few of them changed is carried to the 
 one product (the lazy batches of the same paper).
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -29,8 +30,9 @@ from tqgguf.kernels.arrays import (
     small_product,
     to_numpy,
 )
-from tqgguf.kernels.dtypes import F32, F64, Blocks
+from tqgguf.kernels.dtypes import F32, F64, U8, Blocks
 from tqgguf.kernels.protocols import ScalarFormat
+from tqgguf.kernels.scales import to_half
 from tqgguf.kernels.search import indices, reciprocal, snapper
 
 DAMPING = 0.01  # of the mean of H's diagonal, added to it
@@ -41,6 +43,7 @@ _STRIP = 8  # columns between two updates of the rest of a group or block
 
 Snap = Callable[[F32], None]
 Run = Callable[..., None]
+Each = Callable[[Callable[[Any], object], Sequence[Any]], Iterable[object]]
 
 
 def at_once(work: Callable[..., None], *arrays: Any) -> None:
@@ -155,14 +158,20 @@ def output_error(w: F32, q: F32, h: F32) -> F64:
 
 
 def round_matrix(
-    w: F32, moments: Moments, fmt: ScalarFormat, *, sweeps: int = 4, run: Run = at_once
+    w: F32,
+    moments: Moments,
+    fmt: ScalarFormat,
+    *,
+    sweeps: int = 4,
+    run: Run = at_once,
+    each: Each = map,
 ) -> tuple[Blocks, F32]:
     """Quantize with error feedback.
 
     w: (n_in, n) float32 -> blocks: (n_in / block_size, n) and the weights they decode to, like w.
     sweeps: how often every scale and every code is revisited after the greedy pass. run: how what
-    is the same for every block is done, a graph of calls say. Scales are fitted, and codes packed,
-    in NumPy whatever the library of w.
+    is the same for every block is done, a graph of calls say. each: map, or one with threads, for
+    packing codes, which NumPy does whatever the library of w.
     """
     places = list(_slices(0, w.shape[0], fmt.block_size))
     xp = namespace(w)
@@ -172,10 +181,16 @@ def round_matrix(
     for _ in range(sweeps):
         for at in range(0, len(places), panel):
             _revisit(state, columns[at : at + panel], places[at : at + panel], moments)
-    for column, here in zip(columns, places, strict=True):
-        column.write(fmt)
-        fmt.pack(column.blocks, to_numpy(indices(state.units[here, :], fmt.levels)))
+    codes = to_numpy(indices(state.units, fmt.levels))
+    todo = [(column.here(), codes[here]) for column, here in zip(columns, places, strict=True)]
+    list(each(partial(_pack, fmt), todo))
     return np.stack([column.blocks for column in columns]), w - state.error
+
+
+def _pack(fmt: ScalarFormat, column: "tuple[_Scales, U8]") -> None:
+    scales, codes = column
+    scales.write(fmt)
+    fmt.pack(scales.blocks, codes)
 
 
 @dataclass
@@ -204,6 +219,8 @@ def _greedy(state: _State, here: slice, w: F32, v: F32) -> "_Scales":
     own = xp.asarray(v[here, here], copy=True)
     carried = v[: here.start, here].T @ state.error[: here.start, :]  # (size, n)
     corrected = w + _solve_lower(own, xp.asarray(carried, copy=True))
+    if state.fmt.choose and not is_numpy(w):
+        return _fit_and_round(state, here, w, carried, own, corrected)
     diagonal = to_numpy(xp.linalg.diagonal(own))[:, None]
     blocks = state.fmt.fit(to_numpy(corrected), np.broadcast_to(diagonal**2, corrected.shape))
     step, offset = (moved(a, w) for a in state.fmt.grid(blocks))
@@ -233,6 +250,38 @@ class _Greedy:
             units[at, :] = _round_in_turn(meant, pushed, own[at, at] / diagonal[at], self.snap)
             error[at, :] = w[at, :] - (step[g, :] * units[at, :] + offset[g, :])
             carried[at.stop :, :] += own[at, at.stop :].T @ error[at, :]
+
+
+def _fit_and_round(
+    state: _State, here: slice, w: F32, carried: F32, own: F32, corrected: F32
+) -> "_Scales":
+    """What is left of `_greedy` where a type's scales can be fitted as one with the rest."""
+    fmt = state.fmt
+    scales = _Scales.blank(fmt, w)
+    then = _Greedy(fmt.group_size, fmt.levels.tobytes(), state.snap)
+    results = state.units[here, :], state.error[here, :], *scales.arrays
+    state.run(_FitAndRound(fmt.choose, then), *results, carried, w, own, corrected)
+    return scales
+
+
+@dataclass(frozen=True)
+class _FitAndRound:
+    """Fit the scales of a block, then round its weights in turn."""
+
+    choose: Any
+    then: _Greedy
+
+    def __call__(
+        self, units: F32, error: F32, d: F32, sub: F32, dmin: F32, minima: F32, *arrays: F32
+    ) -> None:
+        """The scales' arrays, and of `_Greedy` carried, w and own; at last the weights to fit."""
+        carried, w, own, corrected = arrays
+        xp = namespace(w)
+        squares = xp.linalg.diagonal(own)[:, None] ** 2
+        chosen = self.choose(corrected, xp.broadcast_to(squares, corrected.shape))
+        for scales, found in zip((d, sub, dmin, minima), chosen, strict=False):
+            scales[...] = found
+        self.then(units, error, carried, w, own, d * sub, -dmin * minima)
 
 
 def _round_in_turn(meant: F32, pushed: F32, v: F32, snap: Snap) -> F32:
@@ -366,6 +415,21 @@ class _Scales:
         d, sub, dmin, minima = (moved(a, like) for a in values)
         return _Scales(kind, d, sub, dmin, minima, blocks)
 
+    @staticmethod
+    def blank(fmt: ScalarFormat, like: F32) -> "_Scales":
+        """Scales to be fitted, in the library of `like`, and blocks for them."""
+        n, groups = like.shape[1], fmt.block_size // fmt.group_size
+        d, dmin, minima = (np.zeros(s, np.float32) for s in (n, n, (groups, n)))
+        values = (d, np.ones((groups, n), np.float32), dmin, minima)
+        d, sub, dmin, minima = (moved(a, like) for a in values)
+        kind = _Kind(fmt.step_codes, fmt.offset_codes)
+        return _Scales(kind, d, sub, dmin, minima, np.zeros(n, fmt.layout))
+
+    def here(self) -> "_Scales":
+        """The same as NumPy's arrays."""
+        d, sub, dmin, minima = (to_numpy(a) for a in self.arrays)
+        return _Scales(self.kind, d, sub, dmin, minima, self.blocks)
+
     def settle(self) -> None:
         """Integers under a scale of 0 are 0, or they would come back with it."""
         if self.kind.limits:
@@ -377,15 +441,14 @@ class _Scales:
         return step
 
     def write(self, fmt: ScalarFormat) -> None:
-        """Put them into the blocks."""
+        """Put them into the blocks, NumPy's arrays into theirs. Raises WeightError."""
         if self.kind.fixed:
             return
-        d, sub, dmin, minima = (to_numpy(a) for a in self.arrays)
-        self.blocks["d"] = d.astype(np.float16)
+        self.blocks["d"] = to_half(self.d)
         if self.kind.offset_limits:
-            self.blocks["dmin"] = dmin.astype(np.float16)
+            self.blocks["dmin"] = to_half(self.dmin)
         if fmt.store:
-            fmt.store(self.blocks, sub, minima)
+            fmt.store(self.blocks, self.sub, self.minima)
 
 
 def _as(mask: Any, x: F32) -> F32:

@@ -9,6 +9,7 @@ from tqgguf.kernels.dtypes import F16, F32, U8, U32, Blocks
 from tqgguf.kernels.lattice import LatticeCodes
 
 Limits = tuple[int, int]  # the lowest and highest code
+Choice = tuple[F32, ...]  # d; with the groups' integers, (groups, n); with dmin and its integers
 
 
 class ScalarFormat(Protocol):
@@ -37,6 +38,14 @@ class ScalarFormat(Protocol):
     @property
     def store(self) -> Callable[[Blocks, F32, F32], None] | None:
         """Write the groups' integers, of a type that has them."""
+
+    @property
+    def layout(self) -> np.dtype[np.void]:
+        """One block."""
+
+    @property
+    def choose(self) -> Callable[[F32, F32 | None], Choice] | None:
+        """The scales that fit writes, in any library's arrays."""
 
     def fit(self, x: F32, importance: F32 | None, /) -> Blocks:
         """Blocks whose scales are set."""

@@ -15,6 +15,16 @@ import numpy as np
 
 from tqgguf.errors import WeightError
 from tqgguf.kernels import e4m3
+from tqgguf.kernels.arrays import (
+    as_half,
+    clip,
+    constant,
+    empty,
+    in_place,
+    is_numpy,
+    namespace,
+    replace_where,
+)
 from tqgguf.kernels.dtypes import F16, F32, I32, U8
 from tqgguf.kernels.search import reciprocal, snap
 
@@ -40,7 +50,8 @@ class Sums(NamedTuple):
 
     def reshape(self, groups: int) -> "Sums":
         """The sums as (groups, n) each."""
-        return Sums(*(value.reshape(groups, -1) for value in self))
+        reshape = namespace(self.q).reshape
+        return Sums(*(reshape(value, (groups, -1)) for value in self))
 
 
 def as_groups(x: F32, size: int) -> F32:
@@ -48,7 +59,10 @@ def as_groups(x: F32, size: int) -> F32:
 
     x: (groups * size, n) -> (size, groups * n), column g * n + j holding group g of block j.
     """
-    return x.reshape(-1, size, x.shape[1]).swapaxes(0, 1).reshape(size, -1)
+    xp = namespace(x)
+    runs = xp.permute_dims(xp.reshape(x, (-1, size, x.shape[1])), (1, 0, 2))
+    groups: F32 = xp.reshape(runs, (size, -1))
+    return groups
 
 
 def from_groups(codes: U8, n: int) -> U8:
@@ -58,14 +72,20 @@ def from_groups(codes: U8, n: int) -> U8:
 
 def dot(a: F32, b: F32, out: F32 | None = None) -> F32:
     """Sum of a * b over axis 0: two (size, n) -> (n,) float32."""
-    sums: F32 = np.einsum("in,in->n", a, b, out=out)
+    if is_numpy(a):
+        sums: F32 = np.einsum("in,in->n", a, b, out=out)
+        return sums
+    sums = namespace(a).sum(a * b, axis=0)
+    if out is not None:
+        out[...] = sums
     return sums
 
 
 def signed_peak(x: F32) -> F32:
     """The element of largest magnitude of every column, with its sign: (size, n) -> (n,)."""
-    high, low = x.max(axis=0), x.min(axis=0)
-    peak: F32 = np.where(high > -low, high, low)
+    xp = namespace(x)
+    high, low = xp.max(x, axis=0), xp.min(x, axis=0)
+    peak: F32 = xp.where(high > -low, high, low)
     return peak
 
 
@@ -79,27 +99,35 @@ def to_half(scale: F32) -> F16:
     return scale.astype(np.float16)
 
 
+def halved(scale: F32) -> F32:
+    """The same in float32; a scale that does not fit becomes infinite in another library."""
+    rounded: F32 = to_half(scale).astype(np.float32) if is_numpy(scale) else as_half(scale)
+    return rounded
+
+
 def symmetric(x: F32, w: F32 | None, *, levels: F32, factors: tuple[float, ...]) -> tuple[F32, F32]:
     """Sums of q*x and q*q of the best codes q on the grid step * levels: (size, n) -> two (n,).
 
     The best step is their quotient. A factor of 1 lays the element of largest magnitude on
     levels[0], a negative one on the other side.
     """
-    unit = signed_peak(x) / levels[0]
+    xp = namespace(x)
+    multiply, unit = in_place(xp.multiply), signed_peak(x) / float(levels[0])
     u = x * reciprocal(unit)
     weighted = u if w is None else u * w
-    tried = np.empty((len(factors), 2, x.shape[1]), np.float32)
-    q = np.empty_like(u)
-    heavy = q if w is None else np.empty_like(q)
-    for (qu, qq), factor in zip(tried, factors, strict=True):
-        np.multiply(u, np.float32(factor), out=q)
+    tried = empty((len(factors), 2, x.shape[1]), x)
+    q: F32 = xp.empty_like(u)
+    heavy: F32 = q if w is None else xp.empty_like(q)
+    for i, factor in enumerate(factors):
+        multiply(u, constant(factor, u), out=q)
         snap(q, levels, out=q)
         if w is not None:
-            np.multiply(q, w, out=heavy)
-        dot(q, weighted, out=qu)
-        dot(q, heavy, out=qq)
-    qu, qq = pick(tried, tried[:, 0] * tried[:, 0] * reciprocal(tried[:, 1]))
-    return qu * unit, qq
+            multiply(q, w, out=heavy)
+        dot(q, weighted, out=tried[i, 0, :])
+        dot(q, heavy, out=tried[i, 1, :])
+    qu, qq = tried[:, 0, :], tried[:, 1, :]
+    best = pick(tried, qu * qu * reciprocal(qq))
+    return best[0, :] * unit, best[1, :]
 
 
 def affine(x: F32, w: F32 | None, *, levels: int, ranges: Ranges, signed: bool = False) -> Sums:
@@ -108,26 +136,27 @@ def affine(x: F32, w: F32 | None, *, levels: int, ranges: Ranges, signed: bool =
     A range (a, b) lets the grid start a steps above the smallest element (zero, if all are
     positive and the depth must not be negative) and end b steps below the largest.
     """
-    low = x.min(axis=0)
+    xp = namespace(x)
+    multiply, low = in_place(xp.multiply), xp.min(x, axis=0)
     if not signed:
-        low = np.minimum(low, np.float32(0))
-    unit = (x.max(axis=0) - low) / np.float32(levels)
+        low = xp.minimum(low, constant(0, x))
+    unit = (xp.max(x, axis=0) - low) / levels
     u = x - low
     u *= reciprocal(unit)
     weighted = u if w is None else u * w
-    total, u_sum = _total(x, w), weighted.sum(axis=0)
-    tried = np.empty((len(ranges), 3, x.shape[1]), np.float32)
-    q = np.empty_like(u)
-    for sums, (above, below) in zip(tried, ranges, strict=True):
+    total, u_sum = _total(x, w), xp.sum(weighted, axis=0)
+    tried = empty((len(ranges), 3, x.shape[1]), x)
+    q: F32 = xp.empty_like(u)
+    for i, (above, below) in enumerate(ranges):
         stretch = levels / (levels - above - below)
-        np.multiply(u, np.float32(stretch), out=q)
-        q -= np.float32(above * stretch)
-        np.rint(q, out=q)
-        if max(above, below) * stretch > _INSIDE:
-            np.clip(q, np.float32(0), np.float32(levels), out=q)
-        _sum_codes(q, weighted, w, sums)
-    covariance, variance = _spread(Sums(tried[:, 0], tried[:, 1], tried[:, 2], u_sum, total))
-    q_sum, qq, qu = pick(tried, covariance * covariance * reciprocal(variance))
+        multiply(u, constant(stretch, u), out=q)
+        q -= above * stretch
+        _round(q, levels if max(above, below) * stretch > _INSIDE else None)
+        _sum_codes(q, weighted, w, tried[i, ...])
+    sums = Sums(tried[:, 0, :], tried[:, 1, :], tried[:, 2, :], u_sum, total)
+    covariance, variance = _spread(sums)
+    best = pick(tried, covariance * covariance * reciprocal(variance))
+    q_sum, qq, qu = best[0, :], best[1, :], best[2, :]
     return Sums(q_sum, qq, unit * qu + low * q_sum, unit * u_sum + low * total, total)
 
 
@@ -219,11 +248,10 @@ def requantize(x: F32, w: F32 | None, sums: Sums, step: F32, depth: F32, *, leve
     """Sums of the codes under given scales: x (size, n), step and depth (n,) -> (n,) each."""
     q = x + depth
     q *= reciprocal(step)
-    np.rint(q, out=q)
-    np.clip(q, np.float32(0), np.float32(levels), out=q)
-    new = np.empty((3, x.shape[1]), np.float32)
+    _round(q, levels)
+    new = empty((3, x.shape[1]), x)
     _sum_codes(q, x if w is None else x * w, w, new)
-    return Sums(new[0], new[1], new[2], sums.x, sums.total)
+    return Sums(new[0, :], new[1, :], new[2, :], sums.x, sums.total)
 
 
 def solve(sums: Sums) -> tuple[F32, F32]:
@@ -231,9 +259,9 @@ def solve(sums: Sums) -> tuple[F32, F32]:
     covariance, variance = _spread(sums)
     step = covariance * reciprocal(variance)
     depth = (step * sums.q - sums.x) * reciprocal(sums.total)
-    through_zero = depth < 0
-    step = np.where(through_zero, sums.qx * reciprocal(sums.qq), step)
-    return np.maximum(step, np.float32(0)), np.maximum(depth, np.float32(0))
+    xp, zero = namespace(step), constant(0, step)
+    step = xp.where(depth < 0, sums.qx * reciprocal(sums.qq), step)
+    return xp.maximum(step, zero), xp.maximum(depth, zero)
 
 
 def pick(tried: F32, score: F32) -> F32:
@@ -241,10 +269,11 @@ def pick(tried: F32, score: F32) -> F32:
 
     tried: (k, m, ..., n), score: (k, ..., n) -> (m, ..., n) float32.
     """
-    best: F32 = tried[0]
-    highest = score.max(axis=0)
-    for sums, own in zip(tried[1:], score[1:], strict=True):  # argmax over axis 0 is far slower
-        np.copyto(best, sums, where=own == highest)
+    xp = namespace(tried)
+    best: F32 = tried[0, ...]
+    highest = xp.max(score, axis=0)
+    for i in range(1, tried.shape[0]):  # argmax over axis 0 is far slower
+        replace_where(best, score[i, ...] == highest, tried[i, ...])
     return best
 
 
@@ -257,13 +286,29 @@ def _spread(sums: Sums) -> tuple[F32, F32]:
 def _sum_codes(q: F32, weighted: F32, w: F32 | None, out: F32) -> None:
     """Write the sums of w*q, w*q*q and q*weighted over axis 0: (size, n) -> out (3, n)."""
     heavy = q if w is None else q * w
-    np.add.reduce(heavy, axis=0, out=out[0])
-    dot(heavy, q, out=out[1])
-    dot(q, weighted, out=out[2])
+    if is_numpy(q):
+        np.add.reduce(heavy, axis=0, out=out[0])
+    else:
+        out[0, :] = namespace(q).sum(heavy, axis=0)
+    dot(heavy, q, out=out[1, :])
+    dot(q, weighted, out=out[2, :])
+
+
+def _round(q: F32, levels: int | None) -> None:
+    """To whole numbers in place, and to 0..levels where there is an end to them."""
+    if is_numpy(q):
+        np.rint(q, out=q)
+        if levels is not None:
+            np.clip(q, np.float32(0), np.float32(levels), out=q)
+        return
+    whole = namespace(q).round(q)
+    q[...] = whole if levels is None else clip(whole, 0, levels)
 
 
 def _total(x: F32, w: F32 | None) -> F32:
+    xp = namespace(x)
     if w is None:
-        return np.full(x.shape[1], len(x), np.float32)
-    total: F32 = w.sum(axis=0)
+        same: F32 = xp.full(x.shape[1], x.shape[0], dtype=x.dtype, device=x.device)
+        return same
+    total: F32 = xp.sum(w, axis=0)
     return total

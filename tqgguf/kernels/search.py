@@ -32,7 +32,10 @@ def snap(u: F32, levels: F32, out: F32) -> None:
 
     For levels that are not consecutive, |u| must not exceed 1.4 times the outermost level.
     """
-    if is_uniform(levels):
+    if not is_numpy(u):
+        out[...] = u
+        snapper(levels, u)(out)
+    elif is_uniform(levels):
         np.rint(u, out=out)
         np.clip(out, levels[0], levels[-1], out=out)
     else:
@@ -60,7 +63,7 @@ def snapper(levels: F32, x: F32) -> Callable[[F32], None]:
 def _taker(levels: F32, x: F32) -> Callable[..., None]:
     """A function that puts the nearest of these levels, out of a table, into out."""
     xp, table = namespace(x), nearest_table(levels.tobytes())
-    values = moved(table.values, x)
+    values = _values_where(levels.tobytes(), x)
 
     def take(u: F32, out: F32) -> None:
         np.take(values, _cells(u, table, out), out=out, mode="clip")
@@ -70,6 +73,20 @@ def _taker(levels: F32, x: F32) -> Callable[..., None]:
         out[...] = xp.reshape(xp.take(values, cells), out.shape)
 
     return take if is_numpy(x) else take_elsewhere
+
+
+_MOVED: dict[tuple[bytes, str], Any] = {}  # tables are small, and moving one waits for the device
+
+
+def _values_where(levels: bytes, x: F32) -> Any:
+    """The values of a table in x's library and where x is, moved there once."""
+    values = nearest_table(levels).values
+    if is_numpy(x):
+        return values
+    key = levels, f"{type(x)} {x.device}"
+    if key not in _MOVED:
+        _MOVED[key] = moved(values, x)
+    return _MOVED[key]
 
 
 def indices(units: F32, levels: F32) -> U8:

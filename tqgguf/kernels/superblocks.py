@@ -5,24 +5,24 @@ integers are chosen under the rounded float16 scales, the codes under both, and 
 are fitted once more to those codes.
 """
 
-import numpy as np
-
-from tqgguf.kernels.dtypes import F16, F32
+from tqgguf.kernels.arrays import clip, constant, empty, namespace, rint
+from tqgguf.kernels.dtypes import F32
 from tqgguf.kernels.scales import (
     Ranges,
     Sums,
     affine,
     as_groups,
+    dot,
+    halved,
     pick,
     requantize,
     signed_peak,
     solve,
     symmetric,
-    to_half,
 )
 from tqgguf.kernels.search import reciprocal, snap
 
-_NEIGHBOURS = np.array([0, -1, 1], np.float32)[:, None, None]
+_NEIGHBOURS = (0, -1, 1)
 
 
 def affine_block(
@@ -34,21 +34,22 @@ def affine_block(
     top: int,
     ranges: Ranges,
     rounds: int = 1,
-) -> tuple[F16, F16, F32, F32]:
+) -> tuple[F32, F32, F32, F32]:
     """Fit w = d * sc * q - dmin * m, q in 0..levels, sc and m in 0..top, groups of `size`.
 
     rounds: how often the scales are fitted again to the codes under the last ones.
-    x: (block, n) -> d and dmin: (n,) float16, sc and m: (block // size, n) float32 integers.
+    x: (block, n) -> d and dmin: (n,), which float16 holds, sc and m: (block // size, n) integers;
+    all float32.
     """
-    groups = len(x) // size
+    xp, groups = namespace(x), x.shape[0] // size
     x, w = as_groups(x, size), None if w is None else as_groups(w, size)
     flat = affine(x, w, levels=levels, ranges=ranges)
     sums = flat.reshape(groups)
-    d, dmin = (to_half(v.max(axis=0) / np.float32(top)) for v in solve(sums))
+    d, dmin = (halved(xp.max(v, axis=0) / top) for v in solve(sums))
     # six bits are fine enough to leave the first choice to rounding, four are not
     sc, m = _integers(sums, d, dmin, top, _NEIGHBOURS if top < 32 else _NEIGHBOURS[:1])
     for _ in range(rounds):
-        step, depth = ((a.astype(np.float32) * b).reshape(-1) for a, b in ((d, sc), (dmin, m)))
+        step, depth = (xp.reshape(a * b, (-1,)) for a, b in ((d, sc), (dmin, m)))
         sums = requantize(x, w, flat, step, depth, levels=levels).reshape(groups)
         d, dmin = _refit(sums, sc, m, d, dmin)
         sc, m = _integers(sums, d, dmin, top, _NEIGHBOURS)
@@ -64,38 +65,41 @@ def symmetric_block(
     low: int,
     high: int,
     factors: tuple[float, ...],
-) -> tuple[F16, F32]:
+) -> tuple[F32, F32]:
     """Fit w = d * sc * level, sc in low..high, groups of `size`.
 
-    x: (block, n) -> d: (n,) float16, sc: (block // size, n) float32 integers.
+    x: (block, n) -> d: (n,), which float16 holds, sc: (block // size, n) integers; both float32.
     """
-    groups = len(x) // size
+    xp, groups = namespace(x), x.shape[0] // size
     x, w = as_groups(x, size), None if w is None else as_groups(w, size)
-    qx, qq = (v.reshape(groups, -1) for v in symmetric(x, w, levels=levels, factors=factors))
+    found = symmetric(x, w, levels=levels, factors=factors)
+    qx, qq = (xp.reshape(v, (groups, -1)) for v in found)
     step = qx * reciprocal(qq)
-    d = to_half(signed_peak(step) / np.float32(low))
-    sc = _round(step * reciprocal(d.astype(np.float32)), low, high)
-    qx, qq = _requantize(x, w, d.astype(np.float32) * sc, levels)
+    d = halved(signed_peak(step) / float(low))
+    sc = _round(step * reciprocal(d), low, high)
+    qx, qq = _requantize(x, w, d * sc, levels)
     d = _quotient(sc * qx, sc * sc * qq, d)
-    return d, _round(qx * reciprocal(qq * d.astype(np.float32)), low, high)
+    return d, _round(qx * reciprocal(qq * d), low, high)
 
 
-def _integers(sums: Sums, d: F16, dmin: F16, top: int, neighbours: F32) -> tuple[F32, F32]:
+def _integers(
+    sums: Sums, d: F32, dmin: F32, top: int, neighbours: tuple[int, ...]
+) -> tuple[F32, F32]:
     """The best sc and m of every group for its codes: sc among the neighbours, m exactly.
 
-    neighbours: (k, 1, 1) distances from the optimum, sums: (groups, n) -> two (groups, n) float32.
+    neighbours: distances from the optimum, sums: (groups, n) -> two (groups, n) float32.
     The error is quadratic in both.
     """
-    scale, bottom = d.astype(np.float32), dmin.astype(np.float32)
-    middle = np.rint(solve(sums)[0] * reciprocal(scale))
-    tried = np.empty((len(neighbours), 2, *middle.shape), np.float32)
-    sc, m = tried[:, 0], tried[:, 1]
-    np.clip(middle + neighbours, 0, top, out=sc)
-    step = sc * scale
-    np.rint((step * sums.q - sums.x) * (reciprocal(sums.total) * reciprocal(bottom)), out=m)
-    np.clip(m, 0, top, out=m)
-    best_sc, best_m = pick(tried, -_error(sums, step, m * bottom))
-    return best_sc, best_m
+    middle = rint(solve(sums)[0] * reciprocal(d))
+    tried = empty((len(neighbours), 2, *middle.shape), middle)
+    sc, m = tried[:, 0, ...], tried[:, 1, ...]
+    for i, distance in enumerate(neighbours):
+        sc[i, ...] = clip(middle + distance, 0, top)
+    step = sc * d
+    wish = (step * sums.q - sums.x) * (reciprocal(sums.total) * reciprocal(dmin))
+    m[...] = clip(rint(wish), 0, top)
+    best = pick(tried, -_error(sums, step, m * dmin))
+    return best[0, ...], best[1, ...]
 
 
 def _error(sums: Sums, step: F32, depth: F32) -> F32:
@@ -104,32 +108,36 @@ def _error(sums: Sums, step: F32, depth: F32) -> F32:
     return step * linear + depth * (depth * sums.total + 2 * sums.x)
 
 
-def _refit(sums: Sums, sc: F32, m: F32, d: F16, dmin: F16) -> tuple[F16, F16]:
+def _refit(sums: Sums, sc: F32, m: F32, d: F32, dmin: F32) -> tuple[F32, F32]:
     """The best d and dmin of every block for its codes and integers: (groups, n) -> two (n,)."""
-    a, b, c = (v.sum(axis=0) for v in (sc * sc * sums.qq, sc * m * sums.q, m * m * sums.total))
-    right, left = (sc * sums.qx).sum(axis=0), (m * sums.x).sum(axis=0)
+    xp = namespace(sc)
+    products = (sc * sc * sums.qq, sc * m * sums.q, m * m * sums.total, sc * sums.qx, m * sums.x)
+    a, b, c, right, left = (xp.sum(v, axis=0) for v in products)
     determinant = a * c - b * b
-    solvable = determinant > np.float32(1e-4) * a * c
-    inverse = reciprocal(np.where(solvable, determinant, np.float32(0)))
+    solvable = determinant > 1e-4 * a * c
+    inverse = reciprocal(xp.where(solvable, determinant, constant(0, determinant)))
     new_d, new_dmin = (c * right - b * left) * inverse, (b * right - a * left) * inverse
-    return to_half(np.where(solvable, new_d, d)), to_half(np.where(solvable, new_dmin, dmin))
+    return halved(xp.where(solvable, new_d, d)), halved(xp.where(solvable, new_dmin, dmin))
 
 
 def _requantize(x: F32, w: F32 | None, step: F32, levels: F32) -> tuple[F32, F32]:
     """Sums of q*x and q*q of the codes under given steps (groups, n) -> two (groups, n)."""
-    q = x * reciprocal(step).reshape(-1)
-    np.clip(q, levels[0], levels[-1], out=q)
+    xp = namespace(x)
+    q = x * xp.reshape(reciprocal(step), (-1,))
+    q = clip(q, float(levels[0]), float(levels[-1]))
     snap(q, levels, out=q)
     heavy = q if w is None else q * w
-    qx, qq = np.einsum("in,in->n", heavy, x), np.einsum("in,in->n", heavy, q)
-    return qx.reshape(step.shape), qq.reshape(step.shape)
+    qx, qq = dot(heavy, x), dot(heavy, q)
+    return xp.reshape(qx, step.shape), xp.reshape(qq, step.shape)
 
 
-def _quotient(numerator: F32, denominator: F32, otherwise: F16) -> F16:
-    """Sums over the groups divided, as float16: two (groups, n) -> (n,)."""
-    below = denominator.sum(axis=0)
-    return to_half(np.where(below > 0, numerator.sum(axis=0) * reciprocal(below), otherwise))
+def _quotient(numerator: F32, denominator: F32, otherwise: F32) -> F32:
+    """Sums over the groups divided, as float16 holds them: two (groups, n) -> (n,)."""
+    xp = namespace(numerator)
+    below = xp.sum(denominator, axis=0)
+    return halved(xp.where(below > 0, xp.sum(numerator, axis=0) * reciprocal(below), otherwise))
 
 
 def _round(values: F32, low: int, high: int) -> F32:
-    return np.clip(np.rint(values), low, high)
+    whole: F32 = clip(rint(values), low, high)
+    return whole

@@ -5,11 +5,12 @@ there, how what is done again and again is done with few calls, and what running
 """
 
 import ctypes
+import gc
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import import_module
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,11 +20,17 @@ from tqgguf.errors import DeviceError
 DEVICES = ("cpu", "cuda", "auto")
 _DRIVERS = ("libcuda.so.1", "libcuda.so", "nvcuda.dll")
 _INSTALL = "pip install 'tqgguf[cuda]'"
+Result = TypeVar("Result")
+
 _GRAPHS = 32  # that are kept at most; a model has few shapes
 
 
 def _here(array: NDArray[Any]) -> Any:
     return array
+
+
+def _room(shape: tuple[int, ...]) -> Any:
+    return np.empty(shape, np.float32)
 
 
 def _directly(work: Callable[..., None], *arrays: Any) -> None:
@@ -38,7 +45,8 @@ def _nothing() -> None:
 class Device:
     """A place for arrays.
 
-    name: cpu or cuda. card: what it is called. put: a NumPy array's copy there. run: does
+    name: cpu or cuda. card: what it is called. put: a NumPy array's copy there. room: makes float32
+    arrays of NumPy, to be written, that are copied fast. run: does
     work(*arrays), which changes arrays in place and is the same calls for the same shapes.
     exhausted: what is raised where memory ends. release: gives back what is free. most_memory: the
     bytes that were taken at the peak.
@@ -47,6 +55,7 @@ class Device:
     name: str
     card: str = ""
     put: Callable[[NDArray[Any]], Any] = field(default=_here, repr=False)
+    room: Callable[[tuple[int, ...]], Any] = field(default=_room, repr=False)
     run: Callable[..., None] = field(default=_directly, repr=False)
     exhausted: tuple[type[BaseException], ...] = ()
     release: Callable[[], None] = field(default=_nothing, repr=False)
@@ -59,6 +68,18 @@ class Device:
 
 
 CPU = Device("cpu")
+
+
+def on_device(
+    device: Device, work: Callable[[Device], Result], what: str, say: Callable[[str], object]
+) -> Result:
+    """What work(device) returns, or work(CPU) where the device's memory ends, which is said."""
+    try:
+        return work(device)
+    except device.exhausted:
+        say(f"{device.card}: its memory does not do for {what}, which the CPU did")
+    device.release()
+    return work(CPU)
 
 
 def find_device(name: str) -> Device:
@@ -121,13 +142,21 @@ def _torch() -> Device:
         raise DeviceError(f"PyTorch cannot use it: {_first_line(error)}") from error
     _check_library("array_api_compat")
     torch.backends.cuda.matmul.allow_tf32 = False
+    replayed = _Replayed(_TorchGraphs(torch))
+
+    def release() -> None:
+        replayed.forget()
+        gc.collect()  # what a failed pass still holds
+        torch.cuda.empty_cache()
+
     return Device(
         "cuda",
         torch.cuda.get_device_name(),
         lambda array: torch.asarray(np.require(array, requirements="W"), device="cuda"),
-        _Replayed(_TorchGraphs(torch)),
+        lambda shape: torch.empty(shape, dtype=torch.float32, pin_memory=True).numpy(),
+        replayed,
         (torch.cuda.OutOfMemoryError,),
-        torch.cuda.empty_cache,
+        release,
         torch.cuda.max_memory_reserved,
     )
 
@@ -210,6 +239,7 @@ class _TorchGraphs:
             work(*own)
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool, stream=stream):
+        own_thread = {"capture_error_mode": "thread_local"}  # others may reserve memory meanwhile
+        with torch.cuda.graph(graph, pool=self._pool, stream=stream, **own_thread):
             work(*own)
         return own, graph.replay

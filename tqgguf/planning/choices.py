@@ -17,7 +17,7 @@ from tqgguf.calibration.tokens import DEFAULT_TOKENS, LONGEST_CONTEXT
 from tqgguf.errors import PlanError, UnsupportedModelError
 from tqgguf.formats import is_float
 from tqgguf.kernels.dtypes import F32
-from tqgguf.machine.devices import find_device
+from tqgguf.machine.devices import Device, find_device, on_device
 from tqgguf.machine.machine import Machine
 from tqgguf.models import Model
 from tqgguf.models.damage import naming_damage
@@ -104,7 +104,8 @@ def _prepare(model: Model, options: Options, machine: Machine, *, measure: bool)
     if budget is None and (plan.mostly_ragged or dealt):
         budget = plan.n_bytes
     if budget is not None:
-        sensitivity = _sensitivity(model, plan, inputs.tokens, energies, machine)
+        sensitivity, said = _sensitivity(model, plan, inputs.tokens, energies, machine)
+        inputs = replace(inputs, notes=(*inputs.notes, *said))
         errors = _type_errors(model, plan, energies, machine.threads) if measure else None
         plan = planned(budget=budget, sensitivity=sensitivity, errors=errors)
     if options.imatrix is not None and inputs.imatrix is not None and inputs.tokens is None:
@@ -212,24 +213,33 @@ def _budget(model: Model, plan: Plan, options: Options) -> int | None:
 
 def _sensitivity(
     model: Model, plan: Plan, tokens: Tokens | None, energies: Energies, machine: Machine
-) -> dict[str, float] | None:
-    """The divergence per error of the outputs of every matrix; None without tokens."""
+) -> tuple[dict[str, float] | None, list[str]]:
+    """The divergence per error of the outputs of every matrix; None without tokens.
+
+    And what to say of the device.
+    """
+    notes: list[str] = []
     if tokens is None:
-        return None
+        return None, notes
     device = find_device(machine.device)
     names = [t.name for t in plan.tensors if is_matrix(model.tensors[t.source])]
     rotation = plan.rotation.with_vectors_of(model)
 
-    def found() -> Arrays:
-        folded = fold(model, rotation)
-        by_name = measure_sensitivity(
-            *(folded, names, tokens), energies=energies, threads=machine.threads, device=device
+    def on(where: Device) -> dict[str, float]:
+        return measure_sensitivity(
+            *(fold(model, rotation), names, tokens),
+            energies=energies,
+            threads=machine.threads,
+            device=where,
         )
+
+    def found() -> Arrays:
+        by_name = on_device(device, on, "the sensitivities", notes.append)
         return [np.array([by_name[name] for name in names])]
 
     name = "sensitivity of outputs" + ("" if device.is_cpu else f" {device.card}")
     (values,) = kept_statistics(model, rotation, tokens).once(name, found)
-    return dict(zip(names, values.tolist(), strict=True))
+    return dict(zip(names, values.tolist(), strict=True)), notes
 
 
 def _type_errors(

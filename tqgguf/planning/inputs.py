@@ -23,7 +23,7 @@ from tqgguf.calibration.tokens import (
 )
 from tqgguf.errors import PlanError, TqggufError, UnsupportedModelError
 from tqgguf.formats import is_float
-from tqgguf.machine.devices import Device, find_device
+from tqgguf.machine.devices import CPU, Device, find_device, on_device
 from tqgguf.machine.machine import Machine
 from tqgguf.models import Model
 from tqgguf.network.forward import Tokens
@@ -89,8 +89,8 @@ def find_inputs(
     contradict each other, and for best whatever reading the text raises, or UnsupportedModelError
     where the architecture has no forward pass; DeviceError where there is no such device.
     """
-    device = find_device(machine.device)
     effort = effort_of(options)
+    device = _device(machine, effort)
     if not measure and effort != "fast" and options.imatrix is None:
         on = OWN if str(options.calibrate) == SELF else options.calibrate or BUILTIN
         return Inputs(effort, notes=(f"before it quantizes, inputs are measured on {on}",))
@@ -110,12 +110,36 @@ def find_inputs(
         return _without_text(error)
     threads = threads_of_passes(model, machine, SHORT_CONTEXT)
     try:
-        imatrix = measure_inputs(model, text, threads=threads, device=device)
+        imatrix, notes = _measured(model, text, threads, device)
     except TqggufError as error:
         return _without_text(error)
     n_tokens = short_sequences(model, text).size
     note = f"inputs measured on {n_tokens:,} tokens of {text.name}, made by {text.tokenizer}"
-    return Inputs(effort, text, imatrix=imatrix, notes=(note,))
+    return Inputs(effort, text, imatrix=imatrix, notes=(note, *notes))
+
+
+def _device(machine: Machine, effort: str) -> Device:
+    """Where to compute. Raises DeviceError; PlanError where it would make no difference."""
+    device = find_device(machine.device)
+    if machine.device != "cuda":
+        return device if not machine.cluster else CPU
+    if machine.cluster:
+        raise PlanError("--device cuda: one process drives the card; leave out --cluster")
+    if effort == "fast":
+        raise PlanError("--device cuda: --effort fast computes nothing there; leave one out")
+    return device
+
+
+def _measured(
+    model: Model, text: Text, threads: int | None, device: Device
+) -> tuple[Imatrix, list[str]]:
+    """The inputs' energies, and what to say of the device."""
+    notes: list[str] = []
+
+    def work(where: Device) -> Imatrix:
+        return measure_inputs(model, text, threads=threads, device=where)
+
+    return on_device(device, work, "the short pass", notes.append), notes
 
 
 def _without_text(why: TqggufError) -> Inputs:
@@ -152,10 +176,10 @@ def _for_feedback(model: Model, options: Options, machine: Machine, device: Devi
         text = read_text(model, given)
     tokens = sequences(model, text, limit=options.calibrate_tokens)
     threads = threads_of_passes(model, machine, SHORT_CONTEXT)
-    imatrix = measure_inputs(model, text, threads=threads, device=device)
+    imatrix, notes = _measured(model, text, threads, device)
     idle = f"; {options.imatrix} was not needed" if options.imatrix else ""
     note = f"calibrated on {tokens.size:,} tokens of {text.name}, made by {text.tokenizer}{idle}"
-    return Inputs("best", text, tokens, imatrix, (note,))
+    return Inputs("best", text, tokens, imatrix, (note, *notes))
 
 
 def _instead_of_feedback(model: Model, imatrix: Path, given: Path | None, why: str) -> Inputs:
