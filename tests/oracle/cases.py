@@ -396,6 +396,16 @@ CASES = {
     "granite-moe-shared": Case(
         "GraniteMoeSharedConfig", {**GRANITE, **FEW, "shared_intermediate_size": 32}
     ),
+    "granite4-dense": Case(
+        "GraniteMoeHybridConfig",
+        {
+            **GRANITE,
+            "num_local_experts": 0,
+            "shared_intermediate_size": 80,
+            "layer_types": ["full_attention"] * 3,
+            "position_embedding_type": "rope",
+        },
+    ),
     "dots1": Case("Dots1Config", {**DEEPSEEK_EXPERTS, "num_key_value_heads": 4}, byte_level=True),
     "nemotron": Case("NemotronConfig", {"rope_parameters": QUARTER}),
     "olmo": Case(

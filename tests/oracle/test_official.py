@@ -184,6 +184,11 @@ DIFFERENCES = (
         "theirs takes experts for turned around, which transformers 5 no longer writes",
         "qwen3-vl-moe",
     ),
+    Difference(
+        ".*",
+        "theirs takes transformers 5's full_attention for Mamba, and llama.cpp refuses its file",
+        "granite4-dense",
+    ),
     Difference("tokenizer.ggml.pre", "said, where theirs relies on the model's", "gemma4.*"),
     Difference(
         "tokenizer.ggml.token_type",

@@ -11,10 +11,10 @@ import pytest
 
 from tests.models.huggingface.folders import LLAMA
 from tests.models.huggingface.test_mutations import MUTATIONS, mutate
-from tqgguf.errors import TqggufError, UnsupportedModelError
+from tqgguf.errors import TqggufError, UnknownClassError, UnsupportedModelError
 from tqgguf.models.huggingface import convert_hyperparameters
 from tqgguf.models.huggingface.architecture import check_assumptions
-from tqgguf.models.huggingface.architectures import ARCHITECTURES
+from tqgguf.models.huggingface.architectures import ARCHITECTURES, find_architecture
 from tqgguf.models.huggingface.folder import Config
 from tqgguf.models.huggingface.rope import rope_tensors
 
@@ -91,6 +91,10 @@ EXTRA["GraniteMoeForCausalLM"] = EXTRA["MixtralForCausalLM"]
 EXTRA["GraniteMoeSharedForCausalLM"] = {
     **EXTRA["MixtralForCausalLM"],
     "shared_intermediate_size": 16,
+}
+EXTRA["GraniteMoeHybridForCausalLM"] = {
+    "shared_intermediate_size": 16,
+    "position_embedding_type": "rope",
 }
 EXTRA["Dots1ForCausalLM"] = {
     **EXTRA["Glm4MoeForCausalLM"],
@@ -232,6 +236,17 @@ def test_gemma_4_says_of_layers_once_or_of_each():
     assert (keys["attention.key_length"], keys["attention.key_length_swa"]) == (16, 8)
     rows["1"]["num_key_value_heads"] = 1
     assert convert("Gemma4ForCausalLM", values)[0]["attention.head_count_kv"] == [2, 1]
+
+
+@pytest.mark.parametrize(
+    "change", [{"layer_types": ["mamba", "attention"]}, {"num_local_experts": 4}]
+)
+def test_a_granite_4_with_more_than_attention_goes_to_the_converter(change):
+    name = "GraniteMoeHybridForCausalLM"
+    dense = {**CONFIGS[name], "architectures": [name], "layer_types": ["attention"] * 2}
+    assert find_architecture(Config(Path("config.json"), dense)).name == "granite"
+    with pytest.raises(UnknownClassError, match=r"llama\.cpp's own converter can"):
+        find_architecture(Config(Path("config.json"), dense | change))
 
 
 def test_a_plain_deepseek_has_no_latent_of_queries():

@@ -100,6 +100,7 @@ class Architecture:
     keys: tuple[Key, ...]
     assumes: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     defaults: Mapping[str, Any] = field(default_factory=dict)
+    covers: Callable[[Config], bool] = lambda config: True  # noqa: ARG005 - else as without a row
     check: Callable[[Config], str | None] | None = None
     changes: tuple[tuple[re.Pattern[str], Change], ...] = ()  # of tensors with matching names
     experts_take_turns: bool = False  # fused: gate and up row by row, and turned

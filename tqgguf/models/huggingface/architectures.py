@@ -21,13 +21,14 @@ def find_architecture(config: Config) -> Architecture:
             "language model's config.json"
         )
     name = str(names[0])[:60]
-    if name not in ARCHITECTURES:
+    row = ARCHITECTURES.get(name)
+    if row is None or not row.covers(config):
         raise UnknownClassError(
             f"{config.path}: {name} cannot be converted natively; {_elsewhere(config.path, name)}",
             name=name,
             official=name in official_classes(),
         )
-    return ARCHITECTURES[name]
+    return row
 
 
 def _elsewhere(path: Path, name: str) -> str:

@@ -1,4 +1,4 @@
-"""Granite: Llama's graph with multipliers; with experts, and one that all tokens share."""
+"""Granite: Llama's graph with multipliers, dense (Granite 4's too) or with experts."""
 
 import re
 from collections.abc import Mapping
@@ -16,6 +16,7 @@ from tqgguf.models.huggingface.families._parts import (
     SILU,
     number,
     of_kind,
+    with_keys,
 )
 from tqgguf.models.huggingface.families.llama import LLAMA
 from tqgguf.models.huggingface.folder import Config
@@ -81,8 +82,44 @@ _GRANITE_MOE = replace(
     rope_factors=(),
 )
 
+
+def _attends_everywhere(config: Config) -> bool:
+    """Whether a Granite 4 has neither Mamba's layers nor experts, as its small ones."""
+    kinds = config.get("layer_types", "layers_block_type")
+    dense = not config.get("num_local_experts") and _has_shared(config)
+    return dense and isinstance(kinds, list) and set(kinds) <= {"attention", "full_attention"}
+
+
+_DENSE_HALVES = ("mlp.gate_proj", "mlp.up_proj")
+_GRANITE4 = replace(
+    _GRANITE,
+    tensors={
+        **ENDS,
+        **ATTENTION,
+        "blk.{}.ffn_gate.weight": "Sh E",
+        "blk.{}.ffn_up.weight": "Sh E",
+        "blk.{}.ffn_down.weight": "E Sh",
+    },
+    keys=with_keys(_GRANITE.keys, Key("feed_forward_length", SIZES["Sh"])),
+    assumes={"hidden_act": SILU, "attention_bias": NO, "position_embedding_type": ("rope",)},
+    covers=_attends_everywhere,
+    splits=(
+        (
+            re.compile(r"\.shared_mlp\.input_linear\.weight$"),
+            lambda t, _: halved(t, "shared_mlp.input_linear", _DENSE_HALVES),
+        ),
+        (
+            re.compile(r"\.shared_mlp\.output_linear\.weight$"),
+            lambda t, _: [
+                replace(t, name=t.name.replace("shared_mlp.output_linear", "mlp.down_proj"))
+            ],
+        ),
+    ),
+)
+
 CLASSES: Mapping[str, Architecture] = {
     "GraniteForCausalLM": _GRANITE,
+    "GraniteMoeHybridForCausalLM": _GRANITE4,
     "GraniteMoeForCausalLM": _GRANITE_MOE,
     "GraniteMoeSharedForCausalLM": _GRANITE_MOE,
 }
