@@ -8,6 +8,7 @@ BIN    := $(VENV)/bin
 MODEL  ?= tests/data/novels-5m-f16.gguf
 CACHE  := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/tqgguf
 RANDOM_MODEL := $(CACHE)/bench/random-0.5b-f16.gguf
+CHUNKS ?= 16
 FAST   := not oracle and not slow
 # a real model and a text for it, or the embedded one where there is no network
 REAL   := found=$$($(BIN)/python scripts/real_model.py --text) && { read -r model; read -r text; } <<< "$$found"
@@ -49,7 +50,7 @@ real: $(VENV)/.installed programs   ## a real model: ours at every effort beside
 card: $(VENV)/.installed programs   ## docs/card-SmolLM2: the card of a ladder of a real model, made by the command
 	model=$$($(BIN)/python scripts/real_model.py --required) && \
 	    $(BIN)/tqgguf ladder "$$model" -o build/SmolLM2-135M-Instruct-GGUF --types tq-q2,tq-q3,tq-q4 \
-	    --eval tests/data/wiki-eval.txt --chunks 16 --base-model HuggingFaceTB/SmolLM2-135M-Instruct
+	    --eval tests/data/wiki-eval.txt --chunks $(CHUNKS) --base-model HuggingFaceTB/SmolLM2-135M-Instruct
 	mkdir -p docs/card-SmolLM2
 	cp build/SmolLM2-135M-Instruct-GGUF/README.md build/SmolLM2-135M-Instruct-GGUF/front.svg \
 	    build/SmolLM2-135M-Instruct-GGUF/SHA256SUMS docs/card-SmolLM2/

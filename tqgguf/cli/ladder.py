@@ -73,7 +73,7 @@ def ladder_command(
         base = work.look_at_original(measured)
         work.make(rungs)
         work.measure(base, measured)
-    words = _words(opened, model, page, _command(model, ladder, wanted, measured))
+    words = _words(opened, model, page, _command(model, ladder, wanted, measured, page))
     _write_page(ladder, opened, words)
     say_written()
     commit = _send(ladder, page, quiet=quiet)
@@ -174,7 +174,7 @@ def _open(path: Path, *, quiet: bool) -> Model:
     return model
 
 
-def _command(model: Path, ladder: Ladder, wanted: Wanted, measured: Measured) -> str:
+def _command(model: Path, ladder: Ladder, wanted: Wanted, measured: Measured, page: Page) -> str:
     """The command that makes all that is there; of files the names alone."""
     files = ladder.files.values()
     plain, sizes = ([f.asked for f in files if f.is_sized is sized] for sized in (False, True))
@@ -190,6 +190,8 @@ def _command(model: Path, ladder: Ladder, wanted: Wanted, measured: Measured) ->
         "--eval": measured.text and measured.text.name,
         "--ctx": measured.context,
         "--chunks": measured.chunks,
+        "--base-model": page.base_model,
+        "--quantized-by": page.quantized_by if page.quantized_by != "tqgguf" else None,
     }
     words = [str(word) for pair in given.items() if pair[1] for word in pair]
     switches = ["--allow-requantize"] if wanted.allow_requantize else []
@@ -223,7 +225,7 @@ def _send(ladder: Ladder, page: Page, *, quiet: bool) -> str | None:
 
 def _words(opened: Model, model: Path, page: Page, command: str) -> card.Words:
     base_model = page.base_model or card.base_model(opened)
-    name = card.model_name(opened)
+    name = base_model.rpartition("/")[2] if base_model else card.model_name(opened)
     return card.Words(name, _named(model), base_model, page.quantized_by, command)
 
 
