@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import tqgguf
@@ -36,6 +37,14 @@ def test_every_public_name_is_there_and_shown():
 def test_the_import_alone_loads_nothing():
     code = "import sys, tqgguf; sys.exit(any(m in sys.modules for m in ('numpy', 'gguf', 'typer')))"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+def test_what_a_caller_without_types_gives(novels):
+    with pytest.raises(tqgguf.TqggufError, match=r"expected \(n_rows, n_in\)"):
+        tqgguf.quantize(np.ones(32, np.float32), "Q4_0")
+    matrix = str(novels.with_name("novels-5m.imatrix.gguf"))
+    plan = tqgguf.plan(novels, tqgguf.Options(type="q4_k", rotate="none", imatrix=matrix))
+    assert any(matrix in note for note in plan.notes)
 
 
 @pytest.mark.slow

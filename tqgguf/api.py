@@ -1,7 +1,7 @@
 """The library in three verbs: open a model, plan what becomes of it, convert it."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 
@@ -114,7 +114,7 @@ def plan(
     >>> round(decided.bpw, 1), decided.matrix_types["blk.0.ffn_up.weight"]
     (4.5, 'Q4_K')
     """
-    opened = _opened(model)
+    opened, options = _opened(model), _with_paths(options)
     return prepare(opened, options, machine, measure=is_quick(opened)).plan
 
 
@@ -175,6 +175,7 @@ def decide(
     resume, force: an output may be there, finished or not. inputs: what is read besides the model
     and the options' files; others: what is written besides the output, by the options that name it.
     """
+    options = _with_paths(options)
     if _will_start_processes(model, machine):
         expect_processes(preload=__name__)
     given = (model.path, options.calibrate, options.imatrix, *inputs)
@@ -196,3 +197,9 @@ def _will_start_processes(model: Model, machine: Machine) -> bool:
 
 def _opened(model: Model | AnyPath) -> Model:
     return model if isinstance(model, Model) else open_model(model)
+
+
+def _with_paths(options: Options) -> Options:
+    """The options, their files as paths where a caller without types gave strings."""
+    text, matrix = (path and Path(path) for path in (options.calibrate, options.imatrix))
+    return replace(options, calibrate=text, imatrix=matrix)

@@ -32,6 +32,8 @@ def quantize_rows(
     weight. quick: without importance, by the encoder of few candidates of a type that has one. The
     bytes do not depend on the number of threads nor on the chunk (weights encoded at a time).
     """
+    if x.ndim != 2:
+        raise ShapeError(f"an array of shape {x.shape} is no matrix; expected (n_rows, n_in)")
     n_rows, n_in = x.shape
     check_row(fmt, n_in)
     per_row = n_in // fmt.block_size
