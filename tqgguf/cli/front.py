@@ -30,7 +30,7 @@ def draw_front(rows: Sequence[QualityRow], path: Path) -> None:
             "as small, as close to the original and as fast" if timed else "as small and as close"
         )
         figure.suptitle(
-            f"blue circles: tqgguf; orange squares: others; filled: no other file here is {best}",
+            f"{_shapes(rows)}filled: no other file here is {best}",
             fontsize=9,
         )
         axes[0].set_ylabel("mean KL divergence, nats")
@@ -42,6 +42,12 @@ def draw_front(rows: Sequence[QualityRow], path: Path) -> None:
         figure.draw_without_rendering()  # now points are where they will be
         for panel, x in zip(axes, (sizes, speeds), strict=False):
             _name(panel, rows, x)
+
+
+def _shapes(rows: Sequence[QualityRow]) -> str:
+    """What tells ours and theirs apart, if there are both."""
+    both = len({is_ours(row.model) for row in rows}) > 1
+    return "blue circles: tqgguf; orange squares: others; " if both else ""
 
 
 def is_ours(model: str) -> bool:
