@@ -12,12 +12,16 @@ from tqgguf.calibration.calibrate import Feedback, calibrate
 from tqgguf.calibration.device_desk import SMALLER
 from tqgguf.calibration.sensitivity import measure_sensitivity
 from tqgguf.calibration.statistics import input_energies
-from tqgguf.errors import DeviceError
+from tqgguf.calibration.tokens import Text
+from tqgguf.errors import DeviceError, PlanError
 from tqgguf.formats import dequantize
 from tqgguf.machine import devices
 from tqgguf.machine.devices import Device, find_device
 from tqgguf.machine.machine import Machine
 from tqgguf.models import open_model
+from tqgguf.planning import inputs
+from tqgguf.planning.inputs import find_inputs
+from tqgguf.planning.plan import Options
 from tqgguf.rotation.rotation import NO_ROTATION
 
 STRICT = Device("cuda", "a strict card", xp.asarray, exhausted=(MemoryError,))
@@ -118,3 +122,21 @@ def test_an_unknown_device_is_refused():
 
 def test_the_default_is_the_cpu():
     assert find_device(Machine().device).is_cpu
+
+
+def test_a_device_that_would_make_no_difference_is_refused(model, monkeypatch):
+    monkeypatch.setattr(inputs, "find_device", lambda _: STRICT)
+    with pytest.raises(PlanError, match="--effort fast computes nothing there"):
+        find_inputs(model, Options(effort="fast"), Machine(device="cuda"))
+    with pytest.raises(PlanError, match="one process drives the card; leave out --cluster"):
+        find_inputs(model, Options(), Machine(device="cuda", cluster="local:2"))
+
+
+def test_the_card_is_named_beside_the_text(model, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(inputs, "find_device", lambda _: STRICT)
+    text = Text("a text", "nobody", np.empty(0, np.int32), TOKENS.reshape(-1))
+    monkeypatch.setattr(inputs, "read_text", lambda *_: text)
+    found = find_inputs(model, Options(), Machine(device="cuda"))
+    assert "computed on a strict card" in found.notes
+    assert found.imatrix is not None

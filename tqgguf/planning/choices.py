@@ -138,7 +138,9 @@ def _likely_rotation(
 def _expectation(
     model: Model, plan: Plan, inputs: Inputs, options: Options, machine: Machine
 ) -> str:
-    """What calibrating will take; nothing where it cannot be done."""
+    """What calibrating will take; nothing where it cannot be done, or a card does it."""
+    if not find_device(machine.device).is_cpu:
+        return ""
     if inputs.tokens is not None:
         n_seq, n_tokens = inputs.tokens.shape
     else:

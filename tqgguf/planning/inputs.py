@@ -134,7 +134,7 @@ def _measured(
     model: Model, text: Text, threads: int | None, device: Device
 ) -> tuple[Imatrix, list[str]]:
     """The inputs' energies, and what to say of the device."""
-    notes: list[str] = []
+    notes = [] if device.is_cpu else [f"computed on {device.card}"]
 
     def work(where: Device) -> Imatrix:
         return measure_inputs(model, text, threads=threads, device=where)
