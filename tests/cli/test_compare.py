@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tests.cli.story import fails, succeeds
+from tests.cli.story import fails, run, succeeds
 from tqgguf.measure.compare import compare
 from tqgguf.models import open_model
 
@@ -54,3 +54,10 @@ def test_mistakes_get_one_line(stories, novels, tmp_path):
     empty = tmp_path / "empty.gguf"
     empty.write_bytes(b"")
     fails("compare", stories, empty, says="empty.gguf")
+
+
+@pytest.mark.parametrize("forms", [("--json", "--markdown"), ("--markdown", "--json")])
+def test_two_forms_of_one_result_are_refused(stories, forms):
+    result = run("compare", stories, stories, *forms)
+    assert result.exit_code == 2
+    assert "--json and --markdown: give one of them" in result.stderr

@@ -291,3 +291,17 @@ def test_a_full_disk_gives_one_line_and_leaves_nothing(novels, tmp_path):
     assert "file too large (the output takes 3." in result.stderr
     assert "Traceback" not in result.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_tensor_larger_than_a_shard_is_said(stories, tmp_path):
+    output = tmp_path / "q.gguf"
+    options = ("-t", "q8_0", "--rotate", "none", "--effort", "fast", "--split-max-size", "20K")
+    result = run("quantize", stories, *options, "-o", output)
+    assert result.exit_code == 0
+    assert "bytes, more than --split-max-size 20,000: its file is larger" in result.stderr
+
+
+def test_a_name_on_the_hub_that_is_none(tmp_path):
+    result = run("quantize", "hf://org", "-o", tmp_path / "q.gguf")
+    assert result.exit_code == 2
+    assert "hf://org is neither hf://ORG/NAME" in result.stderr

@@ -35,10 +35,10 @@ def bench_command(
     gpu_layers: m.GpuLayers = None,
     json: o.Json = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
-    markdown: m.Markdown = False,
+    markdown: o.Markdown = False,
     plot: m.Plot = None,
     force: o.Force = False,
-    quiet: o.Quiet = False,
+    quiet: o.NoProgress = False,
 ) -> None:
     """Measure tokens per second, the files taking turns in every round; medians count.
 

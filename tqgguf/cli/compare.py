@@ -28,7 +28,7 @@ def compare_command(
     threads: o.Threads = None,
     plot: m.Plot = None,
     force: o.Force = False,
-    markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown tables.")] = False,
+    markdown: o.Markdown = False,
     json: o.Json = False,
 ) -> None:
     """Errors of finished files, any quantizer's, against the original; rotations are undone.

@@ -138,10 +138,11 @@ class Progress:
 
     def __init__(self, total: int, name: str, *, unit: str = "B", quiet: bool = False) -> None:
         self._quiet, self._plain = quiet, not quiet and not err.is_terminal
+        large = len(unit) == 1  # bytes and weights, not files
         self._bar: tqdm[Any] = tqdm(
             total=total,
-            unit=unit,
-            unit_scale=True,
+            unit=unit if large else f" {unit}",
+            unit_scale=large,
             desc=name,
             disable=quiet,
             mininterval=_SECONDS_BETWEEN_LINES if self._plain else 0.1,

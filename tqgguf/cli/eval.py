@@ -40,10 +40,10 @@ def eval_command(
     threads: o.Threads = None,
     gpu_layers: m.GpuLayers = None,
     json: o.Json = False,
-    markdown: m.Markdown = False,
+    markdown: o.Markdown = False,
     plot: m.Plot = None,
     force: o.Force = False,
-    quiet: o.Quiet = False,
+    quiet: o.NoProgress = False,
 ) -> None:
     """Compare quantized files: size, perplexity, KL divergence, speed; the best are marked.
 

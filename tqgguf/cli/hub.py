@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import typer
+
 from tqgguf.cli.console import warn
 from tqgguf.models.download import download, hub_name
 
@@ -10,6 +12,9 @@ def local_model(path: Path, *, quiet: bool = False) -> Path:
     """Where a model is on this machine: the path itself, or the hub's cache after fetching it."""
     name = hub_name(str(path))
     if name is None:
+        if str(path).startswith("hf:"):
+            asked = str(path).replace("hf:/", "hf://", 1)
+            raise typer.BadParameter(f"{asked} is neither hf://ORG/NAME nor one @REVISION of it")
         return path
     if path.exists():
         if not quiet:

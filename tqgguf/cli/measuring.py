@@ -21,8 +21,7 @@ Rounds = Annotated[int, typer.Option(min=1, help="Rounds of the benchmark; media
 GpuLayers = Annotated[
     int | None, typer.Option("--gpu-layers", min=0, help="Layers on the GPU; llama.cpp's choice.")
 ]
-Markdown = Annotated[bool, typer.Option("--markdown", help="Print a Markdown table.")]
-Plot = Annotated[Path | None, typer.Option(help="Also draw the result: a .png or .svg file.")]
+Plot = Annotated[Path | None, typer.Option(help="Also draw the result: a .png, .svg or .pdf file.")]
 
 
 def make_files(

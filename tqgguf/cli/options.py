@@ -117,8 +117,21 @@ DryRun = Annotated[bool, _print("--dry-run", help="Only plan; write nothing.")]
 Verbose = Annotated[
     bool, _print("--verbose", "-v", help="One line per tensor, and the slowest ones.")
 ]
-Json = Annotated[bool, _print("--json", help="Print one JSON document.")]
 Quiet = Annotated[bool, _print("--quiet", "-q", help="Print nothing but errors.")]
+NoProgress = Annotated[bool, _print("--quiet", "-q", help="Print the table alone, no progress.")]
+
+
+def _one_form(context: typer.Context, value: bool) -> bool:
+    """Refuse two forms of one result; whichever option comes second sees the first."""
+    if value and (context.params.get("json") or context.params.get("markdown")):
+        raise typer.BadParameter("--json and --markdown: give one of them")
+    return value
+
+
+Json = Annotated[bool, _print("--json", callback=_one_form, help="Print one JSON document.")]
+Markdown = Annotated[
+    bool, _print("--markdown", callback=_one_form, help="Print tables in Markdown.")
+]
 
 # How the fields of these types are shown; the fields themselves are the library's.
 _SHOWN: dict[type, dict[str, Any]] = {

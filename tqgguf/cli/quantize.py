@@ -103,7 +103,7 @@ def quantize_command(
         found = take_statistics(opened, job.prepared.inputs, machine)
         write_imatrix(save_imatrix, found)
     if not quiet:
-        _warn(job.plan)
+        _warn(job.plan, job.split)
     if not (quiet or json):
         _say_decisions(job.prepared, job.machine)
     _run(job, json=json, quiet=quiet, verbose=verbose)
@@ -189,8 +189,14 @@ def _line(report: Report) -> str:
     return f"{report.name}: {shape}, {report.type}, {size}{error}, {report.seconds:.2f} s{where}"
 
 
-def _warn(plan: Plan) -> None:
+def _warn(plan: Plan, split: Split) -> None:
     """Options that change nothing, and one line for each kind of fallback."""
+    largest = max(plan.tensors, key=lambda t: t.n_bytes)
+    if split.max_size is not None and largest.n_bytes > split.max_size:
+        warn(
+            f"warning: {largest.name} takes {largest.n_bytes:,} bytes, more than --split-max-size "
+            f"{split.max_size:,}: its file is larger"
+        )
     for line in plan.idle:
         warn(f"warning: {line}")
     kinds: dict[tuple[str, str], list[str]] = {}

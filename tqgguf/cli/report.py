@@ -37,7 +37,6 @@ _TOP = 20  # matrices shown per type
 Types = Annotated[
     str | None, typer.Option(help="GGUF types or recipes, separated by commas.", metavar="A,B,...")
 ]
-Markdown = Annotated[bool, typer.Option("--markdown", help="Print Markdown tables.")]
 Plot = Annotated[
     Path | None, typer.Option(help="Also draw a picture: .png, .svg or .pdf.", metavar="FILE")
 ]
@@ -72,7 +71,7 @@ def mse_command(
     threads: o.Threads = None,
     plot: Plot = None,
     force: o.Force = False,
-    markdown: Markdown = False,
+    markdown: o.Markdown = False,
     json: o.Json = False,
 ) -> None:
     """Reconstruction error with and without rotation, of a model's or of synthetic weights.
@@ -109,7 +108,7 @@ def turboquant_command(
     rotation: RotationName = "hadamard",
     sketch: Annotated[str, typer.Option(help="gaussian or rademacher.")] = "gaussian",
     seed: o.Seed = 0,
-    markdown: Markdown = False,
+    markdown: o.Markdown = False,
     json: o.Json = False,
 ) -> None:
     """The TurboQuant paper's quantizers on unit vectors against its values and the bounds.
@@ -139,7 +138,7 @@ def kv_command(
     queries: Annotated[int, typer.Option(min=1, help="Random queries.")] = 64,
     rotation: RotationName = "hadamard",
     seed: o.Seed = 0,
-    markdown: Markdown = False,
+    markdown: o.Markdown = False,
     json: o.Json = False,
 ) -> None:
     """A simulated attention cache: accuracy of scores and output, and memory.
