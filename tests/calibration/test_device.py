@@ -77,6 +77,25 @@ def test_a_device_without_memory_leaves_the_rest_to_the_cpu(model, monkeypatch, 
     assert made.notes[-1] == "the rest was calibrated on the CPU"
 
 
+def test_a_device_goes_on_in_smaller_pieces(model, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    failures = iter([MemoryError])
+
+    def fails_once(work, *arrays):
+        for error in failures:
+            raise error
+        work(*arrays)
+
+    monkeypatch.setattr(cached, "find_device", lambda _: replace(STRICT, run=fails_once))
+    types = types_of(model, "blk.0.attn_q")
+    made = cached.calibrate_model(model, NO_ROTATION, types, TOKENS, settings=ONCE)
+    assert made.notes == (
+        "calibrated on a strict card",
+        "a strict card: its memory does not do for 8,192 tokens and 32,768 rows at a time",
+    )
+    assert made.rows.keys() == types.keys()
+
+
 class Driver:
     """A driver that starts, or does not, and finds so many cards."""
 
