@@ -45,6 +45,14 @@ def test_experts_get_what_their_role_gets():
     assert q3.type_of("ffn_down") != q3.type_of("ffn_up_exps") == q3.matrix
 
 
+def test_experts_may_have_fewer_bits_than_what_every_token_takes():
+    moe = recipe("tq-q2-moe")
+    assert {moe.type_of(f"ffn_{part}_exps") for part in ("gate", "up", "down")} == {moe.experts}
+    for role in ("attn_q", "ffn_gate_shexp", "ffn_down_shexp", "ffn_up"):
+        bits = (FORMATS[type].bits_per_weight for type in (moe.type_of(role), moe.experts))
+        assert next(bits) > 2 * next(bits)
+
+
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_role_has_a_known_type_of_no_fewer_bits_than_the_body(name):
     body = FORMATS[RECIPES[name].matrix].bits_per_weight

@@ -14,7 +14,7 @@ from tqgguf.kernels.dtypes import F32, U8, Blocks
 from tqgguf.kernels.scales import as_groups, coded_scale
 
 LAYOUT = np.dtype([("d", "u1", (4,)), ("qs", "u1", (4, 8))])
-SHIFTS = (0, 2, -3, 4)  # codes of the scale to try, from the one that holds the largest weight
+SHIFTS = (0, 3, 5)  # codes of the scale to try, from the one that holds the largest weight
 
 
 def fit(x: F32, importance: F32 | None) -> Blocks:

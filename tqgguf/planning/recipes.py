@@ -14,10 +14,12 @@ from tqgguf.formats import FORMATS
 class Recipe:
     """A type for matrices and the roles that get another one.
 
-    inner: what roles get in the layers in the middle, see `is_inner`. dealt: where the inputs are
-    known, the bytes that these types take are spent tensor by tensor (docs/decisions/0041). ragged:
-    for models most of whose rows these types' blocks do not divide; its bytes are always spent so
-    (0025). file_type is what `general.file_type` says: the nearest of llama.cpp's own mixtures.
+    inner: what roles get in the layers in the middle, see `is_inner`. experts: what those of which
+    a token takes a few get, whatever their role (None: what it gets elsewhere). dealt: where the
+    inputs are known, the bytes that these types take are spent tensor by tensor
+    (docs/decisions/0041). ragged: for models most of whose rows these types' blocks do not divide;
+    its bytes are always spent so (0025). file_type is what `general.file_type` says: the nearest of
+    llama.cpp's own mixtures.
     """
 
     name: str
@@ -27,6 +29,7 @@ class Recipe:
     ragged: "Recipe | None" = None
     inner: Mapping[str, str] = field(default_factory=dict)
     dealt: bool = False
+    experts: str | None = None
 
     def of_layer(self, layer: int | None, n_layer: int) -> "Recipe":
         """The recipe as it is for the tensors of a layer; None: for those outside all layers."""
@@ -36,6 +39,8 @@ class Recipe:
 
     def type_of(self, role: str) -> str:
         """The type of a matrix with this role (attn_q, ffn_down, output ...), experts' alike."""
+        if self.experts and role.endswith("_exps"):
+            return self.experts
         return self.roles.get(_EXPERTS.sub("", role), self.matrix)
 
 
@@ -117,6 +122,21 @@ RECIPES: dict[str, Recipe] = {
             },
             LlamaFileType.MOSTLY_IQ2_S,
             Recipe("TQ-Q2-SMALL", "IQ4_NL", {"ffn_down": "Q2_K", "output": "Q4_1"}),
+        ),
+        Recipe(
+            "TQ-Q2-MOE",
+            "Q5_K",
+            {"output": "Q6_K"},
+            LlamaFileType.MOSTLY_IQ2_S,
+            Recipe("TQ-Q2-MOE", "Q5_0", {"ffn_down": "Q5_K", "output": "Q8_0"}, experts="IQ4_NL"),
+            experts="IQ2_S",
+        ),
+        Recipe(
+            "TQ-Q1",
+            "IQ1_M",
+            {"ffn_down": "IQ2_XXS", "output": "Q5_K", "token_embd": "Q3_K"},
+            LlamaFileType.MOSTLY_IQ1_M,
+            Recipe("TQ-Q1", "IQ4_NL", {"ffn_down": "IQ2_XXS", "output": "Q4_1"}),
         ),
     )
 }
