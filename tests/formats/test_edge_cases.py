@@ -135,3 +135,14 @@ def test_quick_encoders_know_the_edges(name):
         x[0, 7] = bad
         with pytest.raises(WeightError, match=fact):
             quantize(x, name, quick=True)
+
+
+@pytest.mark.parametrize("name", ["TQ1_0", "TQ2_0"])
+@pytest.mark.parametrize("share", [0.02, 0.5, 1.0])
+def test_ternary_weights_are_exact(name, share):
+    rng = np.random.default_rng(9)
+    x = rng.choice([-1, 1], (4, 512)) * (rng.random((4, 512)) < share) * np.float16(0.0371)
+    x = x.astype(np.float32)
+    importance = rng.exponential(1, 512).astype(np.float32)
+    np.testing.assert_array_equal(round_trip(x, name), x)
+    np.testing.assert_array_equal(round_trip(x, name, importance), x)
