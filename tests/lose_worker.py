@@ -23,7 +23,7 @@ def main() -> None:
     """Start the cluster, quantize, kill after the third tensor."""
     source, path, victim = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
     model = open_model(source)
-    plan = make_plan(model, Options(type="tq-q3", rotate="fused"))
+    plan = make_plan(model, Options(type="tq-q3", rotate="fused", effort="fast"))
     with LocalCluster(
         n_workers=2, threads_per_worker=1, dashboard_address=None, silence_logs=logging.CRITICAL
     ) as cluster:

@@ -33,7 +33,7 @@ def ours(x, name, importance=None):
 
 
 def rows(kind, name):
-    """Fewer of them for a type of which ggml encodes 25,000 weights a second."""
+    """Fewer of them for a type that ggml encodes slowly."""
     return weights.rows(kind)[: 4 if name == "IQ1_S" else None]
 
 

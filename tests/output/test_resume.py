@@ -310,7 +310,7 @@ main()
     command = [sys.executable, "-c", limited, "quantize", novels, "-o", tmp_path / "q.gguf"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 1
-    assert done.stderr.splitlines()[-1].endswith("q.gguf: file too large (the output takes 3.2 MB)")
+    assert done.stderr.splitlines()[-1].endswith("q.gguf: file too large (the output takes 3.3 MB)")
     assert list(tmp_path.iterdir()) == []
 
 

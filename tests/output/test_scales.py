@@ -29,7 +29,9 @@ def test_llama_cpp_multiplies_by_every_scale(tmp_path, name):
     assert any(t.is_scaled for t in plan.tensors)
     convert(packed, decoded, Options(type="F32", allow_requantize=True, **PLAIN))
     want, got = llama.logprobs(decoded, TOKENS), llama.logprobs(packed, TOKENS)
-    assert llama.kl_divergence(want, got).mean() < 0.01 * want.std() ** 2
+    divergence = llama.kl_divergence(want, got) / want.std() ** 2
+    assert np.median(divergence) < 0.002  # llama.cpp rounds activations to 8 bits
+    assert divergence.mean() < 0.02  # which takes a few tokens to other experts
 
 
 def unscaled(path, model):

@@ -6,8 +6,6 @@ import os
 import re
 import shlex
 import signal
-import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -16,27 +14,21 @@ import yaml
 from tests.cli.story import fails, run, succeeds
 from tqgguf.models import open_model
 from tqgguf.network.memory import memory
+from tqgguf.publishing import ladder as making
 
 TYPES = ("Q4_0", "Q8_0")
 
 
-def started(folder, count):
-    """Whether so many files of a ladder are recorded."""
-    record = folder / "ladder.json"
-    return record.exists() and len(json.loads(record.read_text())["files"]) >= count
+def interrupt_after_one(monkeypatch):
+    """Press Ctrl-C as soon as the first file is finished."""
+    finish = making.finish
 
+    def finish_and_interrupt(*what):
+        finish(*what)
+        monkeypatch.setattr(making, "finish", finish)
+        os.kill(os.getpid(), signal.SIGINT)
 
-def interrupt_after(folder, count):
-    """Press Ctrl-C as soon as so many files are finished."""
-
-    def wait():
-        for _ in range(6000):
-            if started(folder, count):
-                os.kill(os.getpid(), signal.SIGINT)
-                return
-            time.sleep(0.01)
-
-    threading.Thread(target=wait, daemon=True).start()
+    monkeypatch.setattr(making, "finish", finish_and_interrupt)
 
 
 def rows(card, heading):
@@ -74,7 +66,7 @@ def command(novels, calibration, text):
 @pytest.mark.usefixtures("cache")
 def test_the_story_of_a_ladder(novels, text, calibration, tmp_path, monkeypatch, command):
     folder = tmp_path / "out"
-    interrupt_after(folder, 1)
+    interrupt_after_one(monkeypatch)
     cut = run(*command(folder))
     assert cut.exit_code == 130
     assert "1 files are finished, and the same command goes on with the others" in cut.stderr

@@ -145,13 +145,14 @@ class Plan:
 
     @property
     def matrix_types(self) -> dict[str, str]:
-        """The types of all tensors of more than one axis, by name."""
-        return {t.name: t.type for t in self.tensors if len(t.shape) > 1}
+        """The types of all tensors of more than one axis, by name; tables of integers are none."""
+        return {t.name: t.type for t in self.tensors if len(t.shape) > 1 and t.type in FORMATS}
 
     @property
     def rounded_weights(self) -> int:
         """How many weights of these become a quantized type."""
-        return sum(t.size for t in self.tensors if len(t.shape) > 1 and not is_float(t.type))
+        matrices = self.matrix_types
+        return sum(t.size for t in self.tensors if not is_float(matrices.get(t.name, "F32")))
 
     @property
     def fallbacks(self) -> tuple[PlannedTensor, ...]:
