@@ -80,7 +80,7 @@ def kernels(args: argparse.Namespace, device: Device) -> dict[str, Any]:
 
 def rounded(type: str, w: F32, h: F32, device: Device) -> tuple[U8, F32]:
     """Rows rounded on a device, or by all threads of the CPU."""
-    moments = feedback.prepare(device.put(h))
+    moments = feedback.factored(device.put(h))
     rounding = partial(round_rows, type, moments=moments, sweeps=4, run=device.run)
     if not device.is_cpu:
         data, values = rounding(device.put(w))

@@ -13,7 +13,7 @@ from typing import Any
 import typer
 
 from tqgguf.cli.application import app
-from tqgguf.models.huggingface.architectures import ARCHITECTURES, official_classes
+from tqgguf.models.huggingface.architectures import CLASSES, official_classes
 from tqgguf.rotation.architecture_tables import details, summary
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -68,11 +68,11 @@ def _worth_showing(option: Any) -> bool:
 def folders() -> str:
     """Which Hugging Face classes are converted natively, and which by llama.cpp's converter."""
     rows: dict[str, list[str]] = {}
-    for name, row in ARCHITECTURES.items():
+    for name, row in CLASSES.items():
         rows.setdefault(row.name, []).append(name)
     native = [f"| `{arch}` | {', '.join(names)} |" for arch, names in sorted(rows.items())]
     others = ", ".join(
-        sorted(official_classes() - ARCHITECTURES.keys(), key=lambda name: (name.lower(), name))
+        sorted(official_classes() - CLASSES.keys(), key=lambda name: (name.lower(), name))
     )
     head = ["| converted natively: GGUF's name | Hugging Face's classes |", "|---|---|"]
     through = f"Through llama.cpp's own converter: {others}."

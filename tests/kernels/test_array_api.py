@@ -19,11 +19,11 @@ def test_feedback_rounds_alike(name):
     rng = np.random.default_rng(11)
     w, h = rng.standard_normal((256, 12)).astype(np.float32), correlated(rng, 256)
     w[:, 3] = 0
-    moments = feedback.prepare(xp.asarray(h))
+    moments = feedback.factored(xp.asarray(h))
     assert is_strict(moments.v)
     blocks, q = feedback.round_matrix(xp.asarray(w), moments, FORMATS[name], sweeps=1)
     expected_blocks, expected = feedback.round_matrix(
-        w, feedback.prepare(h), FORMATS[name], sweeps=1
+        w, feedback.factored(h), FORMATS[name], sweeps=1
     )
     assert is_strict(q)
     ours, theirs = (feedback.output_error(w, a, h).sum() for a in (to_numpy(q), expected))

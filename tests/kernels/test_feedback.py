@@ -22,7 +22,7 @@ def plain(w, name, h):
 
 
 def rounded(w, name, h, sweeps=4):
-    return feedback.round_matrix(w, feedback.prepare(h), FORMATS[name], sweeps=sweeps)
+    return feedback.round_matrix(w, feedback.factored(h), FORMATS[name], sweeps=sweeps)
 
 
 @pytest.mark.slow
@@ -85,7 +85,7 @@ def test_zeros_stay_zero(name):
 
 def test_the_factor_reproduces_the_damped_moments():
     h = correlated(np.random.default_rng(6), 128)
-    moments = feedback.prepare(h)
+    moments = feedback.factored(h)
     assert not np.tril(moments.v, -1).any()
     np.testing.assert_allclose(moments.v @ moments.v.T, moments.h, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(

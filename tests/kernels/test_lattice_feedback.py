@@ -6,7 +6,7 @@ import pytest
 
 from tqgguf.formats import FORMATS, LatticeFormat
 from tqgguf.kernels import lattice_feedback
-from tqgguf.kernels.feedback import output_error, prepare
+from tqgguf.kernels.feedback import factored, output_error
 
 LATTICES = [name for name, fmt in FORMATS.items() if isinstance(fmt, LatticeFormat)]
 
@@ -40,7 +40,7 @@ def plain(w, fmt, h):
 @pytest.mark.parametrize("name", LATTICES)
 def test_feedback_and_sweeps_lower_the_outputs_error(name):
     fmt, w = FORMATS[name], weights(512, 48)
-    moments = prepare(correlated(512, seed=1))
+    moments = factored(correlated(512, seed=1))
     errors = [output_error(w, plain(w, fmt, moments.h), moments.h).sum()]
     for sweeps in (0, 1, 3):
         _, values = lattice_feedback.round_matrix(w, moments, fmt, sweeps=sweeps)
@@ -54,7 +54,7 @@ def test_feedback_and_sweeps_lower_the_outputs_error(name):
 @pytest.mark.parametrize("name", LATTICES)
 def test_the_reader_sees_the_values_returned(name):
     fmt, w = FORMATS[name], weights(512, 16, seed=2)
-    moments = prepare(correlated(512, seed=3))
+    moments = factored(correlated(512, seed=3))
     blocks, values = lattice_feedback.round_matrix(w, moments, fmt, sweeps=2)
     data = np.ascontiguousarray(blocks.T).view(np.uint8).reshape(16, -1)
     np.testing.assert_allclose(ggml.dequantize(data, name).T, values, rtol=0, atol=2e-5)
@@ -65,12 +65,12 @@ def test_the_reader_sees_the_values_returned(name):
 def test_few_inputs_and_none_are_no_obstacle(name):
     fmt, w = FORMATS[name], weights(256, 16, seed=4)
     for h in (correlated(256, seed=5, rank=20), np.zeros((256, 256))):
-        _, values = lattice_feedback.round_matrix(w, prepare(h), fmt, sweeps=1)
+        _, values = lattice_feedback.round_matrix(w, factored(h), fmt, sweeps=1)
         assert ((values - w) ** 2).mean() < 0.5
 
 
 def test_rows_of_zeros_stay_zero():
     fmt, w = FORMATS["IQ2_XXS"], weights(256, 16, seed=6)
     w[:, 3] = 0
-    _, values = lattice_feedback.round_matrix(w, prepare(correlated(256, seed=7)), fmt, sweeps=2)
+    _, values = lattice_feedback.round_matrix(w, factored(correlated(256, seed=7)), fmt, sweeps=2)
     assert not values[:, 3].any()

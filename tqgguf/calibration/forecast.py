@@ -134,7 +134,7 @@ def _rounding(step: _Step, workers: int) -> float:
 def _rate(type: str) -> float:
     """Seconds for a weight that is rounded, its share of H's products left out."""
     x = np.random.default_rng(0).standard_normal((_PROBE, _PROBE)).astype(np.float32)
-    moments = feedback.prepare(np.eye(_PROBE, dtype=np.float32))
+    moments = feedback.factored(np.eye(_PROBE, dtype=np.float32))
     encode, sweeps = FORMATS[type].encode_matrix, sweeps_of(type, Feedback().sweeps)
     return _timed(lambda: encode(x, moments, sweeps=sweeps)) / x.size
 

@@ -69,7 +69,7 @@ class Moments:
         return pull
 
 
-def prepare(h: F32 | F64, *, damping: float = DAMPING) -> Moments:
+def factored(h: F32 | F64, *, damping: float = DAMPING) -> Moments:
     """Damp and factor second moments; any H that is finite will do, rank-deficient or zero.
 
     h: (n_in, n_in), symmetric and positive semidefinite up to rounding.

@@ -14,7 +14,7 @@ from tests.models.huggingface.test_mutations import MUTATIONS, mutate
 from tqgguf.errors import TqggufError, UnknownClassError, UnsupportedModelError
 from tqgguf.models.huggingface import convert_hyperparameters
 from tqgguf.models.huggingface.architecture import check_assumptions
-from tqgguf.models.huggingface.architectures import ARCHITECTURES, find_architecture
+from tqgguf.models.huggingface.architectures import CLASSES, find_architecture
 from tqgguf.models.huggingface.folder import Config
 from tqgguf.models.huggingface.rope import rope_tensors
 
@@ -117,13 +117,13 @@ GEMMA4 = {
         "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
     },
 }
-EXTRA |= {name: GEMMA4 for name in ARCHITECTURES if name.startswith("Gemma4")}
-CONFIGS = {name: {**LLAMA, **EXTRA.get(name, {})} for name in ARCHITECTURES}
+EXTRA |= {name: GEMMA4 for name in CLASSES if name.startswith("Gemma4")}
+CONFIGS = {name: {**LLAMA, **EXTRA.get(name, {})} for name in CLASSES}
 
 
 def convert(name: str, values: dict[str, Any]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """GGUF keys without the architecture's prefix, and rotary tensors."""
-    row = ARCHITECTURES[name]
+    row = CLASSES[name]
     config = Config(Path("config.json"), {**row.defaults, **values})
     check_assumptions(config, row)
     keys = convert_hyperparameters(config, row)

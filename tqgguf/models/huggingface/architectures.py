@@ -6,10 +6,10 @@ from pathlib import Path
 
 from tqgguf.errors import UnknownClassError, UnsupportedModelError
 from tqgguf.models.huggingface.architecture import Architecture
-from tqgguf.models.huggingface.families import ARCHITECTURES
+from tqgguf.models.huggingface.families import CLASSES
 from tqgguf.models.huggingface.folder import Config
 
-__all__ = ["ARCHITECTURES", "find_architecture", "official_classes"]
+__all__ = ["CLASSES", "find_architecture", "official_classes"]
 
 
 def find_architecture(config: Config) -> Architecture:
@@ -21,7 +21,7 @@ def find_architecture(config: Config) -> Architecture:
             "language model's config.json"
         )
     name = str(names[0])[:60]
-    row = ARCHITECTURES.get(name)
+    row = CLASSES.get(name)
     if row is None or not row.covers(config):
         raise UnknownClassError(
             f"{config.path}: {name} cannot be converted natively; {_elsewhere(config.path, name)}",

@@ -12,7 +12,7 @@ from pkgutil import iter_modules
 from tqgguf.models.huggingface.architecture import Architecture
 
 # Hugging Face's class (config.json: architectures) -> its row.
-ARCHITECTURES: Mapping[str, Architecture] = {
+CLASSES: Mapping[str, Architecture] = {
     name: row
     for module in sorted(m.name for m in iter_modules(__path__) if not m.name.startswith("_"))
     for name, row in import_module(f"{__name__}.{module}").CLASSES.items()
