@@ -5,16 +5,18 @@ from typing import Annotated
 
 import typer
 
+from tqgguf.calibration.tokens import read_text, short_sequences
 from tqgguf.cli import options as o
 from tqgguf.cli.application import app
 from tqgguf.cli.console import progress, say, say_json, say_table, say_written, warn
-from tqgguf.errors import PlanError
+from tqgguf.errors import PlanError, TqggufError
 from tqgguf.formats import FLOATS
 from tqgguf.machine.devices import Device, find_device, on_device
 from tqgguf.machine.machine import Machine
 from tqgguf.measure.verify import Check, require, verify
 from tqgguf.models import Model, open_model
 from tqgguf.network.equivalence import Difference, measure_difference, require_output
+from tqgguf.network.forward import Tokens
 from tqgguf.pipeline import convert
 from tqgguf.planning.plan import Options, make_plan
 from tqgguf.rotation.rotation import restored
@@ -29,7 +31,7 @@ def verify_command(
     quant: Quantized,
     original: Annotated[Path, typer.Argument(metavar="ORIGINAL", help="What it was made from.")],
     forward: Annotated[
-        bool, typer.Option("--forward", help="Also run both on a few tokens and compare.")
+        bool, typer.Option("--forward", help="Also run both on a short text and compare.")
     ] = False,
     threads: o.Threads = None,
     device: o.Device = "cpu",
@@ -66,10 +68,24 @@ def verify_command(
 
 
 def _difference(original: Model, other: Model, device: Device) -> Difference:
+    tokens = _witness(original)
+
     def work(where: Device) -> Difference:
-        return measure_difference(original, other, device=where)
+        return measure_difference(original, other, tokens, device=where)
 
     return on_device(device, work, "the networks", warn)
+
+
+def _witness(model: Model) -> Tokens | None:
+    """Some of the built-in text; None, for random tokens, where nothing can tokenize it.
+
+    Random tokens are unlike all that a network was trained for, and calibrated files are further
+    from the original there than on any text.
+    """
+    try:
+        return short_sequences(model, read_text(model, None))[:2, :64]
+    except TqggufError:
+        return None
 
 
 @app.command("dequantize")
