@@ -2,7 +2,7 @@
 
 import json
 import os
-import resource
+import re
 import subprocess
 import sys
 from dataclasses import asdict
@@ -44,14 +44,13 @@ def test_report_mse_prints_verdicts_and_what_was_sampled_and_draws(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_default_synthetic_report_takes_under_six_processor_seconds():
-    """Three seconds on two cores; processor time, because tests share the machine."""
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+def test_the_default_synthetic_report_measures_a_few_rows():
+    """Which is what makes it a matter of seconds (make bench-kernels has the encoders' speed)."""
     command = [sys.executable, "-m", "tqgguf", "report", "mse"]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ, check=True)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert "TQ-Q2_K" in done.stdout
-    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 6
+    measured = re.search(r"measured on (\d+) of the 4096 rows", done.stdout)
+    assert 16 <= int(measured[1]) <= 1024
 
 
 @pytest.fixture(scope="module")

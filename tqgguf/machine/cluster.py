@@ -102,7 +102,7 @@ def _client(distributed: Any, address: str, patience: str, stack: ExitStack) -> 
                 distributed.LocalCluster(
                     n_workers=int(local[1]),
                     threads_per_worker=1,
-                    dashboard_address=None,
+                    dashboard_address="127.0.0.1:0",  # None would take port 8787
                     silence_logs=logging.ERROR,
                 )
             )
