@@ -1,7 +1,8 @@
 """The table of a real model: llama-quantize's mixtures and ours, by size and KL divergence.
 
 llama-quantize's files are made with and without an importance matrix of the calibration text; ours
-at every effort, and by --target-size in the bytes of theirs. All are judged on another text.
+at every effort with the built-in text, and in the bytes of theirs, by --target-size, calibrated on
+as much of that text. All are judged on another text.
 
     python scripts/measure_real.py "$(python scripts/real_model.py)" wiki-calib.txt wiki-eval.txt
 """
@@ -94,11 +95,17 @@ def main() -> None:
             seconds = time.perf_counter() - began
             return name, evaluate.measure_quality(original, path, settings), seconds
 
-        print_table(lines(maker, measured, theirs, wanted(*ours, tokens=args.tokens)))
+        options = wanted(*ours, text=args.calibration, tokens=args.tokens)
+        print_table(lines(maker, measured, theirs, options))
 
 
 def wanted(
-    recipes: Sequence[str], efforts: Sequence[str], targets: Sequence[str], *, tokens: int
+    recipes: Sequence[str],
+    efforts: Sequence[str],
+    targets: Sequence[str],
+    *,
+    text: Path,
+    tokens: int,
 ) -> Iterator[list[str]]:
     """The options of every file of ours; a target is llama-quantize's type of the same bytes."""
     at = {"best": ["--calibrate-tokens", str(tokens)]}
@@ -106,7 +113,7 @@ def wanted(
         for effort in efforts:
             yield ["--type", recipe, "--effort", effort, *at.get(effort, [])]
     for target in targets:
-        yield ["--target-size", target, "--effort", efforts[-1], *at.get(efforts[-1], [])]
+        yield ["--target-size", target, "--calibrate", str(text), *at["best"]]
 
 
 def lines(
