@@ -46,7 +46,7 @@ from tqgguf.rotation.steps import Step
 # What the next level of effort would bring (docs/decisions/0023, 0024).
 _NEXT = {
     "fast": "--effort good minds what matrices read: 0.3 to 0.6 of the divergence, thrice the time",
-    "good": "--effort best rounds with error feedback: 0.4 to 1 times the divergence, least with "
+    "good": "--effort best rounds with error feedback: 0.4 to 1.0 of the divergence, least with "
     "--calibrate and a text like what the model will read",
 }
 _BUILTIN_SHAPE = (32, 512)  # about the built-in text, in most vocabularies
