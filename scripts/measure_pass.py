@@ -41,7 +41,7 @@ def main() -> None:
 
 
 def pairs(
-    steps: list[forward.Step], weights: forward.Weights
+    steps: list[forward.Projection], weights: forward.Weights
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """Every input with the matrix that it is multiplied with."""
     found: list[tuple[np.ndarray, np.ndarray]] = []
@@ -54,7 +54,7 @@ def pairs(
     return found
 
 
-def products(steps: list[forward.Step], weights: forward.Weights) -> None:
+def products(steps: list[forward.Projection], weights: forward.Weights) -> None:
     """Multiply them, and throw the results away."""
     for x, matrix in pairs(steps, weights):
         x @ matrix.T

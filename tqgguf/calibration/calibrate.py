@@ -40,7 +40,7 @@ from tqgguf.machine.threads import default_threads, single_threaded_blas
 from tqgguf.models import Model, Tensor
 from tqgguf.network import forward
 from tqgguf.network.forward import Tokens
-from tqgguf.network.step import rows as rows_of
+from tqgguf.network.layer import rows as rows_of
 from tqgguf.output.scales import per_row, scales_of
 from tqgguf.rotation.architectures import layer_prefix
 from tqgguf.rotation.folding import EMBEDDING, HEAD

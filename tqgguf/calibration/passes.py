@@ -6,7 +6,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from tqgguf.calibration.kept import Arrays, Kept
-from tqgguf.network.forward import Layer, Step
+from tqgguf.network.forward import Layer, Projection
 
 
 class Pass(Protocol):
@@ -14,7 +14,7 @@ class Pass(Protocol):
 
     result: Any
 
-    def advance(self) -> Step | None:
+    def advance(self) -> Projection | None:
         """Go on to the next step; None at the end of the layer."""
 
     def skip(self, steps: int) -> None:
@@ -28,7 +28,7 @@ class Computed:
         self._layer = layer
         self.result: Any = None
 
-    def advance(self) -> Step | None:
+    def advance(self) -> Projection | None:
         """Compute as far as the next step."""
         try:
             return next(self._layer)
@@ -52,7 +52,7 @@ class Noted:
         self._computed: Computed | None = None
         self.result: Any = None
 
-    def advance(self) -> Step | None:
+    def advance(self) -> Projection | None:
         """Read the next step, or compute and keep it."""
         name = f"{self._name}.{self._at}"
         found = None if self._computed else self._kept.read(name)
@@ -61,7 +61,7 @@ class Noted:
         if not matrices.size:
             (self.result,) = inputs
             return None
-        return Step(tuple(matrices.tolist()), tuple(inputs), stream if stream.size else None)
+        return Projection(tuple(matrices.tolist()), tuple(inputs), stream if stream.size else None)
 
     def skip(self, steps: int) -> None:
         """Begin later; whatever has to be computed will catch up."""

@@ -25,8 +25,8 @@ from tqgguf.machine.threads import default_threads, keep_freed_memory, single_th
 from tqgguf.models import Model
 from tqgguf.network import forward
 from tqgguf.network.forward import Context, Tokens, Weights
+from tqgguf.network.layer import rows
 from tqgguf.network.ops import Array
-from tqgguf.network.step import rows
 from tqgguf.rotation.architectures import layer_prefix, role
 from tqgguf.rotation.folding import EMBEDDING, HEAD, tied_head
 from tqgguf.rotation.vectors import Energies

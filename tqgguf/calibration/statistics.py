@@ -12,8 +12,8 @@ from tqgguf.machine.threads import default_threads, map_in_order
 from tqgguf.models import Model
 from tqgguf.network import forward
 from tqgguf.network.forward import Context, Tokens, Weights
+from tqgguf.network.layer import rows
 from tqgguf.network.ops import Array
-from tqgguf.network.step import rows
 from tqgguf.rotation.folding import HEAD
 
 _CHUNK = 256  # tokens at a time: enough for a matrix product, few enough for all threads

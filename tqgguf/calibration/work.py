@@ -29,9 +29,9 @@ from tqgguf.kernels import feedback
 from tqgguf.kernels.arrays import like, namespace, to_numpy
 from tqgguf.kernels.dtypes import F32
 from tqgguf.network import forward
-from tqgguf.network.forward import Context, Step
+from tqgguf.network.forward import Context, Projection
+from tqgguf.network.layer import rows as rows_of
 from tqgguf.network.ops import Array
-from tqgguf.network.step import rows as rows_of
 from tqgguf.output.scales import per_row
 
 CONTEXT = "context"  # on the desk
@@ -294,7 +294,9 @@ def _context(bench: Bench) -> Context:
     return cast("Context", bench.desk.get_object(CONTEXT))
 
 
-def _reached(bench: Bench, stage: int, chunk: int, original: Step, quantized: Step) -> Reached:
+def _reached(
+    bench: Bench, stage: int, chunk: int, original: Projection, quantized: Projection
+) -> Reached:
     """Put on the desk what rounding a step's matrices takes."""
     inputs, drifts = quantized.inputs, len(quantized.inputs) == 1
     tile = bench.desk.sizes.tile
@@ -310,7 +312,7 @@ def _reached(bench: Bench, stage: int, chunk: int, original: Step, quantized: St
     return Reached(quantized.matrices, tuple(x.shape[0] for x in inputs), drifts, streams)
 
 
-def _drift(bench: Bench, original: Step, quantized: Step) -> Array:
+def _drift(bench: Bench, original: Projection, quantized: Projection) -> Array:
     """What a step's matrices have to make up for, of these tokens: see `d.K.T`."""
     drift: Array = original.inputs[0] - quantized.inputs[0]
     if original.stream is None or quantized.stream is None:

@@ -5,8 +5,18 @@ from collections.abc import Generator
 from tqgguf.kernels.arrays import like, namespace
 from tqgguf.network import ops
 from tqgguf.network.graph import Graph
+from tqgguf.network.layer import (
+    Layer,
+    LayerContext,
+    Projection,
+    Weights,
+    cut,
+    halves,
+    linear,
+    norm,
+    projection,
+)
 from tqgguf.network.ops import Array
-from tqgguf.network.step import Layer, LayerContext, Step, Weights, cut, halves, linear, norm, step
 
 _Heads = tuple[Array, Array, Array]  # queries, keys and values, (n_seq, n_tokens, heads, size)
 _SPLIT = ("attn_q", "attn_k", "attn_v")
@@ -23,7 +33,7 @@ def attention(x: Array, stream: Array | None, w: Weights, ctx: LayerContext) -> 
     mixed = _flat(_attend(_turned(q, ctx), _turned(k, ctx), v, w, ctx))
     if gate is not None:
         mixed *= ops.sigmoid(_flat(gate))
-    yield step(("attn_output",), mixed, stream)
+    yield projection(("attn_output",), mixed, stream)
     return linear(mixed, w, "attn_output")
 
 
@@ -35,11 +45,11 @@ def latent_attention(x: Array, stream: Array | None, w: Weights, ctx: LayerConte
     (attn_kv_b), keys and values are decompressed.
     """
     first = "attn_q_a" if "attn_q_a.weight" in w else "attn_q"
-    yield step((first, "attn_kv_a_mqa"), x)
+    yield projection((first, "attn_kv_a_mqa"), x)
     q, compressed = linear(x, w, first), linear(x, w, "attn_kv_a_mqa")
     if first == "attn_q_a":
         q = norm(q, w, "attn_q_a_norm", ctx.graph)
-        yield step(("attn_q_b",), q)
+        yield projection(("attn_q_b",), q)
         q = linear(q, w, "attn_q_b")
     q = _heads(q, ctx.graph.n_head)
     latent, position = cut(compressed, w["attn_kv_a_norm.weight"].shape[-1])
@@ -48,21 +58,21 @@ def latent_attention(x: Array, stream: Array | None, w: Weights, ctx: LayerConte
     whole = "attn_kv_b.weight" in w
     mixed = yield from (_decompressed if whole else _absorbed)(q, *parts, w, ctx)
     mixed = _flat(mixed)
-    yield step(("attn_output",), mixed, stream)
+    yield projection(("attn_output",), mixed, stream)
     return linear(mixed, w, "attn_output")
 
 
-def _project(x: Array, w: Weights, graph: Graph) -> Generator[Step, None, _Heads]:
+def _project(x: Array, w: Weights, graph: Graph) -> Generator[Projection, None, _Heads]:
     """Queries, keys and values, the queries with their gates if they have some."""
     if "attn_qkv.weight" in w:
-        yield step(("attn_qkv",), x)
+        yield projection(("attn_qkv",), x)
         joined = linear(x, w, "attn_qkv")
         if "attn_q.bias" in w:
             joined += namespace(x).concat([w[f"{name}.bias"] for name in _SPLIT])
         n_q = graph.n_head * graph.head_dim * (1 + graph.row.gated_attention)
         q, k, v = cut(joined, n_q, n_q + graph.n_head_kv * graph.head_dim)
     else:
-        yield step(_SPLIT, x)
+        yield projection(_SPLIT, x)
         q, k, v = (linear(x, w, name) for name in _SPLIT)
     heads = graph.n_head, graph.n_head_kv, graph.n_head_kv
     if graph.projection_clamp:
@@ -113,7 +123,7 @@ def _attend(q: Array, k: Array, v: Array, w: Weights, ctx: LayerContext) -> Arra
 
 def _absorbed(
     q: Array, latent: Array, position: Array, w: Weights, ctx: LayerContext
-) -> Generator[Step, None, Array]:
+) -> Generator[Projection, None, Array]:
     """Attention among latents: (n_seq, n_tokens, n_head, value size)."""
     concat = namespace(q).concat
     own, turning = cut(q, q.shape[-1] - position.shape[-1])
@@ -125,22 +135,22 @@ def _absorbed(
 
 def _decompressed(
     q: Array, latent: Array, position: Array, w: Weights, ctx: LayerContext
-) -> Generator[Step, None, Array]:
+) -> Generator[Projection, None, Array]:
     """Attention among decompressed keys and values: (n_seq, n_tokens, n_head, value size)."""
     xp, n_own = namespace(q), q.shape[-1] - position.shape[-1]
     own, turning = cut(q, n_own)
     q = xp.concat([own, _turned(turning, ctx)], axis=-1)
-    yield step(("attn_kv_b",), latent)
+    yield projection(("attn_kv_b",), latent)
     k, v = cut(xp.reshape(linear(latent, w, "attn_kv_b"), (*q.shape[:3], -1)), n_own)
     k = xp.concat([k, xp.broadcast_to(position, (*k.shape[:3], position.shape[-1]))], axis=-1)
     return _attend(q, k, v, w, ctx)
 
 
-def _each_head(x: Array, name: str, w: Weights) -> Generator[Step, None, Array]:
+def _each_head(x: Array, name: str, w: Weights) -> Generator[Projection, None, Array]:
     """Every head times a matrix of its own: (..., n_head, n_in) -> (..., n_head, n_out)."""
     xp, n_head = namespace(x), x.shape[-2]
     each = xp.reshape(xp.moveaxis(x, -2, 0), (n_head, -1, x.shape[-1]))
-    yield Step((name,), tuple(each[h, ...] for h in range(n_head)))
+    yield Projection((name,), tuple(each[h, ...] for h in range(n_head)))
     out = each @ xp.permute_dims(w[f"{name}.weight"], (0, 2, 1))
     heads: Array = xp.moveaxis(xp.reshape(out, (n_head, *x.shape[:-2], -1)), 0, -2)
     return heads

@@ -4,8 +4,8 @@ import math
 
 from tqgguf.kernels.arrays import namespace
 from tqgguf.network import ops
+from tqgguf.network.layer import Layer, LayerContext, Weights, cut, halves, linear, norm, projection
 from tqgguf.network.ops import Array
-from tqgguf.network.step import Layer, LayerContext, Weights, cut, halves, linear, norm, step
 
 _PROJECTIONS = ("attn_qkv", "attn_gate", "ssm_in", "ssm_beta", "ssm_alpha", "ssm_ba")
 _CHUNK = 64  # tokens whose effect on each other is solved for at once
@@ -17,7 +17,7 @@ def delta_net(x: Array, stream: Array | None, w: Weights, ctx: LayerContext) -> 
     Values' heads i, i + n, i + 2n, ... share the key of n; in graphs whose projections lie key by
     key, those of one key are neighbours.
     """
-    yield step(tuple(name for name in _PROJECTIONS if f"{name}.weight" in w), x)
+    yield projection(tuple(name for name in _PROJECTIONS if f"{name}.weight" in w), x)
     mixed, gate = _mixed(x, w)
     q, k, v = _heads(mixed, w, ctx.graph.eps)
     alpha, beta = _rates(x, w, k.shape[2])
@@ -27,7 +27,7 @@ def delta_net(x: Array, stream: Array | None, w: Weights, ctx: LayerContext) -> 
     found = gated_delta_rule(q, k, v, decay, ops.sigmoid(beta))
     normed = xp.reshape(norm(found, w, "ssm_norm", ctx.graph), gate.shape)
     normed *= ops.silu(gate)
-    yield step(("ssm_out",), normed, stream)
+    yield projection(("ssm_out",), normed, stream)
     return linear(normed, w, "ssm_out")
 
 

@@ -9,8 +9,17 @@ from numpy.typing import NDArray
 from tqgguf.kernels.arrays import moved, namespace, to_numpy
 from tqgguf.network import ops
 from tqgguf.network.graph import Routing
+from tqgguf.network.layer import (
+    Layer,
+    LayerContext,
+    Projection,
+    Weights,
+    halves,
+    linear,
+    projection,
+    rows,
+)
 from tqgguf.network.ops import Array
-from tqgguf.network.step import Layer, LayerContext, Step, Weights, halves, linear, rows, step
 
 _SMALLEST_SUM = 2.0**-14  # of the shares that are made to sum to one, as in llama.cpp
 
@@ -21,24 +30,24 @@ def feed_forward(
     """One network for every token. x: (n_seq, n_tokens, n_embd)."""
     up, gate, down = f"ffn_up{suffix}", f"ffn_gate{suffix}", f"ffn_down{suffix}"
     gated = f"{gate}.weight" in w
-    yield step((gate, up) if gated else (up,), x)
+    yield projection((gate, up) if gated else (up,), x)
     inner, gates = linear(x, w, up), linear(x, w, gate) if gated else None
     if ctx.graph.row.joined_ffn and not gated:
         gates, inner = halves(inner)
     inner = _activated(inner, gates, ctx)
-    yield step((down,), inner, stream)
+    yield projection((down,), inner, stream)
     return linear(inner, w, down)
 
 
 def experts(x: Array, stream: Array | None, w: Weights, ctx: LayerContext) -> Layer:
     """Every token through its best experts, and through one that all share if there is one."""
     flat = rows(x)
-    yield step(("ffn_gate_inp",), x)
+    yield projection(("ffn_gate_inp",), x)
     logits = linear(flat, w, "ffn_gate_inp")
     chosen, share = routed(logits, w.get("exp_probs_b.bias"), ctx.graph.routing)
     seats = Seats.of(chosen, logits.shape[-1])
     inner = yield from _inner(tuple(seats.inputs(flat)), w, ctx)
-    yield Step(("ffn_down_exps",), inner)
+    yield Projection(("ffn_down_exps",), inner)
     down = w["ffn_down_exps.weight"]
     out: Array = seats.total(
         [_expert(a, down, w, "ffn_down_exps", e) for e, a in enumerate(inner)], share
@@ -131,14 +140,14 @@ def _in_best_groups(scores: Array, routing: Routing) -> Array:
 
 def _inner(
     inputs: tuple[Array, ...], w: Weights, ctx: LayerContext
-) -> Generator[Step, None, tuple[Array, ...]]:
+) -> Generator[Projection, None, tuple[Array, ...]]:
     """What every expert's last matrix is given."""
     if "ffn_gate_up_exps.weight" in w:
-        yield Step(("ffn_gate_up_exps",), inputs)
+        yield Projection(("ffn_gate_up_exps",), inputs)
         both = w["ffn_gate_up_exps.weight"]
         pairs = [halves(_expert(x, both, w, "ffn_gate_up_exps", e)) for e, x in enumerate(inputs)]
         return tuple(_activated(up, gate, ctx) for gate, up in pairs)
-    yield Step(("ffn_gate_exps", "ffn_up_exps"), inputs)
+    yield Projection(("ffn_gate_exps", "ffn_up_exps"), inputs)
     gate, up = w["ffn_gate_exps.weight"], w["ffn_up_exps.weight"]
     return tuple(
         _activated(
@@ -162,7 +171,7 @@ def _shared_expert(x: Array, stream: Array | None, w: Weights, ctx: LayerContext
     if f"{door}.weight" not in w:
         return (yield from feed_forward(x, stream, w, ctx, "_shexp"))
     out = yield from feed_forward(x, None, w, ctx, "_shexp")
-    yield step((door,), x)
+    yield projection((door,), x)
     return out * ops.sigmoid(x @ namespace(x).reshape(w[f"{door}.weight"], (-1, 1)))
 
 

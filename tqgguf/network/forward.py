@@ -22,12 +22,12 @@ from tqgguf.network.attention import attention, latent_attention
 from tqgguf.network.delta_net import delta_net
 from tqgguf.network.feed_forward import experts, feed_forward
 from tqgguf.network.graph import Graph, read_graph, require_known
+from tqgguf.network.layer import Layer as Layer
+from tqgguf.network.layer import LayerContext, norm
+from tqgguf.network.layer import Projection as Projection
+from tqgguf.network.layer import Weights as Weights
 from tqgguf.network.ops import Array
 from tqgguf.network.rotary import Angles, angles, read_scaling, temperatures
-from tqgguf.network.step import Layer as Layer
-from tqgguf.network.step import LayerContext, norm
-from tqgguf.network.step import Step as Step
-from tqgguf.network.step import Weights as Weights
 
 Tokens = NDArray[np.int32]
 Put = Callable[[NDArray[Any]], Any]

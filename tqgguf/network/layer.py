@@ -1,4 +1,4 @@
-"""What the parts of a layer share: the steps they yield, the weights, and linear maps and norms."""
+"""What the parts of a layer share: the projections they yield, weights, linear maps, norms."""
 
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass
@@ -14,8 +14,8 @@ Weights = Mapping[str, Array]  # a layer's tensors by their name without "blk.N.
 
 
 @dataclass(frozen=True)
-class Step:
-    """The input that some matrices of a layer are about to be multiplied with.
+class Projection:
+    """Some matrices of a layer, and the input that they are about to be multiplied with.
 
     inputs has one (n_tokens, n_in) array, or one for every matrix of stacked ones. stream is what
     the product will be added to, (n_tokens, n_embd), where it is added directly.
@@ -26,7 +26,7 @@ class Step:
     stream: Array | None = None
 
 
-Layer = Generator[Step, None, Array]
+Layer = Generator[Projection, None, Array]
 
 
 @dataclass(frozen=True)
@@ -45,9 +45,9 @@ class LayerContext:
     temperatures: Array | None
 
 
-def step(matrices: tuple[str, ...], x: Array, stream: Array | None = None) -> Step:
-    """A step whose matrices are multiplied with x: (..., n_in), stream: (..., n_embd)."""
-    return Step(matrices, (rows(x),), None if stream is None else rows(stream))
+def projection(matrices: tuple[str, ...], x: Array, stream: Array | None = None) -> Projection:
+    """Matrices that are multiplied with x: (..., n_in), stream: (..., n_embd)."""
+    return Projection(matrices, (rows(x),), None if stream is None else rows(stream))
 
 
 def rows(x: Array) -> Array:
