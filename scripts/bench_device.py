@@ -3,12 +3,20 @@
     python scripts/bench_device.py kernels                 feedback on one matrix, card and CPU
     python scripts/bench_device.py layers --tokens 16384   layers of an 8B shape, random weights
     python scripts/bench_device.py layers --device cpu     the same on the CPU
+    python scripts/bench_device.py quality --model M --text T --held-out H --tokens 4096
+                                                           a model's KL divergence, card and CPU
 
-The weights are drawn when they are read, so no file is needed. The last line is one JSON document.
+Of the first two, weights are drawn when they are read, so no file is needed. The last line is one
+JSON document.
 """
 
 import argparse
 import json
+import math
+import statistics
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -37,12 +45,13 @@ from tqgguf.models.metadata import encode
 STD = 0.02
 TYPES = {"attn_v": "Q6_K", "ffn_down": "Q5_K"}  # about what tq-q4 gives a model of this shape
 TYPE = "Q4_K"
+COMPARED = "Q4_0,Q4_1,Q5_0,Q5_1,IQ4_NL,tq-q4,tq-q3,tq-q2"
 
 
 def main() -> None:
     """Parse the arguments and run one of the benchmarks."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=("kernels", "layers"))
+    parser.add_argument("what", choices=("kernels", "layers", "quality"))
     parser.add_argument("--device", default="cuda", help="cpu, cuda or auto")
     parser.add_argument("--layers", type=int, default=2)
     parser.add_argument("--hidden", type=int, default=4096)
@@ -51,7 +60,14 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=4096)
     parser.add_argument("--type", default=TYPE)
     parser.add_argument("--calls", action="store_true", help="no recorded graphs of calls")
+    parser.add_argument("--model", type=Path, help="quality: the original")
+    parser.add_argument("--text", type=Path, help="quality: to calibrate on")
+    parser.add_argument("--held-out", type=Path, help="quality: to measure on")
+    parser.add_argument("--types", default=COMPARED, help="quality: each on both devices")
     args = parser.parse_args()
+    if args.what == "quality":
+        print(json.dumps(quality(args)))
+        return
     device = find_device(args.device)
     if args.calls:
         device = replace(device, run=find_device("cpu").run)
@@ -152,6 +168,50 @@ def _layer(hidden: int, ffn: int) -> Iterator[tuple[str, tuple[int, ...]]]:
     yield "ffn_gate", (ffn, hidden)
     yield "ffn_up", (ffn, hidden)
     yield "ffn_down", (hidden, ffn)
+
+
+def quality(args: argparse.Namespace) -> dict[str, Any]:
+    """KL divergence of files that were calibrated on the device and on the CPU, and their ratios.
+
+    Feedback carries a tie that falls the other way to all that follows, so one pair of files says
+    little: the mean of the logarithms of the ratios is what tells, and its standard error.
+    """
+    types = args.types.split(",")
+    with tempfile.TemporaryDirectory() as folder:
+        made = {
+            (type, device): Path(folder) / f"{type}-{device}.gguf"
+            for type in types
+            for device in (args.device, "cpu")
+        }
+        seconds = {f"{t} {d}": calibrated(args, t, d, path) for (t, d), path in made.items()}
+        held_out = ["--text", str(args.held_out), "--chunks", "16", "--json"]
+        rows = json.loads(tqgguf("eval", str(args.model), *map(str, made.values()), *held_out))
+    found = {Path(row["model"]).name: row["kld_mean"] for row in rows["rows"]}
+    ratios = {t: found[made[t, args.device].name] / found[made[t, "cpu"].name] for t in types}
+    logs = [math.log(ratio) for ratio in ratios.values()]
+    return {
+        "divergence": found,
+        "seconds": seconds,
+        "ratios": ratios,
+        "mean ratio": math.exp(statistics.mean(logs)),
+        "standard error": statistics.stdev(logs) / math.sqrt(len(logs)),
+    }
+
+
+def calibrated(args: argparse.Namespace, type: str, device: str, output: Path) -> float:
+    """Calibrate a model on a device; the seconds that it took."""
+    text = ["--calibrate", str(args.text), "--calibrate-tokens", str(args.tokens)]
+    began = time.perf_counter()
+    named = ["-t", type, "--device", device, "-o", str(output)]
+    tqgguf("quantize", str(args.model), *text, *named, "--quiet")
+    print(f"{type} {device}: {time.perf_counter() - began:.1f} s", flush=True)
+    return time.perf_counter() - began
+
+
+def tqgguf(*arguments: str) -> str:
+    """What the program prints."""
+    command = [sys.executable, "-m", "tqgguf", *arguments]
+    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
 def drawn(seed: int, shape: tuple[int, ...], start: int, stop: int) -> F32:
