@@ -11,7 +11,7 @@ from tests.measure.models import head_rotation, model, residual_rotation
 from tqgguf.errors import PlanError, WeightError
 from tqgguf.formats import quantize
 from tqgguf.kernels import hadamard
-from tqgguf.measure import mse
+from tqgguf.measure import gains, matrix, mse
 from tqgguf.models import Model, open_model
 from tqgguf.models.metadata import encode
 from tqgguf.pipeline import convert
@@ -91,7 +91,7 @@ def test_every_matrix_is_there_and_the_untied_head_too(novels_model, novels_repo
 
 def test_totals_are_means_over_weights_and_count_the_matrices(novels_report):
     reports = list(novels_report.values())
-    total = {t.type: t for t in mse.totals(reports)}["Q2_K"]
+    total = {t.type: t for t in gains.totals(reports)}["Q2_K"]
     sizes = [r.size for r in reports]
     mean = np.average([r.types["Q2_K"].rel_mse_rotated for r in reports], weights=sizes)
     gains = [r.types["Q2_K"].gain for r in reports]
@@ -103,7 +103,7 @@ def test_totals_are_means_over_weights_and_count_the_matrices(novels_report):
 
 
 def test_the_most_important_comes_first(novels_report):
-    found = mse.by_importance(list(novels_report.values()))
+    found = gains.by_importance(list(novels_report.values()))
     importance = [r.types["Q4_K"].rel_mse_rotated * r.size for r in found]
     assert importance == sorted(importance, reverse=True)
 
@@ -117,7 +117,7 @@ def test_the_most_important_comes_first(novels_report):
     ],
 )
 def test_the_verdict_says_what_to_do(rotated, ending):
-    total = mse.TypeTotal("Q2_K", 2.625, 1.0, 1.0, 0.05, rotated, 1, 3, 0.9)
+    total = gains.TypeTotal("Q2_K", 2.625, 1.0, 1.0, 0.05, rotated, 1, 3, 0.9)
     assert total.verdict == (
         f"Q2_K: rotation lowers the error of 1 of 3 matrices, median gain 0.90x; {ending}"
     )
@@ -133,7 +133,7 @@ def test_the_verdict_says_what_to_do(rotated, ending):
     ],
 )
 def test_where_the_outputs_are_known_the_verdict_is_about_them(rotated, ending):
-    total = mse.TypeTotal("Q2_K", 2.625, 1.0, 1.0, 0.05, 0.01, 1, 3, 0.9, 0.5, rotated)
+    total = gains.TypeTotal("Q2_K", 2.625, 1.0, 1.0, 0.05, 0.01, 1, 3, 0.9, 0.5, rotated)
     assert total.verdict.endswith(f"median gain 0.90x; {ending}")
 
 
@@ -194,7 +194,7 @@ def test_a_model_without_a_fold_is_rotated_matrix_by_matrix_and_says_why():
     unrotated = found["blk.0.odd.weight"]
     assert unrotated.rotation == ""
     assert unrotated.types["Q4_0"].gain == 1
-    (total,) = mse.totals(list(found.values()))
+    (total,) = gains.totals(list(found.values()))
     assert (total.lowered, total.rotated) == (1, 1)
 
 
@@ -213,7 +213,7 @@ def test_the_default_sample_is_as_accurate_as_it_says(architecture, outlier):
     assert whole.sampled == whole.size
     errors, exact = found.types["Q4_0"], whole.types["Q4_0"]
     assert exact.standard_error == 0
-    assert 0 < errors.standard_error <= mse.ACCURACY
+    assert 0 < errors.standard_error <= matrix.ACCURACY
     for basis in ("rel_mse", "rel_mse_rotated", "mse", "mse_rotated"):
         expected = pytest.approx(getattr(exact, basis), rel=4 * errors.standard_error)
         assert getattr(errors, basis) == expected
@@ -240,7 +240,7 @@ def test_the_standard_error_is_that_of_repeated_draws():
     rng = np.random.default_rng(3)
     energies = np.exp(2 * rng.standard_normal((200, 1)))
     errors = energies[..., None] * rng.uniform(0.5, 1.5, (200, 1, 1))
-    chance = mse._chances(energies)
+    chance = matrix._chances(energies)
 
     def estimates():
         drawn = rng.choice(200, 40, p=chance)
@@ -249,7 +249,7 @@ def test_the_standard_error_is_that_of_repeated_draws():
     samples = [estimates() for _ in range(1500)]
     means = np.array([s.mean(axis=0) for s in samples])
     np.testing.assert_allclose(means.mean(axis=0), errors.sum(axis=0), rtol=0.02)
-    promised = np.mean([mse._spread(s) for s in samples])
+    promised = np.mean([matrix._spread(s) for s in samples])
     assert promised == pytest.approx(means.std() / means.mean(), rel=0.06)
 
 

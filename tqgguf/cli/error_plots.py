@@ -10,7 +10,8 @@ from tqgguf.cli.front import is_ours
 from tqgguf.cli.plots import COLORS, INK, PLAIN, ROTATED, as_label, caption, picture
 from tqgguf.kernels.dtypes import F64, I64
 from tqgguf.measure.compare import FileReport, TensorError
-from tqgguf.measure.mse import BINS, LIMIT, MatrixReport, totals
+from tqgguf.measure.gains import MatrixReport, totals
+from tqgguf.measure.matrix import BINS, LIMIT
 from tqgguf.measure.synthetic import SyntheticRow
 from tqgguf.rotation.architectures import LAYER, role
 

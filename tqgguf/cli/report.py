@@ -17,8 +17,8 @@ from tqgguf.cli.plots import check_plot
 from tqgguf.cli.tables import Printer, document, factor, number
 from tqgguf.errors import PlanError
 from tqgguf.machine.machine import Machine
-from tqgguf.measure import kv, mse, synthetic, turboquant
-from tqgguf.measure.mse import BINS, LIMIT
+from tqgguf.measure import gains, kv, mse, synthetic, turboquant
+from tqgguf.measure.matrix import BINS, LIMIT
 from tqgguf.models import open_model
 from tqgguf.models.damage import naming_damage
 from tqgguf.planning.inputs import find_inputs
@@ -241,10 +241,10 @@ def _weights(
         ):
             found.append(report)
             bar.update(report.size)
-    found = mse.by_importance(found)
+    found = gains.by_importance(found)
     advice = []
     if energies:
-        asked = (Options(type=t.type, rotate="auto", seed=seed) for t in mse.totals(found))
+        asked = (Options(type=t.type, rotate="auto", seed=seed) for t in gains.totals(found))
         advice = [
             f"{ask.type}: {choose_rotation(model, ask, energies, threads=threads)[1]}"
             for ask in asked
@@ -259,17 +259,17 @@ def _weights(
 
 
 def _weights_document(
-    path: Path, mode: str, sentence: str, found: Sequence[mse.MatrixReport]
+    path: Path, mode: str, sentence: str, found: Sequence[gains.MatrixReport]
 ) -> dict[str, Any]:
     return {
         "model": path,
         "rotation": {"mode": mode, "description": sentence},
         "tensors": [_matrix(r) for r in found],
-        "totals": [asdict(t) | {"gain": t.gain, "verdict": t.verdict} for t in mse.totals(found)],
+        "totals": [asdict(t) | {"gain": t.gain, "verdict": t.verdict} for t in gains.totals(found)],
     }
 
 
-def _matrix(r: mse.MatrixReport) -> dict[str, Any]:
+def _matrix(r: gains.MatrixReport) -> dict[str, Any]:
     return {
         "name": r.name,
         "shape": r.shape,
@@ -287,7 +287,7 @@ def _matrix(r: mse.MatrixReport) -> dict[str, Any]:
 
 
 def _say_weights(
-    found: Sequence[mse.MatrixReport],
+    found: Sequence[gains.MatrixReport],
     notes: Sequence[str],
     advice: Sequence[str],
     out: Printer,
@@ -297,20 +297,20 @@ def _say_weights(
     out.line(f"Rotation: {rotation}.")
     for note in inputs:
         out.line(note)
-    for total in mse.totals(found):
+    for total in gains.totals(found):
         fitting = [r for r in found if total.type in r.types]
         shown = fitting[:top] if top else fitting
         _say_type(total, shown, out)
         if len(fitting) > len(shown):
             out.line(f"... and {len(fitting) - len(shown)} more matrices (--top 0 shows all)")
-    for total in mse.totals(found):
+    for total in gains.totals(found):
         out.line(total.verdict)
     for line in advice:
         out.line(line)
     _say_footnotes(found, out)
 
 
-def _say_type(total: mse.TypeTotal, shown: Sequence[mse.MatrixReport], out: Printer) -> None:
+def _say_type(total: gains.TypeTotal, shown: Sequence[gains.MatrixReport], out: Printer) -> None:
     columns = ["tensor", "kurtosis", "rotated", "MSE", "rotated", "rel. MSE", "rotated", "gain",
                "gap dB", "rotated"]  # fmt: skip
     of_outputs = total.predicted is not None
@@ -348,7 +348,7 @@ def _error(value: float | None) -> str:
     return "" if value is None else f"{value:.5f}"
 
 
-def _say_footnotes(found: Sequence[mse.MatrixReport], out: Printer) -> None:
+def _say_footnotes(found: Sequence[gains.MatrixReport], out: Printer) -> None:
     sampled, size = sum(r.sampled for r in found), sum(r.size for r in found)
     worst = max((e.standard_error for r in found for e in r.types.values()), default=0.0)
     out.line(
