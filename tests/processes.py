@@ -17,9 +17,9 @@ os.execvp(sys.argv[1], sys.argv[1:])
 
 SLOW = """
 import time
-import tqgguf.pipeline as pipeline
-report = pipeline._report
-pipeline._report = lambda *args: time.sleep(0.05) or report(*args)
+from tqgguf.pipeline import conversion
+report = conversion.report_on
+conversion.report_on = lambda *args: time.sleep(0.05) or report(*args)
 """  # a run that a signal finds at work, whatever the machine
 
 

@@ -18,6 +18,7 @@ from tqgguf.errors import PlanError
 from tqgguf.kernels import hadamard
 from tqgguf.machine.machine import Machine
 from tqgguf.models import open_model
+from tqgguf.pipeline import workers
 from tqgguf.planning.plan import Options, make_plan
 
 ROOT = Path(__file__).parent.parent
@@ -52,7 +53,7 @@ def test_threads_and_memory_change_nothing(novels, tmp_path, expected, options):
 @pytest.mark.slow
 @pytest.mark.parametrize("tile", [1 << 12, 100_000, 1 << 30])
 def test_the_size_of_tiles_changes_nothing(novels, tmp_path, monkeypatch, expected, tile):
-    monkeypatch.setattr(pipeline, "TILE", tile)
+    monkeypatch.setattr(workers, "TILE", tile)
     assert convert(novels, tmp_path / "q.gguf") == expected
 
 
@@ -61,7 +62,7 @@ def test_tiles_of_one_row_change_nothing(tmp_path, monkeypatch):
     sizes = {"D": 256, "F": 512, "Q": 256, "K": 128, "H": 64, "R": 32, "V": 128}
     source = write_tiny(tmp_path / "m.gguf", "llama", layers=1, sizes=sizes)
     whole = convert(source, tmp_path / "whole.gguf")
-    monkeypatch.setattr(pipeline, "TILE", 1)
+    monkeypatch.setattr(workers, "TILE", 1)
     assert convert(source, tmp_path / "rows.gguf") == whole
 
 

@@ -8,8 +8,8 @@ import pytest
 from tests.cli.story import fails, succeeds
 from tests.llama import kl_divergence, logprobs
 from tests.tiny_models import write_tiny
-from tqgguf import pipeline
 from tqgguf.models import open_model
+from tqgguf.pipeline import workers
 
 TOKENS = np.random.default_rng(1).integers(3, 2048, 48).tolist()
 SIZES = {"D": 480, "F": 480, "Q": 512, "K": 256, "H": 64, "R": 32}  # 480 is 15/16 of 512
@@ -44,7 +44,7 @@ def test_a_padded_file_runs_and_is_its_original(original, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("elsewhere", [["--threads", "2"], ["--cluster", "local:1"]])
 def test_workers_that_open_the_model_themselves_pad_it_too(tmp_path, monkeypatch, elsewhere):
-    monkeypatch.setattr(pipeline, "WORTH_PROCESSES", 0)
+    monkeypatch.setattr(workers, "WORTH_PROCESSES", 0)
     original = write_tiny(tmp_path / "a.gguf", "llama-moe", sizes=SIZES)
     paths = tmp_path / "b.gguf", tmp_path / "c.gguf"
     options = ["--type", "q3_k", "--effort", "fast", "--rotate", "values", "--quiet"]

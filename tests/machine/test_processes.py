@@ -12,19 +12,18 @@ import pytest
 
 from tests.processes import SLOW, alive, started, wait_for
 from tests.tiny_models import write_tensors
-from tqgguf import pipeline
 from tqgguf.errors import WeightError
 from tqgguf.machine.machine import Machine
 from tqgguf.models import open_model
 from tqgguf.output.files import partial_path
 from tqgguf.output.journal import journal_path
-from tqgguf.pipeline import convert
+from tqgguf.pipeline import convert, workers
 from tqgguf.planning.plan import Options, make_plan
 
 ROOT = Path(__file__).parent.parent
 SMALL = """
-import tqgguf.pipeline
-tqgguf.pipeline.WORTH_PROCESSES = 0
+import tqgguf.pipeline.workers
+tqgguf.pipeline.workers.WORTH_PROCESSES = 0
 from tqgguf.cli import main
 """
 
@@ -78,7 +77,7 @@ def whole(novels, tmp_path_factory):
 
 @pytest.fixture
 def small(monkeypatch):
-    monkeypatch.setattr(pipeline, "WORTH_PROCESSES", 0)
+    monkeypatch.setattr(workers, "WORTH_PROCESSES", 0)
 
 
 @pytest.mark.slow
@@ -86,9 +85,9 @@ def small(monkeypatch):
 @pytest.mark.parametrize("threads", [2, 3])
 def test_processes_change_nothing(novels, tmp_path, whole, monkeypatch, threads):
     used = []
-    start_processes = pipeline.start_processes
+    start_processes = workers.start_processes
     monkeypatch.setattr(
-        pipeline,
+        workers,
         "start_processes",
         lambda n, **k: used.append(n) or start_processes(n, **k),
     )
@@ -116,7 +115,7 @@ def test_workers_that_began_in_another_folder_find_the_files(novels, tmp_path, w
 
 @pytest.mark.usefixtures("small")
 def test_where_memory_is_short_threads_do_the_work(novels, tmp_path, whole, monkeypatch):
-    monkeypatch.setattr(pipeline, "start_processes", None)
+    monkeypatch.setattr(workers, "start_processes", None)
     path = tmp_path / "q.gguf"
     list(job(novels, path, machine=Machine(threads=2, processes=True, max_memory=300 << 20)))
     assert path.read_bytes() == whole

@@ -94,10 +94,10 @@ def test_totals_are_means_over_weights_and_count_the_matrices(novels_report):
     total = {t.type: t for t in gains.totals(reports)}["Q2_K"]
     sizes = [r.size for r in reports]
     mean = np.average([r.types["Q2_K"].rel_mse_rotated for r in reports], weights=sizes)
-    gains = [r.types["Q2_K"].gain for r in reports]
+    gained = [r.types["Q2_K"].gain for r in reports]
     assert total.rel_mse_rotated == pytest.approx(mean)
-    assert (total.lowered, total.rotated) == (sum(g > 1 for g in gains), 44)
-    assert total.median_gain == pytest.approx(np.median(gains))
+    assert (total.lowered, total.rotated) == (sum(g > 1 for g in gained), 44)
+    assert total.median_gain == pytest.approx(np.median(gained))
     expected = f"lowers the error of {total.lowered} of 44 matrices, median gain "
     assert expected in total.verdict
 
@@ -147,8 +147,8 @@ def test_errors_of_outputs_are_those_of_weights_times_energies(novels_model, sam
         novels_model.metadata,
         {n: t for n, t in novels_model.tensors.items() if "blk.2." in n or "embd" in n},
     )
-    gains = novels_model.tensors["blk.2.attn_norm.weight"].read().astype(np.float64)
-    known /= 2 * (known[0] / gains**2).mean()  # as a norm leaves them: a mean square up to 1
+    norm = novels_model.tensors["blk.2.attn_norm.weight"].read().astype(np.float64)
+    known /= 2 * (known[0] / norm**2).mean()  # as a norm leaves them: a mean square up to 1
     energies = {name: known}.get
     rotation, _ = mse.studied_rotation(one, energies=energies)
     found = {

@@ -9,13 +9,12 @@ from hypothesis import strategies as st
 
 from tests.llama import NotFiniteError, logprobs
 from tests.tiny_models import ODD, TINY, write_tiny
-from tqgguf import pipeline
 from tqgguf.errors import FileFormatError, MismatchError, UnsupportedModelError
 from tqgguf.machine.machine import Machine
 from tqgguf.models import Model, open_model
 from tqgguf.models.metadata import encode
 from tqgguf.models.model import Tensor
-from tqgguf.pipeline import convert
+from tqgguf.pipeline import conversion, convert
 from tqgguf.planning.plan import Options, make_plan
 from tqgguf.rotation.architectures import STREAMS
 from tqgguf.rotation.padded_axes import FFNS, padding
@@ -82,7 +81,7 @@ def test_matrices_that_are_stacked_grow_one_by_one(tmp_path, monkeypatch):
     made = padding(model, inner=FFNS)
     reference = logprobs(model.path, TOKENS)
     prove(model, reference, made)
-    monkeypatch.setattr(pipeline, "check_fold", lambda *_, **__: None)
+    monkeypatch.setattr(conversion, "check_fold", lambda *_, **__: None)
     gathered = {n: at_the_end(pad) for n, pad in made.pads.items()}
     assert moved(model, dataclasses.replace(made, pads=gathered), reference) > 1e-2
 
@@ -106,7 +105,7 @@ def test_norms_make_up_for_the_width(tmp_path, monkeypatch):
         with pytest.raises(MismatchError, match=r"network's output by .* use --pad none"):
             write(padded(model, wrong), tmp_path / "c.gguf")
         with monkeypatch.context() as unchecked:
-            unchecked.setattr(pipeline, "check_fold", lambda *_, **__: None)
+            unchecked.setattr(conversion, "check_fold", lambda *_, **__: None)
             assert moved(model, wrong, reference) > 1e-2, name
 
 
