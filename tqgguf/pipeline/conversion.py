@@ -2,13 +2,12 @@
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 from tqgguf.calibration.cached import NOT_CALIBRATED, Calibrated
 from tqgguf.kernels.dtypes import F32
 from tqgguf.machine.machine import Machine
-from tqgguf.machine.memory import default_memory
 from tqgguf.machine.threads import in_order, single_threaded_blas
 from tqgguf.models import Model, model_files
 from tqgguf.models.damage import naming_damage
@@ -23,7 +22,7 @@ from tqgguf.output.files import (
 from tqgguf.output.layout import Split, lay_out_shards
 from tqgguf.pipeline.report import Outcome, Report, recorded, report_on
 from tqgguf.pipeline.run import Run, infos
-from tqgguf.pipeline.workers import FIXED_BYTES, Workers, start_workers, tiles_of, worker_count
+from tqgguf.pipeline.workers import Staff, Workers, staff_for, start_workers, tiles_of
 from tqgguf.planning.plan import Plan, PlannedTensor
 
 
@@ -54,26 +53,30 @@ def convert(
     inputs = model_files(model.path)
     n_files = len(output_files(model, plan, path, split)) if split else None
     check_output(path, inputs=inputs, force=force or resume, count=n_files)
-    importances = {t.name: importance(t.name) for t in plan.tensors}
-    rotation = plan.rotation.with_vectors_of(model, threads=machine.threads)
-    run = Run(model, plan, rotation, calibrated, importances)
+    run = Run.of(model, plan, calibrated, importance, threads=machine.threads)
     layouts = run.layouts(split)
     if resume and is_finished(path, layouts, split=bool(split), inputs=inputs):
         return
-    if calibrated.rows:  # what is left is copying
-        machine = replace(machine, cluster=None, processes=False)
-    count, apart = worker_count(plan, rotation, machine)
-    memory = (machine.max_memory or default_memory()) - FIXED_BYTES
-    kept = {"split": bool(split), "resume": resume, "force": force}
+    staff = staff_for(run, machine)
+    identity, kept = run.identity(layouts), {"split": bool(split), "resume": resume, "force": force}
     with (
         naming_damage(model),
-        open_output(path, layouts, run=run.identity(layouts), inputs=inputs, **kept) as output,
-        single_threaded_blas(),
-        ThreadPoolExecutor(count) as pool,
-        start_workers(model, pool, count, machine.cluster, processes=apart) as workers,
+        open_output(path, layouts, run=identity, inputs=inputs, **kept) as output,
     ):
-        check = pool.submit(check_fold, model, rotation, memory=memory)
-        for report in _convert(run, output, workers, advance):
+        yield from _write(run, output, staff, advance)
+
+
+def _write(
+    run: Run, output: Output, staff: Staff, advance: Callable[[int], object]
+) -> Iterator[Report]:
+    """Put workers to work, one of them to check that the fold changes nothing."""
+    with (
+        single_threaded_blas(),
+        ThreadPoolExecutor(staff.count) as pool,
+        start_workers(run.model, pool, staff) as workers,
+    ):
+        check = pool.submit(check_fold, run.model, run.rotation, memory=staff.memory)
+        for report in _reports(run, output, workers, advance):
             if check.done():
                 check.result()  # refuse at once, not after hours
             yield report
@@ -87,7 +90,7 @@ def output_files(model: Model, plan: Plan, path: Path, split: Split) -> list[Pat
     return shard_paths(path, len(lay_out_shards(model.metadata, infos(plan), split)))
 
 
-def _convert(
+def _reports(
     run: Run, output: Output, workers: Workers, advance: Callable[[int], object]
 ) -> Iterator[Report]:
     """Keep the workers fed with tiles in file order and report each tensor when it is complete."""

@@ -1,7 +1,7 @@
 """What a run is: its files but for the tensors' bytes, and what another must share to continue."""
 
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -40,6 +40,21 @@ class Run:
     rotation: Rotation  # the plan's, with its vectors
     calibrated: Calibrated
     importance: Mapping[str, F32 | None]
+
+    @classmethod
+    def of(
+        cls,
+        model: Model,
+        plan: Plan,
+        calibrated: Calibrated,
+        importance: Callable[[str], F32 | None],
+        *,
+        threads: int | None,
+    ) -> "Run":
+        """Read the vectors of the rotation and the importance of every tensor: see `convert`."""
+        rotation = plan.rotation.with_vectors_of(model, threads=threads)
+        importances = {t.name: importance(t.name) for t in plan.tensors}
+        return cls(model, plan, rotation, calibrated, importances)
 
     @cached_property
     def weighed_by(self) -> str:

@@ -23,8 +23,8 @@ from tqgguf.output.files import (
 from tqgguf.output.tiles import Tile, tiles
 from tqgguf.pipeline.encoder import Encoder
 from tqgguf.pipeline.report import Outcome
-from tqgguf.pipeline.run import state_of
-from tqgguf.planning.plan import Plan, PlannedTensor
+from tqgguf.pipeline.run import Run, state_of
+from tqgguf.planning.plan import PlannedTensor
 from tqgguf.rotation.rotation import Rotation
 
 TILE = 1 << 21  # weights: 8 MiB as float32, a few copies of which each worker holds
@@ -40,25 +40,37 @@ def is_worth_processes(model: Model) -> bool:
     return sum(t.size for t in model.tensors.values()) >= WORTH_PROCESSES
 
 
-def worker_count(plan: Plan, rotation: Rotation, machine: Machine) -> tuple[int, bool]:
-    """How many workers there may be, and whether there is memory for them to be processes.
+@dataclass(frozen=True)
+class Staff:
+    """How many workers a run may have and of which kind; memory: bytes for what grows with tiles.
 
     The tiles themselves are fixed, or bytes would change.
     """
-    wanted = machine.threads or default_threads()
+
+    count: int
+    memory: int
+    processes: bool = False
+    cluster: str | None = None
+
+
+def staff_for(run: Run, machine: Machine) -> Staff:
+    """The staff that the machine has memory for. Raises PlanError where one thread is too much."""
     allowed = default_memory() if machine.max_memory is None else machine.max_memory
-    largest = max((t.weights for p in plan.tensors for t in tiles_of(p, rotation)[:1]), default=0)
-    free, each = allowed - FIXED_BYTES, max(1, largest * BYTES_PER_WEIGHT)
+    wanted, free = machine.threads or default_threads(), allowed - FIXED_BYTES
+    first = (tile for p in run.plan.tensors for tile in tiles_of(p, run.rotation)[:1])
+    each = max(1, max((tile.weights for tile in first), default=0) * BYTES_PER_WEIGHT)
     affordable = min(wanted, free // (each + PROCESS_BYTES))
-    worth_it = machine.processes and plan.source_weights >= WORTH_PROCESSES
+    encodes = not run.calibrated.rows  # what is left is copying
+    worth_it = machine.processes and run.plan.source_weights >= WORTH_PROCESSES and encodes
+    cluster = machine.cluster if encodes else None
     if worth_it and affordable > 1:
-        return affordable, True
+        return Staff(affordable, free, True, cluster)
     if free < each and machine.max_memory is not None:
         raise PlanError(
             f"--max-memory {allowed >> 20:,} MiB is too little for this model: one thread needs "
             f"{-(-(FIXED_BYTES + each) >> 20):,} MiB"
         )
-    return max(1, min(wanted, free // each)), False
+    return Staff(max(1, min(wanted, free // each)), free, False, cluster)
 
 
 @dataclass(frozen=True)
@@ -71,21 +83,21 @@ class Workers:
 
 
 @contextmanager
-def start_workers(
-    model: Model, pool: Executor, count: int, cluster: str | None, *, processes: bool
-) -> Iterator[Workers]:
+def start_workers(model: Model, pool: Executor, staff: Staff) -> Iterator[Workers]:
     """Threads or processes of this machine, with a task per tile, or a cluster."""
     path = model.path.resolve()
     find = partial(_find, path, "".join(map(state_of, model_files(model.path))))
-    if cluster:
-        with clusters.cluster(cluster) as remote:
+    if staff.cluster:
+        with clusters.cluster(staff.cluster) as remote:
             remote.check_sight(path)
             yield Workers(remote.pool, remote.count, partial(_cluster_tasks, find))
-    elif processes:
-        with start_processes(count, preload=__name__) as pool:
-            yield Workers(pool, count, partial(_process_tasks, find, 1))
+    elif staff.processes:
+        with start_processes(staff.count, preload=__name__) as pool:
+            yield Workers(pool, staff.count, partial(_process_tasks, find, 1))
     else:
-        yield Workers(pool, count, lambda encoder, cut: [partial(encoder, tile) for tile in cut])
+        yield Workers(
+            pool, staff.count, lambda encoder, cut: [partial(encoder, tile) for tile in cut]
+        )
 
 
 def _process_tasks(
