@@ -23,7 +23,8 @@ from tqgguf.kernels.dtypes import F32
 from tqgguf.models import Model, open_model
 from tqgguf.output.layout import TensorInfo, lay_out
 from tqgguf.rotation.architectures import STREAMS, role
-from tqgguf.rotation.folding import EMBEDDING, HEAD, norm_above
+from tqgguf.rotation.ends import EMBEDDING, HEAD
+from tqgguf.rotation.readers import norm_above
 
 _SHARE = 40  # one channel in so many is an outlier
 Change = Callable[[F32], F32]

@@ -18,7 +18,7 @@ from tqgguf.calibration.short_pass import measure_inputs
 from tqgguf.calibration.tokens import read_text
 from tqgguf.kernels.dtypes import F64
 from tqgguf.models import Model, open_model
-from tqgguf.rotation import folding
+from tqgguf.rotation import readers
 from tqgguf.rotation.balance import column_shares
 
 
@@ -42,12 +42,12 @@ def channels(model: Model) -> Iterator[tuple[str, F64, F64]]:
     known = measure_inputs(model, read_text(model, None)).importance
     for name in model.tensors:
         norm = name.removesuffix(".weight")
-        readers = folding.readers(model, norm) if name.startswith("blk.") else []
-        energy = known(readers[0].name) if readers else None
+        read_by = readers.readers(model, norm) if name.startswith("blk.") else []
+        energy = known(read_by[0].name) if read_by else None
         if energy is None or energy.shape != (1, model.tensors[name].size):
             continue
         gain = np.square(model.tensors[name].read(), dtype=np.float64)
-        weight = gain * column_shares(readers)
+        weight = gain * column_shares(read_by)
         alive = (weight > 0) & (energy[0] > 0)
         yield norm, weight[alive], energy[0][alive] / gain[alive]
 

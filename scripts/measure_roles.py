@@ -30,7 +30,7 @@ from tqgguf.planning.allocation import candidates
 from tqgguf.planning.matrices import is_matrix
 from tqgguf.planning.rounding import measure_errors
 from tqgguf.rotation.architectures import layer_prefix, role
-from tqgguf.rotation.folding import EMBEDDING, HEAD
+from tqgguf.rotation.ends import EMBEDDING, HEAD
 
 
 class Loss(NamedTuple):

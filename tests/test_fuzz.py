@@ -24,7 +24,7 @@ from tqgguf.models import open_model
 from tqgguf.models.metadata import Value, encode
 from tqgguf.output.layout import TensorInfo, lay_out
 from tqgguf.planning.plan import Options, make_plan
-from tqgguf.rotation.rotation import read_rotation
+from tqgguf.rotation.recorded import read_rotation
 
 ROOT = Path(__file__).parent.parent
 

@@ -15,7 +15,8 @@ from tqgguf.measure.verify import require, verify
 from tqgguf.models import open_model
 from tqgguf.output.files import partial_path
 from tqgguf.planning.plan import Options, make_plan
-from tqgguf.rotation.rotation import read_rotation, restored
+from tqgguf.rotation.recorded import read_rotation
+from tqgguf.rotation.restored import restored
 
 TEXT = (
     "The old man looked at the sea and said nothing for a long time. At last he turned to the"

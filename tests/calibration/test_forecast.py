@@ -7,7 +7,7 @@ from tests.network.small_models import RECIPES, write_model
 from tqgguf.calibration import forecast
 from tqgguf.models.gguf import read_gguf
 from tqgguf.planning.plan import Options, make_plan
-from tqgguf.rotation.folding import EMBEDDING, HEAD
+from tqgguf.rotation.ends import EMBEDDING, HEAD
 
 
 def planned(folder, name):

@@ -13,7 +13,7 @@ from tqgguf.calibration.imatrix import read_imatrix, write_imatrix
 from tqgguf.formats import dequantize
 from tqgguf.llamacpp import programs
 from tqgguf.models import open_model
-from tqgguf.rotation.rotation import restored
+from tqgguf.rotation.restored import restored
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from tqgguf.formats import dequantize, quantize
 from tqgguf.kernels.metrics import relative_mse
 from tqgguf.models import open_model
 from tqgguf.planning.rounding import measure_errors
-from tqgguf.rotation.folding import EMBEDDING, HEAD
+from tqgguf.rotation.ends import EMBEDDING, HEAD
 
 NAME = "blk.1.ffn_down.weight"
 

@@ -20,7 +20,7 @@ from tqgguf.planning.plan import Options, make_plan
 from tqgguf.rotation import folding
 from tqgguf.rotation.architectures import STREAMS, Stream, role
 from tqgguf.rotation.folded import fold
-from tqgguf.rotation.rotation import restored
+from tqgguf.rotation.restored import restored
 
 TOKENS = np.random.default_rng(1).integers(3, 2048, 64).tolist()
 TIED = [name for name in TINY if "output V D" in TINY[name].outside]

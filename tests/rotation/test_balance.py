@@ -13,11 +13,12 @@ from tqgguf.models.model import Tensor
 from tqgguf.network import forward
 from tqgguf.pipeline import convert
 from tqgguf.planning.plan import Options, make_plan
-from tqgguf.rotation import balance, folding
+from tqgguf.rotation import balance, channels, folding, readers
 from tqgguf.rotation.architectures import STREAMS
 from tqgguf.rotation.balance import expected_energies, ffn_balance, norm_balance
 from tqgguf.rotation.folded import fold
-from tqgguf.rotation.rotation import read_rotation, restored
+from tqgguf.rotation.recorded import read_rotation
+from tqgguf.rotation.restored import restored
 from tqgguf.rotation.steps import Sides
 from tqgguf.rotation.vectors import NORM_BALANCE
 
@@ -79,12 +80,12 @@ def test_the_factors_do_not_depend_on_chunks(rng, monkeypatch):
 @pytest.mark.parametrize("name", ["llama-biased", "qwen2moe", "gemma"])
 def test_half_a_balance_breaks_the_network(tmp_path, monkeypatch, name):
     source = write_tiny(tmp_path / "a.gguf", name)
-    whole = folding._balance
+    whole = channels.ffn_scaled
 
     def half(model, row, tensor):
         return whole(model, row, tensor) if "ffn_up" in tensor else Sides()
 
-    monkeypatch.setattr(folding, "_balance", half)
+    monkeypatch.setattr(channels, "ffn_scaled", half)
     model = open_model(source)
     rotate = folding.values if name == "gemma" else folding.fused
     tensors = fold(model, rotate(model).with_vectors_of(model)).tensors
@@ -199,7 +200,7 @@ SHARED = {  # norms that several matrices read, of rows that no rotation of the 
 def test_a_forgotten_reader_breaks_the_network(tmp_path, monkeypatch, name):
     source = write_uneven(tmp_path / "a.gguf", name)
     model, row = open_model(source), STREAMS[TINY[name].arch]
-    readers = {norm: folding._readers(model, row, f"blk.1.{norm}") for norm in SHARED[name]}
+    readers = {norm: readers.reader_roles(model, row, f"blk.1.{norm}") for norm in SHARED[name]}
     assert {norm: len(found) for norm, found in readers.items()} == SHARED[name]
     for forgotten in (reader for found in readers.values() for reader in found):
         norms = {n: tuple(r for r in rs if r != forgotten) for n, rs in row.norms.items()}

@@ -16,7 +16,9 @@ from tqgguf.rotation import folding
 from tqgguf.rotation.balance import STEPS, ffn_balance, norm_balance
 from tqgguf.rotation.energies import rotated_energies
 from tqgguf.rotation.folded import fold
-from tqgguf.rotation.rotation import Rotation, read_rotation, restored
+from tqgguf.rotation.recorded import read_rotation
+from tqgguf.rotation.restored import restored
+from tqgguf.rotation.rotation import Rotation
 from tqgguf.rotation.steps import RESIDUAL, Sides, Step
 
 TOKENS = np.random.default_rng(1).integers(3, 2048, 64).tolist()

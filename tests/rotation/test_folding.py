@@ -13,7 +13,9 @@ from tqgguf.models.model import Model
 from tqgguf.pipeline import convert
 from tqgguf.planning.plan import Options, make_plan
 from tqgguf.rotation import folding
-from tqgguf.rotation.rotation import Rotation, read_rotation, restored
+from tqgguf.rotation.recorded import read_rotation
+from tqgguf.rotation.restored import restored
+from tqgguf.rotation.rotation import Rotation
 from tqgguf.rotation.steps import Sides, Step
 
 TOKENS = np.random.default_rng(1).integers(3, 2048, 64).tolist()

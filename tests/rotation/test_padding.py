@@ -19,7 +19,8 @@ from tqgguf.planning.plan import Options, make_plan
 from tqgguf.rotation.architectures import STREAMS
 from tqgguf.rotation.padded_axes import FFNS, padding
 from tqgguf.rotation.padding import Pad, Padding, padded, read_padding, unpadded
-from tqgguf.rotation.rotation import read_rotation, restored
+from tqgguf.rotation.recorded import read_rotation
+from tqgguf.rotation.restored import restored
 
 TOKENS = np.random.default_rng(1).integers(3, 2048, 48).tolist()
 HEADS = {"internlm2", "qwen", "qwen2", "qwen2moe", "olmoe", "bailingmoe2", "deepseek", "phimoe"}

@@ -43,7 +43,7 @@ from tqgguf.network.forward import Tokens
 from tqgguf.network.layer import rows as rows_of
 from tqgguf.output.scales import per_row, scales_of
 from tqgguf.rotation.architectures import layer_prefix
-from tqgguf.rotation.folding import EMBEDDING, HEAD
+from tqgguf.rotation.ends import EMBEDDING, HEAD
 
 _COPIED = 1 << 22  # weights that are put on the desk at a time
 _HEAD_TOKENS = 64  # times the width of the stream: with 4 KL divergence rose by 9 % (docs/LOG.md)

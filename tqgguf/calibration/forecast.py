@@ -24,7 +24,7 @@ from tqgguf.machine.machine import Machine
 from tqgguf.machine.threads import single_threaded_blas
 from tqgguf.models import Model, Tensor
 from tqgguf.rotation.architectures import layer_prefix
-from tqgguf.rotation.folding import EMBEDDING, HEAD
+from tqgguf.rotation.ends import EMBEDDING, HEAD
 
 _PASS = 3.0  # times the products of both passes: attention, norms, reading and writing
 _MOMENTS = 3.0  # products of n_in^2 for each token: x x^T, x d^T

@@ -12,7 +12,7 @@ from tqgguf.machine.threads import default_threads
 from tqgguf.models import Model, Tensor
 from tqgguf.network.graph import read_graph
 from tqgguf.rotation.architectures import layer_prefix
-from tqgguf.rotation.folding import EMBEDDING, HEAD
+from tqgguf.rotation.ends import EMBEDDING, HEAD
 
 _CONDUCTOR_BYTES = 250 << 20  # the process that hands out the work
 _WORKER_BYTES = 100 << 20  # Python and NumPy

@@ -28,7 +28,7 @@ from tqgguf.network.forward import Context, Tokens, Weights
 from tqgguf.network.layer import rows
 from tqgguf.network.ops import Array
 from tqgguf.rotation.architectures import layer_prefix, role
-from tqgguf.rotation.folding import EMBEDDING, HEAD, tied_head
+from tqgguf.rotation.ends import EMBEDDING, HEAD, tied_head
 from tqgguf.rotation.vectors import Energies
 
 Result = TypeVar("Result")

@@ -14,7 +14,7 @@ from tqgguf.network import forward
 from tqgguf.network.forward import Context, Tokens, Weights
 from tqgguf.network.layer import rows
 from tqgguf.network.ops import Array
-from tqgguf.rotation.folding import HEAD
+from tqgguf.rotation.ends import HEAD
 
 _CHUNK = 256  # tokens at a time: enough for a matrix product, few enough for all threads
 Energies = dict[str, tuple[F32, F32]]  # matrix -> sums (n_mat, n_in), counts (n_mat,)

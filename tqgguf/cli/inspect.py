@@ -15,7 +15,8 @@ from tqgguf.models import Model, open_model
 from tqgguf.models.gguf import disk_bytes
 from tqgguf.models.hub import display_name
 from tqgguf.network.memory import Memory, memory
-from tqgguf.rotation.rotation import PREFIX, read_rotation
+from tqgguf.rotation.recorded import read_rotation
+from tqgguf.rotation.rotation import PREFIX
 from tqgguf.rotation.words import in_words
 
 _LONGEST = 8  # values of an array that are shown

@@ -19,7 +19,7 @@ from tqgguf.network.equivalence import Difference, measure_difference, require_o
 from tqgguf.network.forward import Tokens
 from tqgguf.pipeline import convert
 from tqgguf.planning.plan import Options, make_plan
-from tqgguf.rotation.rotation import restored
+from tqgguf.rotation.restored import restored
 
 _SHOWN = 10  # of the worst tensors
 

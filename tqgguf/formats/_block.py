@@ -9,14 +9,7 @@ from tqgguf.formats._scalar import Grid, ScalarFormat
 from tqgguf.kernels.bits import pack_planes
 from tqgguf.kernels.dtypes import F32, U8, Blocks
 from tqgguf.kernels.protocols import Choice
-from tqgguf.kernels.scales import (
-    Ranges,
-    affine_pair,
-    halved,
-    symmetric,
-    ternary_scale,
-    to_half,
-)
+from tqgguf.kernels.scales import Ranges, affine_pair, halved, symmetric, ternary_scale, to_half
 from tqgguf.kernels.search import reciprocal
 
 Pack = Callable[[Blocks, U8], None]

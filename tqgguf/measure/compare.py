@@ -24,8 +24,10 @@ from tqgguf.models import Model, Tensor
 from tqgguf.models.damage import naming_damage
 from tqgguf.models.gguf import disk_bytes
 from tqgguf.output.tiles import tiles
-from tqgguf.rotation import folding
-from tqgguf.rotation.rotation import NO_ROTATION, Rotation, read_rotation, restored
+from tqgguf.rotation import ends, folding
+from tqgguf.rotation.recorded import read_rotation
+from tqgguf.rotation.restored import restored
+from tqgguf.rotation.rotation import NO_ROTATION, Rotation
 
 _TILE = 1 << 20  # weights compared at a time, unless the rotation mixes more
 
@@ -132,8 +134,8 @@ def compare(original: Model, quantized: Model, *, threads: int | None = None) ->
 def _match(original: Model, quantized: Model) -> dict[str, Tensor]:
     """The original of every tensor of the file; an untied head is the embedding once more."""
     sources = dict(original.tensors)
-    if folding.tied_head(original) and folding.HEAD in quantized.tensors:
-        sources[folding.HEAD] = sources[folding.EMBEDDING]
+    if ends.tied_head(original) and ends.HEAD in quantized.tensors:
+        sources[ends.HEAD] = sources[ends.EMBEDDING]
     for name in (n for n in quantized.tensors if n not in sources):
         raise FileFormatError(f"{quantized.path}: {name} is not in the original {original.path}")
     for name, source in sources.items():

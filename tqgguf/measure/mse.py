@@ -19,9 +19,10 @@ from tqgguf.measure.matrix import Matrix
 from tqgguf.models import Model, Tensor
 from tqgguf.planning.matrices import is_matrix
 from tqgguf.planning.recipes import recipe
-from tqgguf.rotation import folding
+from tqgguf.rotation import ends, folding
 from tqgguf.rotation.energies import Energies, rotated_energies
-from tqgguf.rotation.rotation import Rotation, read_rotation
+from tqgguf.rotation.recorded import read_rotation
+from tqgguf.rotation.rotation import Rotation
 from tqgguf.rotation.vectors import BALANCE
 
 TYPES = tuple(dict.fromkeys(recipe(name).matrix for name in ("tq-q4", "tq-q3", "tq-q2")))
@@ -103,8 +104,8 @@ def _inputs(name: str, tensor: Tensor, rotation: Rotation, energies: Energies) -
 def _matrices(model: Model, rotation: Rotation) -> dict[str, Tensor]:
     """The matrices of the output by name; an untied head is the embedding's tensor once more."""
     matrices = {t.name: t for t in model.tensors.values() if is_matrix(t)}
-    if rotation.mode == "fused" and folding.tied_head(model):
-        matrices[folding.HEAD] = model.tensors[folding.EMBEDDING]
+    if rotation.mode == "fused" and ends.tied_head(model):
+        matrices[ends.HEAD] = model.tensors[ends.EMBEDDING]
     return matrices
 
 

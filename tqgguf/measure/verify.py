@@ -22,9 +22,10 @@ from tqgguf.machine.threads import map_in_order
 from tqgguf.models import INTEGERS, Model, Tensor
 from tqgguf.output.tiles import Tile, tiles
 from tqgguf.planning.matrices import needs_f32
-from tqgguf.rotation import folding
+from tqgguf.rotation import ends
 from tqgguf.rotation.padding import padded, read_padding
-from tqgguf.rotation.rotation import Rotation, read_rotation
+from tqgguf.rotation.recorded import read_rotation
+from tqgguf.rotation.rotation import Rotation
 
 _TILE = 1 << 22  # weights
 _BLOCK = 32  # the smallest run of weights whose error is judged
@@ -115,8 +116,8 @@ def _pairs(quantized: Model, original: Model) -> Iterator[tuple[Tensor, Tensor]]
     if missing:
         raise MismatchError(f"{quantized.path}: {missing[0]} of {original.path} is missing")
     for name, tensor in quantized.tensors.items():
-        tied = name == folding.HEAD and name not in original.tensors
-        source = original.tensors.get(folding.EMBEDDING if tied else name)
+        tied = name == ends.HEAD and name not in original.tensors
+        source = original.tensors.get(ends.EMBEDDING if tied else name)
         if source is None:
             raise MismatchError(f"{quantized.path}: {name} does not occur in {original.path}")
         if source.shape != tensor.shape:

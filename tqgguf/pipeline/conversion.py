@@ -12,13 +12,7 @@ from tqgguf.machine.threads import in_order, single_threaded_blas
 from tqgguf.models import Model, model_files
 from tqgguf.models.damage import naming_damage
 from tqgguf.network.equivalence import check_fold
-from tqgguf.output.files import (
-    Output,
-    check_output,
-    is_finished,
-    open_output,
-    shard_paths,
-)
+from tqgguf.output.files import Output, check_output, is_finished, open_output, shard_paths
 from tqgguf.output.layout import Split, lay_out_shards
 from tqgguf.pipeline.report import Outcome, Report, recorded, report_on
 from tqgguf.pipeline.run import Run, infos

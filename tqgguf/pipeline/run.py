@@ -13,9 +13,7 @@ from tqgguf.calibration.cached import Calibrated
 from tqgguf.kernels.dtypes import F32, U8
 from tqgguf.machine.content import digest
 from tqgguf.models import Model, Tensor, model_files, scale_name
-from tqgguf.output.files import (
-    Output,
-)
+from tqgguf.output.files import Output
 from tqgguf.output.layout import Layout, Split, TensorInfo, lay_out, lay_out_shards
 from tqgguf.output.scales import scales_of
 from tqgguf.pipeline.encoder import Encoder

@@ -31,9 +31,9 @@ from tqgguf.planning.paddings import choose_padding
 from tqgguf.planning.plan import Options, Plan, check_tensors, make_plan
 from tqgguf.planning.rotations import choose_rotation
 from tqgguf.planning.rounding import measure_errors
+from tqgguf.rotation.ends import EMBEDDING, HEAD
 from tqgguf.rotation.energies import Energies, rotated_energies
 from tqgguf.rotation.folded import fold
-from tqgguf.rotation.folding import EMBEDDING, HEAD
 from tqgguf.rotation.padding import Padding, padded
 
 _ALIGNMENT = 32  # bytes lost at most after each tensor

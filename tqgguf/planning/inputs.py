@@ -29,8 +29,8 @@ from tqgguf.models import Model
 from tqgguf.network.forward import Tokens
 from tqgguf.planning.plan import Options
 from tqgguf.planning.recipes import recipe
+from tqgguf.rotation.ends import EMBEDDING, HEAD
 from tqgguf.rotation.energies import Energies
-from tqgguf.rotation.folding import EMBEDDING, HEAD
 
 SELF = "self"  # in the place of a text's path: the model writes it
 EFFORTS = ("fast", "good", "best")

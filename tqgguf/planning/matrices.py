@@ -12,7 +12,7 @@ from difflib import get_close_matches
 from tqgguf.formats import find_format
 from tqgguf.models import INTEGERS, Tensor
 from tqgguf.rotation.architectures import role
-from tqgguf.rotation.folding import EMBEDDING, HEAD
+from tqgguf.rotation.ends import EMBEDDING, HEAD
 
 _LAYER_TABLE = "per_layer_token_embd.weight"
 

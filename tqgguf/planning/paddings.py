@@ -15,11 +15,11 @@ from tqgguf.models import Model
 from tqgguf.planning.matrices import NamedTypes, is_matrix
 from tqgguf.planning.plan import Options
 from tqgguf.planning.recipes import fitting, recipe
-from tqgguf.rotation import folding
+from tqgguf.rotation import ends
 from tqgguf.rotation.architectures import STREAMS, role
 from tqgguf.rotation.padded_axes import BLOCK, FFNS, padding, whole_blocks
 from tqgguf.rotation.padding import Padding, read_padding
-from tqgguf.rotation.rotation import read_rotation
+from tqgguf.rotation.recorded import read_rotation
 
 PADS = ("auto", "none")
 LARGEST = 1.07  # as many times the width
@@ -47,7 +47,7 @@ def choose_padding(model: Model, options: Options) -> tuple[Padding, tuple[str, 
 def _stream_sizes(model: Model) -> dict[str, int]:
     """Weights of the matrices whose rows are the residual stream, if the architecture is known."""
     row = STREAMS.get(model.architecture)
-    roles = {*row.readers, *row.embeddings, *folding.HEADS} if row else set()
+    roles = {*row.readers, *row.embeddings, *ends.HEADS} if row else set()
     tensors = model.tensors.items()
     return {n: t.size for n, t in tensors if is_matrix(t) and role(n)[0] in roles}
 
@@ -65,11 +65,11 @@ def _ragged(model: Model, options: Options) -> Iterator[str]:
     """The matrices whose types need whole blocks, and which lack little of these."""
     chosen = recipe(_LOW_BITS if _few_bits(model, options) else options.type)
     named = NamedTypes(options.tensor_type, options.output_type, options.token_embedding_type)
-    tied = folding.tied_head(model)
+    tied = ends.tied_head(model)
     for name, tensor in model.tensors.items():
         if not is_matrix(tensor) or not tensor.n_in % BLOCK:
             continue
-        kind = "output" if tied and name == folding.EMBEDDING else role(name)[0]
+        kind = "output" if tied and name == ends.EMBEDDING else role(name)[0]
         type = named.type_of(name, tied=tied) or chosen.type_of(kind)
         if FORMATS[type].block_size == BLOCK and _pays(type, tensor.n_in, _is_down(name)):
             yield name

@@ -23,11 +23,12 @@ from tqgguf.planning.allocation import (
 from tqgguf.planning.matrices import NamedTypes, is_matrix, may_be_quantized, needs_f32
 from tqgguf.planning.recipes import Recipe, file_type, fitting, recipe
 from tqgguf.planning.scales import may_be_scaled
-from tqgguf.rotation import folding
+from tqgguf.rotation import ends, folding
 from tqgguf.rotation.architectures import layer_prefix, role
 from tqgguf.rotation.energies import Energies
 from tqgguf.rotation.padding import Pad, read_padding, unpadded
-from tqgguf.rotation.rotation import NO_ROTATION, Rotation, read_rotation
+from tqgguf.rotation.recorded import read_rotation
+from tqgguf.rotation.rotation import NO_ROTATION, Rotation
 from tqgguf.rotation.steps import Sides
 from tqgguf.rotation.vectors import BALANCE, NORM_BALANCE
 
@@ -199,10 +200,10 @@ def make_plan(
         raise PlanError(f"{model.path}: already rotated by tqgguf; use --rotate none")
     rotation = _rotation(model, options, energies)
     sources = {name: name for name in model.tensors}
-    if rotation.mode == "fused" and folding.tied_head(model):
-        sources[folding.HEAD] = folding.EMBEDDING
+    if rotation.mode == "fused" and ends.tied_head(model):
+        sources[ends.HEAD] = ends.EMBEDDING
     pads = read_padding(model).pads
-    head = folding.HEAD if folding.HEAD in sources else folding.EMBEDDING  # tied: both in one
+    head = ends.HEAD if ends.HEAD in sources else ends.EMBEDDING  # tied: both in one
 
     n_layer = _count_layers(model)
 
@@ -365,7 +366,7 @@ def _named_type(source: Tensor, name: str, options: Options, head: str) -> str |
     """The type that an option gives to a tensor, before its row length is looked at."""
     if not may_be_quantized(source):
         return None
-    return _named_types(options).type_of(name, tied=head != folding.HEAD)
+    return _named_types(options).type_of(name, tied=head != ends.HEAD)
 
 
 def _named_types(options: Options) -> NamedTypes:
@@ -427,7 +428,7 @@ def _rotation_notes(rotation: Rotation, tensors: Sequence[PlannedTensor]) -> Ite
     elif rotation.mode == "values":
         yield f"rotated {within} alone; the residual stream is untouched"
     elif rotation.mode == "fused":
-        width = next(t.shape[-1] for t in tensors if t.name == folding.EMBEDDING)
+        width = next(t.shape[-1] for t in tensors if t.name == ends.EMBEDDING)
         order, kind = rotation.block, rotation.kind
         count = f", {width // order} of them" if width > order else ""
         yield f"rotated along the residual stream of {width} in {kind} blocks of {order}{count}"
@@ -442,16 +443,16 @@ def _rotation_notes(rotation: Rotation, tensors: Sequence[PlannedTensor]) -> Ite
 def _padding_notes(model: Model) -> Iterator[str]:
     """Which widths were padded, and what that costs."""
     padding = read_padding(model)
-    for what, name in (("the stream", folding.EMBEDDING), ("FFNs", "ffn_down")):
-        ends = (p for n, p in padding.pads.items() if n.endswith(name) or f".{name}" in n)
-        widths = {(p.before[2], p.after[2]) for p in ends} - {(0, 0)}
+    for what, name in (("the stream", ends.EMBEDDING), ("FFNs", "ffn_down")):
+        found = (p for n, p in padding.pads.items() if n.endswith(name) or f".{name}" in n)
+        widths = {(p.before[2], p.after[2]) for p in found} - {(0, 0)}
         for old, new in sorted(w for w in widths if w[0] < w[1]):
             yield f"rows of {what} padded from {old:,} to {new:,}, {new / old - 1:.1%} more"
 
 
 def _notes(model: Model, plan: Plan) -> tuple[str, ...]:
     notes = list(_padding_notes(model))
-    head = next((t for t in plan.tensors if t.name == folding.HEAD), None)
+    head = next((t for t in plan.tensors if t.name == ends.HEAD), None)
     if head and head.source != head.name:
         notes.append(
             f"untied: the fold needs an output head of its own, {head.n_bytes / 1e6:.1f} MB more"

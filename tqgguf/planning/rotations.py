@@ -22,11 +22,12 @@ from tqgguf.models import Model, Tensor
 from tqgguf.planning.allocation import default_sensitivity
 from tqgguf.planning.matrices import is_matrix
 from tqgguf.planning.plan import Options, Plan, PlannedTensor, make_plan
-from tqgguf.rotation import folding
+from tqgguf.rotation import ends, readers
 from tqgguf.rotation.architectures import LAYER, role
 from tqgguf.rotation.balance import expected_energies
 from tqgguf.rotation.energies import Energies, rotated_energies
-from tqgguf.rotation.rotation import Rotation, read_rotation
+from tqgguf.rotation.recorded import read_rotation
+from tqgguf.rotation.rotation import Rotation
 from tqgguf.rotation.steps import RESIDUAL, Sides
 
 MODES = ("none", "scales", "values", "fused")  # in the order in which they are preferred
@@ -179,7 +180,7 @@ class _Inputs:
 
     def of(self, t: PlannedTensor, *, tied: bool) -> F32:
         """Energies of a planned matrix in the original basis: (n_mat, n_in) float32."""
-        name = folding.HEAD if tied and t.name == folding.EMBEDDING else t.name
+        name = ends.HEAD if tied and t.name == ends.EMBEDDING else t.name
         known = self.energies(name) if self.energies else self._expected(name, t.shape)
         if known is None:
             return np.ones((math.prod(t.shape[:-2]), t.shape[-1]), np.float32)
@@ -193,7 +194,7 @@ class _Inputs:
         """
         ratios = []
         for t in tensors:
-            gain = self.model.tensors.get(f"{folding.norm_above(self.model, t.name)}.weight")
+            gain = self.model.tensors.get(f"{readers.norm_above(self.model, t.name)}.weight")
             known = self.energies(t.name) if self.energies else None
             if gain is not None and known is not None and known.mean() > 0:
                 ratios.append(float(np.square(gain.read()).mean() / known.mean()))
@@ -201,13 +202,13 @@ class _Inputs:
 
     def _expected(self, name: str, shape: tuple[int, ...]) -> F32 | None:
         """What the norm's gain and the weights of all that reads it let expect."""
-        norm = folding.norm_above(self.model, name)
+        norm = readers.norm_above(self.model, name)
         gain = self.model.tensors.get(f"{norm}.weight")
         if gain is None or gain.shape != shape[-1:]:
             return None
-        readers = folding.readers(self.model, norm)
-        alike = readers and all(t.n_in == gain.size for t in readers)
-        found = expected_energies(gain.read(), readers) if alike else np.square(gain.read())
+        read_by = readers.readers(self.model, norm)
+        alike = read_by and all(t.n_in == gain.size for t in read_by)
+        found = expected_energies(gain.read(), read_by) if alike else np.square(gain.read())
         return np.broadcast_to(found, (math.prod(shape[:-2]), shape[-1]))
 
 
@@ -252,7 +253,7 @@ def _predict(inputs: _Inputs, plan: Plan, rows: Sequence[_Rows], threads: int | 
     rotation = _columns_alone(plan.rotation, [t.name for t in sampled]).with_vectors_of(
         inputs.model
     )
-    tied = all(t.name != folding.HEAD for t in plan.tensors)
+    tied = all(t.name != ends.HEAD for t in plan.tensors)
     n_layer, n_seen = (len(_layers(t.name for t in ts)) for ts in (plan.tensors, sampled))
 
     spread = inputs.spread(sampled)
@@ -282,7 +283,7 @@ def _sensitivity(
     """Divergence per relative error of a matrix and those of the layers that are not looked at."""
     found = LAYER.match(t.name)
     if found is None:
-        head = folding.EMBEDDING if tied else folding.HEAD
+        head = ends.EMBEDDING if tied else ends.HEAD
         kind, layer = "output" if t.name == head else role(t.name)[0], None
     else:
         kind, layer = found["role"], int(found["layer"])

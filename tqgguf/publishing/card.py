@@ -16,7 +16,7 @@ from tqgguf.models import Model, open_model
 from tqgguf.models.hub import cached_repository, display_name
 from tqgguf.network.memory import Memory, memory
 from tqgguf.publishing.record import PICTURE, SUMS, Finished, Ladder
-from tqgguf.rotation.rotation import read_rotation
+from tqgguf.rotation.recorded import read_rotation
 from tqgguf.rotation.words import in_words
 from tqgguf.version import __version__
 

@@ -8,7 +8,8 @@ close to sum_c |error_c|^2 E[x_c^2], which is what rotations are judged by and s
 import numpy as np
 
 from tqgguf.kernels.dtypes import F32, F64
-from tqgguf.rotation.rotation import Axis, Rotation
+from tqgguf.rotation.axis import Axis
+from tqgguf.rotation.rotation import Rotation
 from tqgguf.rotation.steps import Step
 from tqgguf.rotation.vectors import Energies, is_balance
 

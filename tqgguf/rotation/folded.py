@@ -5,7 +5,7 @@ from functools import partial
 
 from tqgguf.kernels.dtypes import F32
 from tqgguf.models import Model, Tensor
-from tqgguf.rotation import folding
+from tqgguf.rotation import ends
 from tqgguf.rotation.rotation import Rotation
 
 
@@ -15,8 +15,8 @@ def fold(model: Model, rotation: Rotation) -> Model:
     rotation: with its vectors. The tensors are float32 and the network's function is unchanged.
     """
     tensors = dict(model.tensors)
-    if rotation.mode == "fused" and folding.tied_head(model):
-        tensors[folding.HEAD] = replace(tensors[folding.EMBEDDING], name=folding.HEAD)
+    if rotation.mode == "fused" and ends.tied_head(model):
+        tensors[ends.HEAD] = replace(tensors[ends.EMBEDDING], name=ends.HEAD)
     rotated = {name: _rotated(tensor, rotation, name) for name, tensor in tensors.items()}
     return replace(model, tensors=rotated)
 

@@ -5,33 +5,23 @@ so stock llama.cpp runs the result (docs/fold.md).
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from tqgguf.errors import PlanError, UnsupportedModelError
 from tqgguf.kernels import hadamard
-from tqgguf.models.model import Model, Tensor
+from tqgguf.models.model import Model
+from tqgguf.rotation import channels
 from tqgguf.rotation.architectures import STREAMS, Stream, layer_prefix, role
-from tqgguf.rotation.rotation import Axis, Rotation
-from tqgguf.rotation.steps import BLOCK, RESIDUAL, VALUE, Sides, Step
-from tqgguf.rotation.vectors import (
-    BALANCE,
-    NORM_BALANCE,
-    Energies,
-    is_balance,
-    product_name,
-    size_of,
-)
+from tqgguf.rotation.axis import Axis
+from tqgguf.rotation.ends import EMBEDDING, HEAD, HEADS, embedding_width, tied_head
+from tqgguf.rotation.readers import gain_above, reader_roles
+from tqgguf.rotation.rotation import Rotation
+from tqgguf.rotation.steps import BLOCK, RESIDUAL, Sides, Step
+from tqgguf.rotation.value_heads import value_heads
+from tqgguf.rotation.vectors import Energies, is_balance, product_name, size_of
 
-EMBEDDING, HEAD = "token_embd.weight", "output.weight"
 _MTP = "nextn."  # multi-token prediction: llama.cpp loads these layers, and runs them only to draft
-HEADS = ("output", "cls.output")  # of a language model, and of a reranker
 _POOLED = (1, 2, 3)  # llama.cpp's pooling types of embeddings: mean, cls, last
 TENSOR_BLOCK = 128  # --rotate tensor, unless --block says otherwise
-
-
-def tied_head(model: Model) -> bool:
-    """Whether the output head is the token embedding, so that a fold must untie it."""
-    return HEAD not in model.tensors and EMBEDDING in model.tensors
 
 
 def fused(
@@ -57,16 +47,16 @@ def fused(
             f"{model.path}: the residual stream of {row.name} cannot be rotated: {refusal}; "
             f"use{other} --rotate none, or --rotate tensor for study"
         )
-    width = _embedding_width(model)
+    width = embedding_width(model)
     kind: hadamard.Kind = "regular" if row.norm == "layer" else "sylvester"
     order = hadamard.largest_order(width, kind) if block is None else block
     _check_order(order, width, kind)
     names = [*model.tensors, HEAD] if tied_head(model) else list(model.tensors)
     streams = {name: _on_stream(model, row, name) for name in names}
-    heads = _value_heads(model, row)
+    heads = value_heads(model, row)
     sides = {name: streams[name] | heads.sides(name) for name in names}
     if balance:
-        sides = {name: s | _balance(model, row, name) for name, s in sides.items()}
+        sides = {name: s | channels.ffn_scaled(model, row, name) for name, s in sides.items()}
     rotation = Rotation(
         mode="fused",
         kind=kind,
@@ -97,7 +87,7 @@ def values(model: Model, *, balance: bool = True, energies: Energies | None = No
     Raises UnsupportedModelError where something stands between values and attention output.
     """
     row = _known_row(model)
-    heads = _value_heads(model, row)
+    heads = value_heads(model, row)
     if heads.order <= 1:
         raise UnsupportedModelError(
             f"{model.path}: the value heads of {row.name} cannot be rotated: "
@@ -105,7 +95,7 @@ def values(model: Model, *, balance: bool = True, energies: Energies | None = No
         )
     sides = {name: heads.sides(name) for name in model.tensors}
     if balance:
-        sides = {name: s | _scales(model, row, name) for name, s in sides.items()}
+        sides = {name: s | channels.scaled(model, row, name) for name, s in sides.items()}
     rotation = Rotation(
         mode="values",
         value_block=heads.order,
@@ -122,7 +112,7 @@ def scales(model: Model, *, energies: Energies | None = None) -> Rotation:
     Raises UnsupportedModelError for an architecture that is not known, or without such channels.
     """
     row = _known_row(model)
-    sides = {name: s for name in model.tensors if (s := _scales(model, row, name))}
+    sides = {name: s for name in model.tensors if (s := channels.scaled(model, row, name))}
     if not sides:
         raise UnsupportedModelError(
             f"{model.path}: {row.name} has no channels that can be scaled; use --rotate none"
@@ -184,12 +174,6 @@ def _known_row(model: Model) -> Stream:
     return row
 
 
-def _embedding_width(model: Model) -> int:
-    if EMBEDDING not in model.tensors:
-        raise UnsupportedModelError(f"{model.path}: {EMBEDDING} is missing; use --rotate none")
-    return model.tensors[EMBEDDING].n_in
-
-
 def _check_order(order: int, width: int, kind: hadamard.Kind) -> None:
     if not hadamard.is_order(order, kind):
         need = "a power of four" if kind == "regular" else "a power of two"
@@ -200,117 +184,6 @@ def _check_order(order: int, width: int, kind: hadamard.Kind) -> None:
             f"--block {order} does not divide the model's width of {width}; "
             f"the largest that does is {largest}"
         )
-
-
-@dataclass(frozen=True)
-class _ValueHeads:
-    """What the rotation of the value heads does: H within each head, of the largest order.
-
-    n_heads counts query heads, size is a value head's, key_size a key head's; order 0 where reason
-    forbids the rotation.
-    """
-
-    model: Model
-    order: int = 0
-    n_heads: int = 0
-    size: int = 0
-    key_size: int = 0
-    value: str = ""
-    output: str = ""
-    reason: str = ""
-
-    def sides(self, name: str) -> Sides:
-        """The steps of one tensor."""
-        kind, part = role(name)
-        if self.order <= 1 or kind not in (self.value, self.output, "attn_qkv"):
-            return Sides()
-        if kind == self.output:
-            return Sides(columns=(VALUE,)) if part == "weight" else Sides()
-        step = Step("value", start=self._first_value(name)) if kind == "attn_qkv" else VALUE
-        return Sides(columns=(step,)) if part == "bias" else Sides(rows=(step,))
-
-    def _first_value(self, name: str) -> int:
-        """Where the value rows begin in q, k and v stacked: n_q + n_k + n_v rows."""
-        rows = self.model.tensors[f"{layer_prefix(name)}attn_qkv.weight"].shape[0]
-        kv_heads = (rows - self.n_heads * self.key_size) // (self.key_size + self.size)
-        return rows - kv_heads * self.size
-
-
-def _value_heads(model: Model, row: Stream) -> _ValueHeads:
-    if row.values is None:
-        return _ValueHeads(model, reason=row.why_no_values)
-    if model.get("{arch}.attention.clamp_kqv"):
-        return _ValueHeads(model, reason=f"{row.name}.attention.clamp_kqv clamps each value")
-    n_heads = model.get("{arch}.attention.head_count")
-    if isinstance(n_heads, list) and n_heads and n_heads.count(n_heads[0]) == len(n_heads):
-        n_heads = n_heads[0]
-    if not isinstance(n_heads, int):
-        reason = "the number of heads is missing" if n_heads is None else "layers differ in heads"
-        return _ValueHeads(model, reason=f"{model.path}: {reason}")
-    of_width = _embedding_width(model) // max(1, n_heads)
-    size = model.get("{arch}.attention.value_length", of_width)
-    key_size = model.get("{arch}.attention.key_length", of_width)
-    if not all(isinstance(n, int) and 0 < n < 2**32 for n in (n_heads, size, key_size)):
-        raise UnsupportedModelError(
-            f"{model.path}: {n_heads!r} heads with keys of {key_size!r} and values of {size!r} "
-            "make no sense; use --rotate none"
-        )
-    return _ValueHeads(model, hadamard.largest_order(size), n_heads, size, key_size, *row.values)
-
-
-def _scales(model: Model, row: Stream, name: str) -> Sides:
-    return _balance(model, row, name) | _norm_balance(model, row, name)
-
-
-def _balance(model: Model, row: Stream, name: str) -> Sides:
-    """The balancing of a gated FFN's channels: up gains what down loses, for each expert."""
-    kind, part = role(name)
-    matrix, _, group = kind.removeprefix("ffn_").partition("_")  # "", "exps" or "shexp"
-    if not (row.balanced and kind.startswith("ffn_") and matrix in ("up", "down")):
-        return Sides()
-    ending = f"_{group}" if group else ""
-    prefix = layer_prefix(name)
-    names = [f"{prefix}ffn_{m}{ending}.weight" for m in ("gate", "up", "down")]
-    biased = group and f"{prefix}ffn_up{ending}.bias" in model.tensors
-    if biased or not all(n in model.tensors for n in names):
-        return Sides()
-    gate, up, down = (model.tensors[n].shape for n in names)
-    if len(up) < 2 or gate != up or (*down[:-2], down[-1]) != up[:-1]:
-        return Sides()
-    vector = f"{prefix}{BALANCE}{ending}"
-    if matrix == "down":
-        return Sides(columns=(Step("ungain", vector),)) if part == "weight" else Sides()
-    gain = (Step("gain", vector),)
-    return Sides(columns=gain) if part == "bias" else Sides(rows=gain)
-
-
-def _norm_balance(model: Model, row: Stream, name: str) -> Sides:
-    """The balancing of channels between a norm's gain, its bias too, and all that read it."""
-    (kind, part), prefix = role(name), layer_prefix(name)
-    reads = kind in row.readers
-    norm = _norm_above(model, row, kind, prefix) if reads else prefix + kind
-    gain = model.tensors.get(f"{norm}.weight")
-    readers = _readers(model, row, norm) if gain else []
-    widths = {model.tensors[f"{prefix}{reader}.weight"].n_in for reader in readers}
-    if gain is None or widths != {gain.size} or (reads and part == "bias"):
-        return Sides()
-    vector = "+".join((f"{prefix}{NORM_BALANCE}", *readers))
-    return Sides(columns=(Step("gain" if reads else "ungain", vector),))
-
-
-def norm_above(model: Model, name: str) -> str:
-    """The norm that has a gain and feeds a matrix, `blk.3.attn_norm` say; "" if none is known."""
-    row, kind = STREAMS.get(model.architecture), role(name)[0]
-    if row is None or not (kind == "output" or kind in row.readers):
-        return ""
-    return _norm_above(model, row, kind, layer_prefix(name))
-
-
-def readers(model: Model, norm: str) -> list[Tensor]:
-    """The matrices that read a layer's norm, `blk.3.attn_norm` say; none where none is known."""
-    row, prefix = STREAMS.get(model.architecture), layer_prefix(f"{norm}.weight")
-    names = _readers(model, row, norm) if row else []
-    return [model.tensors[f"{prefix}{name}.weight"] for name in names]
 
 
 def _on_stream(model: Model, row: Stream, name: str) -> Sides:
@@ -360,25 +233,12 @@ def _reader(model: Model, row: Stream, name: str) -> Sides:
     """Gain, then rotation; a bias stays, or takes what the norm's bias gives through the matrix."""
     kind, part = role(name)
     prefix = layer_prefix(name)
-    norm = _norm_above(model, row, kind, prefix)
+    norm = gain_above(model, row, kind, prefix)
     if part == "bias":
         takes = _gives_away(model, row, norm)
         vector = product_name(f"{prefix}{kind}.weight", f"{norm}.bias")
         return Sides(columns=(Step("plus", vector),) if takes else ())
     return Sides(columns=(*([Step("gain", f"{norm}.weight")] if norm else []), RESIDUAL))
-
-
-def _norm_above(model: Model, row: Stream, kind: str, prefix: str) -> str:
-    """The norm whose output a matrix reads, `blk.3.attn_norm` say; empty if it has no gain."""
-    norms = [row.head_norm] if kind in HEADS else [n for n, r in row.norms.items() if kind in r]
-    return next((prefix + n for n in reversed(norms) if f"{prefix}{n}.weight" in model.tensors), "")
-
-
-def _readers(model: Model, row: Stream, norm: str) -> list[str]:
-    """The roles of the matrices that read a layer's norm, `blk.3.attn_norm` say."""
-    kind, prefix = role(f"{norm}.weight")[0], layer_prefix(f"{norm}.weight")
-    present = [r for r in row.norms.get(kind, ()) if f"{prefix}{r}.weight" in model.tensors]
-    return [r for r in present if _norm_above(model, row, r, prefix) == norm]
 
 
 def _norm_bias(model: Model, row: Stream, name: str) -> Sides:
@@ -398,7 +258,7 @@ def _gives_away(model: Model, row: Stream, norm: str) -> bool:
     return all(
         f"{prefix}{r}.bias" in model.tensors
         and len(model.tensors[f"{prefix}{r}.weight"].shape) == 2
-        for r in _readers(model, row, norm)
+        for r in reader_roles(model, row, norm)
     )
 
 

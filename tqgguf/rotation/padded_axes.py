@@ -14,7 +14,7 @@ from typing import Any
 from tqgguf.errors import UnsupportedModelError
 from tqgguf.models.metadata import Value, encode
 from tqgguf.models.model import Model, Tensor
-from tqgguf.rotation import folding
+from tqgguf.rotation import ends
 from tqgguf.rotation.architectures import STREAMS, Stream, layer_prefix, role
 from tqgguf.rotation.padding import Pad, Padding
 
@@ -67,7 +67,7 @@ def padding(model: Model, *, inner: Collection[str] = (), stream: bool = False) 
 
 def _pad(model: Model, name: str, growths: list[_Growth]) -> Pad:
     """All growths of a tensor as one."""
-    tensor = model.tensors[name if name in model.tensors else folding.EMBEDDING]
+    tensor = model.tensors[name if name in model.tensors else ends.EMBEDDING]
     matrices = tensor.shape[0] if len(tensor.shape) > 2 else 1
     n_mat = max([matrices, *(g.n_mat for g in growths)])
     rows, columns, gain = (tensor.n_rows // n_mat,) * 2, (tensor.n_in,) * 2, 1.0
@@ -157,9 +157,9 @@ def _stream(model: Model) -> tuple[dict[str, _Growth | None], dict[str, Value]]:
             f"{model.path}: nothing is known of the stream of {model.architecture!r}"
         )
     _check_stream(model, row)
-    width = model.tensors[folding.EMBEDDING].n_in
+    width = model.tensors[ends.EMBEDDING].n_in
     grown = width, whole_blocks(width)
-    names = [*model.tensors, *([folding.HEAD] if folding.tied_head(model) else [])]
+    names = [*model.tensors, *([ends.HEAD] if ends.tied_head(model) else [])]
     growths = {name: _stream_growth(model, row, name, grown) for name in names}
     return growths, _stream_keys(model, grown)
 
@@ -174,8 +174,8 @@ def _check_stream(model: Model, row: Stream) -> None:
         reason = row.no_padding
     elif model.get("{arch}.pooling_type", 0):
         reason = "an embedding model returns the stream itself"
-    elif folding.EMBEDDING not in model.tensors:
-        reason = f"{folding.EMBEDDING} is missing"
+    elif ends.EMBEDDING not in model.tensors:
+        reason = f"{ends.EMBEDDING} is missing"
     if reason:
         raise UnsupportedModelError(
             f"{model.path}: the residual stream of {row.name} cannot be padded: {reason}"
@@ -188,7 +188,7 @@ def _stream_growth(model: Model, row: Stream, name: str, grown: tuple[int, int])
         return _Growth(columns=grown, gain=sqrt(grown[0] / grown[1]))
     if kind in row.writers:
         return _Growth(columns=grown) if part == "bias" else _Growth(rows=grown)
-    if kind in row.readers or kind in row.embeddings or kind in folding.HEADS:
+    if kind in row.readers or kind in row.embeddings or kind in ends.HEADS:
         return None if part == "bias" else _Growth(columns=grown)
     if kind in row.untouched:
         return None

@@ -4,10 +4,10 @@ The steps and their texts are in steps.py, the vectors that they name in vectors
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 
@@ -16,16 +16,15 @@ from tqgguf.kernels import hadamard
 from tqgguf.kernels.dtypes import F32
 from tqgguf.machine.threads import map_in_order
 from tqgguf.models.metadata import Value, encode
-from tqgguf.models.model import Model, Tensor
+from tqgguf.models.model import Model
+from tqgguf.rotation.axis import Axis
 from tqgguf.rotation.embedding_norm import unpacked
-from tqgguf.rotation.padding import unpadded
 from tqgguf.rotation.steps import RESIDUAL, Sides, Step
-from tqgguf.rotation.vectors import Energies, encode_vector, recorded_vectors, vector_of
+from tqgguf.rotation.vectors import Energies, encode_vector, vector_of
 
 Mode = Literal["fused", "values", "scales", "tensor", "none"]
 VERSION = 1
 PREFIX = "tqgguf."
-_SLAB = 1 << 19  # weights rotated at a time
 
 
 @dataclass(frozen=True)
@@ -236,118 +235,6 @@ _ORDER: dict[str, Callable[[Rotation], int]] = {
 }
 
 
-def read_rotation(model: Model) -> Rotation:
-    """The rotation recorded in a model's metadata; NO_ROTATION where there is none.
-
-    Raises FileFormatError for a record of a later version or one that contradicts itself.
-    """
-    version = model.get("tqgguf.version")
-    if version is None:
-        return NO_ROTATION
-    if version != VERSION:
-        raise FileFormatError(
-            f"{model.path}: rotation metadata of version {version}; this tqgguf reads {VERSION}"
-        )
-    if (
-        model.get(f"{PREFIX}rotation.mode") == "none"
-        and f"{PREFIX}rotation.kind" not in model.metadata
-    ):
-        return NO_ROTATION
-    names, columns, rows = (_texts(model, key) for key in ("tensors", "columns", "rows"))
-    if not len(names) == len(columns) == len(rows):
-        raise FileFormatError(f"{model.path}: the rotation metadata's arrays differ in length")
-    sides = _recorded_sides(model, columns, rows)
-    rotation = Rotation(
-        mode=_one_of(model, "mode", get_args(Mode)),
-        kind=_one_of(model, "kind", hadamard.KINDS),
-        block=_number(model, "block_size"),
-        value_block=_number(model, "value_block_size"),
-        seed=_number(model, "seed"),
-        sides=dict(zip(names, sides, strict=True)),
-        vectors=recorded_vectors(model),
-    )
-    for name in rotation.sides.keys() & model.tensors.keys():
-        _check_sides(rotation, model, model.tensors[name])
-    return rotation
-
-
-def _recorded_sides(model: Model, columns: list[str], rows: list[str]) -> list[Sides]:
-    try:
-        return [Sides.parse(*texts) for texts in zip(columns, rows, strict=True)]
-    except FileFormatError as error:
-        raise FileFormatError(f"{model.path}: rotation metadata: {error}") from None
-
-
-def _texts(model: Model, key: str) -> list[str]:
-    value = model.get(f"tqgguf.rotation.{key}", [])
-    if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
-        raise FileFormatError(f"{model.path}: tqgguf.rotation.{key} is no array of texts")
-    return value
-
-
-def _one_of(model: Model, key: str, choices: tuple[Any, ...]) -> Any:
-    value = _required(model, key)
-    if value not in choices:
-        raise FileFormatError(
-            f"{model.path}: tqgguf.rotation.{key} is {value!r}; expected {', '.join(choices)}"
-        )
-    return value
-
-
-def _number(model: Model, key: str) -> int:
-    value = _required(model, key)
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**32:
-        raise FileFormatError(f"{model.path}: tqgguf.rotation.{key} is {value!r}, no 32-bit number")
-    return value
-
-
-def _check_sides(rotation: Rotation, model: Model, tensor: Tensor) -> None:
-    """Refuse steps that are unknown or that the tensor's axes do not fit."""
-    sides = rotation.sides[tensor.name]
-    if sides.rows and len(tensor.shape) < 2:
-        raise FileFormatError(f"{model.path}: rotation metadata: {tensor.name} has no rows to turn")
-    for steps, axis in ((sides.columns, -1), (sides.rows, 0)):
-        along = Axis(axis, (0, 0), tensor.shape)
-        for step in steps:
-            if not rotation.fits(step, along):
-                raise FileFormatError(
-                    f"{model.path}: rotation metadata: step {str(step)!r} does not fit the "
-                    f"{along.size} {'rows' if axis == 0 else 'columns'} of {tensor.name}"
-                )
-
-
-def restored(model: Model) -> Model:
-    """The model in its original basis: the recorded rotation undone as rows are read, then cut.
-
-    An output head that the fold untied stays a tensor of its own.
-    """
-    rotation = read_rotation(model)
-    tensors = {
-        name: t.derived(partial(_restored_rows, rotation, t)) if name in rotation.sides else t
-        for name, t in model.tensors.items()
-    }
-    cut = unpadded(replace(model, tensors=tensors))
-    metadata = {k: v for k, v in cut.metadata.items() if not k.startswith(PREFIX)}
-    return Model(model.path, metadata, cut.tensors)
-
-
-def _restored_rows(rotation: Rotation, tensor: Tensor, start: int, stop: int) -> F32:
-    """Rows start..stop in the original basis; whole granules are read and cut."""
-    granule, _ = rotation.granule(tensor.name)
-    first, last = start // granule * granule, -(-stop // granule) * granule
-    rows = rotation.undo(
-        tensor.name, tensor.rows(first, last), shape=tensor.shape, first=(first, 0)
-    )
-    return rows[start - first : stop - first]
-
-
-def _required(model: Model, key: str) -> Any:
-    value = model.get(f"tqgguf.rotation.{key}")
-    if value is None:
-        raise FileFormatError(f"{model.path}: tqgguf.rotation.{key} is missing")
-    return value
-
-
 @cache
 def _signs(size: int, seed: int) -> F32:
     return hadamard.signs(size, seed=seed).astype(np.float32)
@@ -372,48 +259,3 @@ def _divide(x: F32, factor: F32, *, dead: F32) -> F32:
     """
     zero = factor == 0
     return np.where(zero, dead, x / np.where(zero, np.float32(1), factor))
-
-
-@dataclass(frozen=True)
-class Axis:
-    """The axis a step acts on (0: rows, -1: columns), and where the tile lies in its tensor."""
-
-    axis: int
-    first: tuple[int, int]
-    shape: tuple[int, ...]
-
-    @property
-    def begin(self) -> int:
-        """Index of the tile's first row or column."""
-        return self.first[self.axis]
-
-    @property
-    def size(self) -> int:
-        """Rows or columns of the whole matrix, one of those that are stacked."""
-        return self.shape[-2] if self.axis == 0 else self.shape[-1]
-
-    @property
-    def sizes(self) -> tuple[int, int]:
-        """Lengths of a vector for one matrix, and of one for all that are stacked."""
-        return self.size, self.size * math.prod(self.shape[:-2])
-
-    def slabs(self, x: F32) -> Iterator[tuple[tuple[slice, slice], "Axis"]]:
-        """Cut a tile across this axis: where each slab lies in it, and its place in the tensor."""
-        whole, (row, column) = slice(None), self.first
-        width = max(1, _SLAB // x.shape[self.axis])
-        for at in range(0, x.shape[-1 - self.axis], width):
-            cut = slice(at, at + width)
-            if self.axis == 0:
-                yield (whole, cut), replace(self, first=(row, column + at))
-            else:
-                yield (cut, whole), replace(self, first=(row + at, column))
-
-    def facing(self, x: F32, vector: F32) -> F32:
-        """What multiplies a tile, from a vector for one matrix or one for each that is stacked."""
-        at = np.arange(self.begin, self.begin + x.shape[self.axis])
-        if self.axis == 0:
-            return np.take(vector, at, mode="wrap")[:, None]
-        if vector.size == self.size:
-            return vector[at]
-        stacked = (self.first[0] + np.arange(len(x))) // self.shape[-2]
-        return vector.reshape(-1, self.size)[stacked[:, None], at]

@@ -8,10 +8,7 @@ from tqgguf.models.huggingface.architecture import Architecture
 from tqgguf.models.huggingface.folder import Config
 from tqgguf.models.huggingface.tokenizer.bpe import read_bpe
 from tqgguf.models.huggingface.tokenizer.older import FILES
-from tqgguf.models.huggingface.tokenizer.sentencepiece import (
-    not_sentencepiece,
-    read_sentencepiece,
-)
+from tqgguf.models.huggingface.tokenizer.sentencepiece import not_sentencepiece, read_sentencepiece
 from tqgguf.models.huggingface.tokenizer.special import chat_templates, special_tokens
 from tqgguf.models.huggingface.tokenizer.vocabulary import CURE, Vocabulary
 from tqgguf.models.metadata import Value

@@ -12,12 +12,7 @@ from tqgguf.models.huggingface.architecture import Merging
 from tqgguf.models.huggingface.folder import load_optional, read_json
 from tqgguf.models.huggingface.tokenizer.older import from_files
 from tqgguf.models.huggingface.tokenizer.pretokenizer import identify
-from tqgguf.models.huggingface.tokenizer.vocabulary import (
-    CURE,
-    Vocabulary,
-    added_tokens,
-    describe,
-)
+from tqgguf.models.huggingface.tokenizer.vocabulary import CURE, Vocabulary, added_tokens, describe
 from tqgguf.models.metadata import encode
 
 

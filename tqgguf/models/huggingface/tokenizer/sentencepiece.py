@@ -8,11 +8,7 @@ from gguf import Keys, TokenType
 from tqgguf.errors import FileFormatError
 from tqgguf.models.content import what_it_is
 from tqgguf.models.huggingface.folder import load_optional, read_json
-from tqgguf.models.huggingface.tokenizer.vocabulary import (
-    CURE,
-    Vocabulary,
-    added_tokens,
-)
+from tqgguf.models.huggingface.tokenizer.vocabulary import CURE, Vocabulary, added_tokens
 from tqgguf.models.metadata import encode
 
 _WORD_START = "\u2581"
