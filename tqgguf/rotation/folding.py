@@ -40,17 +40,9 @@ def fused(
     Raises UnsupportedModelError with the reason and the alternative, PlanError for a bad block.
     """
     row = _row(model)
-    refusal = row.refusal or _returned(model)
-    if refusal:
-        other = " --rotate values (the value heads alone)," if row.values else ""
-        raise UnsupportedModelError(
-            f"{model.path}: the residual stream of {row.name} cannot be rotated: {refusal}; "
-            f"use{other} --rotate none, or --rotate tensor for study"
-        )
-    width = embedding_width(model)
+    _check_stream(model, row)
     kind: hadamard.Kind = "regular" if row.norm == "layer" else "sylvester"
-    order = hadamard.largest_order(width, kind) if block is None else block
-    _check_order(order, width, kind)
+    order = _order(embedding_width(model), kind, block)
     names = [*model.tensors, HEAD] if tied_head(model) else list(model.tensors)
     streams = {name: _on_stream(model, row, name) for name in names}
     heads = value_heads(model, row)
@@ -68,6 +60,17 @@ def fused(
     )
     _check_shapes(model, rotation)
     return rotation
+
+
+def _check_stream(model: Model, row: Stream) -> None:
+    """Refuse a stream that cannot be rotated, with the reason and the alternative."""
+    refusal = row.refusal or _returned(model)
+    if refusal:
+        other = " --rotate values (the value heads alone)," if row.values else ""
+        raise UnsupportedModelError(
+            f"{model.path}: the residual stream of {row.name} cannot be rotated: {refusal}; "
+            f"use{other} --rotate none, or --rotate tensor for study"
+        )
 
 
 def _returned(model: Model) -> str:
@@ -174,16 +177,19 @@ def _known_row(model: Model) -> Stream:
     return row
 
 
-def _check_order(order: int, width: int, kind: hadamard.Kind) -> None:
+def _order(width: int, kind: hadamard.Kind, asked: int | None) -> int:
+    """The order that was asked for, or the largest that divides the width."""
+    largest = hadamard.largest_order(width, kind)
+    order = largest if asked is None else asked
     if not hadamard.is_order(order, kind):
         need = "a power of four" if kind == "regular" else "a power of two"
         raise PlanError(f"--block {order}: this model's rotation needs {need}")
     if width % order:
-        largest = hadamard.largest_order(width, kind)
         raise PlanError(
             f"--block {order} does not divide the model's width of {width}; "
             f"the largest that does is {largest}"
         )
+    return order
 
 
 def _on_stream(model: Model, row: Stream, name: str) -> Sides:
