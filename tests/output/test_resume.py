@@ -18,7 +18,7 @@ from tqgguf.calibration.cached import Calibrated
 from tqgguf.errors import OutputError
 from tqgguf.machine.machine import Machine
 from tqgguf.models import open_model
-from tqgguf.output import files as output
+from tqgguf.output import disk
 from tqgguf.output.files import partial_path
 from tqgguf.output.journal import journal_path
 from tqgguf.output.layout import Split
@@ -318,7 +318,7 @@ def test_a_disk_that_fills_up_in_the_middle_keeps_what_is_done(
     novels, tmp_path, whole, monkeypatch
 ):
     path = tmp_path / "q.gguf"
-    write, written = output._put, []
+    write, written = disk._put, []
 
     def full(fd, data, offset):
         written.append(len(data))
@@ -326,7 +326,7 @@ def test_a_disk_that_fills_up_in_the_middle_keeps_what_is_done(
             raise OSError(28, "No space left on device")
         write(fd, data, offset)
 
-    monkeypatch.setattr(output, "_put", full)
+    monkeypatch.setattr(disk, "_put", full)
     with pytest.raises(OutputError, match=r"no space left on .*; \d+ tensors are kept, cont"):
         list(job(novels, path, machine=Machine(threads=1)))
     monkeypatch.undo()

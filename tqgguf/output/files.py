@@ -5,10 +5,7 @@ that was cut off goes on where it stopped. The order that makes this safe agains
 a tensor's bytes reach the disk before its record does, all of them before the final name.
 """
 
-import errno
-import os
 import time
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -16,14 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tqgguf.errors import OutputError, ToolError, TqggufError
-from tqgguf.kernels.dtypes import U8
 from tqgguf.models.gguf import SHARD_NAME
+from tqgguf.output.disk import Slot, allocate, sync, sync_folder
 from tqgguf.output.journal import Journal, Record, journal_path, open_journal
 from tqgguf.output.layout import Layout
 from tqgguf.output.targets import check_sidecars, check_targets
 
-_BINARY = getattr(os, "O_BINARY", 0)
-_READ = 1 << 24  # bytes read at a time for a checksum
 _SYNC_SHARE = 10  # wait this many times as long between two syncs as a sync takes
 
 
@@ -82,43 +77,6 @@ def _files(path: Path, count: int | None) -> list[Path]:
 
 
 @dataclass(frozen=True)
-class Slot:
-    """The place of one tensor in an unfinished file: any thread or process may write into it."""
-
-    path: Path
-    offset: int
-    row_bytes: int
-    n_bytes: int
-
-    def write(self, data: U8, *, row: int, begin: int = 0) -> None:
-        """Write rows row, row + 1, ... : data (n, width) uint8 at byte `begin` of each row."""
-        start = self.offset + row * self.row_bytes + begin
-        fd = os.open(self.path, os.O_WRONLY | _BINARY)
-        try:
-            if data.shape[1] == self.row_bytes:
-                _put(fd, memoryview(data.tobytes()), start)
-            else:
-                for i, part in enumerate(data):
-                    _put(fd, memoryview(part.tobytes()), start + i * self.row_bytes)
-        finally:
-            os.close(fd)
-
-    def sync(self) -> None:
-        """Bring what this machine has written to the disk."""
-        _sync(self.path)
-
-    def checksum(self) -> str:
-        """CRC-32 of the tensor's bytes as they are in the file; "" where some are missing."""
-        crc, left = 0, self.n_bytes
-        with self.path.open("rb", buffering=0) as file:
-            file.seek(self.offset)
-            while left and (data := file.read(min(left, _READ))):
-                crc = zlib.crc32(data, crc)
-                left -= len(data)
-        return "" if left else f"{crc:08x}"
-
-
-@dataclass(frozen=True)
 class _Shard:
     """One file of the output."""
 
@@ -151,7 +109,7 @@ class _Shard:
         with self.partial.open(mode) as file:
             file.write(self.layout.header)
             file.flush()
-            _allocate(file.fileno(), self.layout.size)
+            allocate(file.fileno(), self.layout.size)
             file.truncate(self.layout.size)
 
 
@@ -174,7 +132,7 @@ class Output:
             path.unlink(missing_ok=True)
         for shard in self._shards:
             shard.create()
-        _sync_folder(self.journal.path.parent)
+        sync_folder(self.journal.path.parent)
 
     def reopen(self) -> None:
         """Continue the run that the journal tells of."""
@@ -240,7 +198,7 @@ class Output:
                 old.unlink(missing_ok=True)
         for shard in reversed(self._shards):
             shard.partial.replace(shard.path)
-        _sync_folder(self._shards[0].path.parent)
+        sync_folder(self._shards[0].path.parent)
         self.journal.delete()
 
     def set_aside(self) -> int:
@@ -261,7 +219,7 @@ class Output:
 
     def _sync_files(self) -> None:
         for shard in self._shards:
-            _sync(shard.partial)
+            sync(shard.partial)
 
 
 def is_finished(
@@ -365,48 +323,6 @@ def _set_aside(output: Output) -> str:
     except OSError:  # no room for the last records either: those of before are there
         kept = len(output.journal.records)
     return f"; {kept} tensors are kept, continue with --resume" if kept else ""
-
-
-def _allocate(fd: int, size: int) -> None:
-    """Reserve space where the system and the file system can."""
-    if not hasattr(os, "posix_fallocate"):
-        return
-    try:
-        os.posix_fallocate(fd, 0, size)
-    except OSError as error:
-        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
-            raise
-
-
-def _put(fd: int, data: memoryview, offset: int) -> None:
-    """Write all of the data at an offset."""
-    while data:
-        if hasattr(os, "pwrite"):
-            count = os.pwrite(fd, data, offset)
-        else:
-            os.lseek(fd, offset, os.SEEK_SET)
-            count = os.write(fd, data)
-        data, offset = data[count:], offset + count
-
-
-def _sync(path: Path) -> None:
-    fd = os.open(path, os.O_RDWR | _BINARY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make new names in a folder durable; systems that cannot open folders need no such thing."""
-    try:
-        fd = os.open(folder, os.O_RDONLY)
-    except OSError:
-        return
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def _reason(error: OSError, size: int) -> str:

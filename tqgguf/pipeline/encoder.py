@@ -13,7 +13,7 @@ from tqgguf.kernels import metrics
 from tqgguf.kernels.dtypes import F32, U8
 from tqgguf.models import Tensor
 from tqgguf.models.damage import damage
-from tqgguf.output.files import Slot
+from tqgguf.output.disk import Slot
 from tqgguf.output.scales import per_row
 from tqgguf.output.tiles import Tile
 from tqgguf.pipeline.report import Outcome

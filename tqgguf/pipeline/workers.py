@@ -17,7 +17,7 @@ from tqgguf.machine.memory import default_memory
 from tqgguf.machine.processes import processes as start_processes
 from tqgguf.machine.threads import default_threads, single_threaded_blas
 from tqgguf.models import Model, Tensor, model_files, open_tensors
-from tqgguf.output.files import Slot
+from tqgguf.output.disk import Slot
 from tqgguf.output.tiles import Tile, tiles
 from tqgguf.pipeline.encoder import Encoder
 from tqgguf.pipeline.report import Outcome
