@@ -21,8 +21,9 @@ from tqgguf.calibration.short_pass import measure_inputs
 from tqgguf.calibration.tokens import read_text
 from tqgguf.kernels.dtypes import F32
 from tqgguf.models import Model, open_model
+from tqgguf.models.roles import role
 from tqgguf.output.layout import TensorInfo, lay_out
-from tqgguf.rotation.architectures import STREAMS, role
+from tqgguf.rotation.architectures import STREAMS
 from tqgguf.rotation.ends import EMBEDDING, HEAD
 from tqgguf.rotation.readers import norm_above
 

@@ -28,8 +28,9 @@ from tqgguf.llamacpp import Settings, Workload
 from tqgguf.measure import eval as evaluate
 from tqgguf.models import Model, Tensor, open_model
 from tqgguf.models.metadata import Value, encode
+from tqgguf.models.roles import role
 from tqgguf.output.layout import TensorInfo, lay_out
-from tqgguf.rotation.architectures import STREAMS, role
+from tqgguf.rotation.architectures import STREAMS
 from tqgguf.rotation.padded_axes import padding
 from tqgguf.rotation.padding import padded
 

@@ -23,13 +23,13 @@ from tqgguf.calibration.tokens import read_text, sequences
 from tqgguf.formats import dequantize, quantize
 from tqgguf.kernels.dtypes import F32
 from tqgguf.models import Model, open_model
+from tqgguf.models.roles import layer_prefix, role
 from tqgguf.network import forward
 from tqgguf.network.forward import Tokens
 from tqgguf.network.ops import Array, log_softmax
 from tqgguf.planning.allocation import candidates
 from tqgguf.planning.matrices import is_matrix
 from tqgguf.planning.rounding import measure_errors
-from tqgguf.rotation.architectures import layer_prefix, role
 from tqgguf.rotation.ends import EMBEDDING, HEAD
 
 

@@ -15,12 +15,14 @@ from tests.tiny_models import ODD, TINY, write_tensors, write_tiny
 from tqgguf.errors import UnsupportedModelError
 from tqgguf.machine.machine import Machine
 from tqgguf.models import Model, open_model
+from tqgguf.models.roles import role
 from tqgguf.pipeline import convert
 from tqgguf.planning.plan import Options, make_plan
 from tqgguf.rotation import folding
-from tqgguf.rotation.architectures import STREAMS, Stream, role
+from tqgguf.rotation.architectures import STREAMS
 from tqgguf.rotation.folded import fold
 from tqgguf.rotation.restored import restored
+from tqgguf.rotation.stream import Stream
 
 TOKENS = np.random.default_rng(1).integers(3, 2048, 64).tolist()
 TIED = [name for name in TINY if "output V D" in TINY[name].outside]

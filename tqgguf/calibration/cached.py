@@ -27,9 +27,9 @@ from tqgguf.machine.crew import Crew
 from tqgguf.machine.devices import CPU, Device, find_device
 from tqgguf.machine.machine import Machine
 from tqgguf.models import Model, model_files
+from tqgguf.models.roles import layer_prefix
 from tqgguf.network.forward import Tokens
 from tqgguf.network.graph import read_graph
-from tqgguf.rotation.architectures import layer_prefix
 from tqgguf.rotation.folded import fold
 from tqgguf.rotation.padding import read_padding
 from tqgguf.rotation.rotation import Rotation

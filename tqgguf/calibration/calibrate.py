@@ -38,11 +38,11 @@ from tqgguf.machine.crew import Crew
 from tqgguf.machine.devices import CPU, Device
 from tqgguf.machine.threads import default_threads, single_threaded_blas
 from tqgguf.models import Model, Tensor
+from tqgguf.models.roles import layer_prefix
 from tqgguf.network import forward
 from tqgguf.network.forward import Tokens
 from tqgguf.network.layer import rows as rows_of
 from tqgguf.output.scales import per_row, scales_of
-from tqgguf.rotation.architectures import layer_prefix
 from tqgguf.rotation.ends import EMBEDDING, HEAD
 
 _COPIED = 1 << 22  # weights that are put on the desk at a time

@@ -23,7 +23,7 @@ from tqgguf.machine.devices import find_device
 from tqgguf.machine.machine import Machine
 from tqgguf.machine.threads import single_threaded_blas
 from tqgguf.models import Model, Tensor
-from tqgguf.rotation.architectures import layer_prefix
+from tqgguf.models.roles import layer_prefix
 from tqgguf.rotation.ends import EMBEDDING, HEAD
 
 _PASS = 3.0  # times the products of both passes: attention, norms, reading and writing

@@ -10,8 +10,8 @@ from tqgguf.machine.machine import Machine
 from tqgguf.machine.memory import default_memory
 from tqgguf.machine.threads import default_threads
 from tqgguf.models import Model, Tensor
+from tqgguf.models.roles import layer_prefix
 from tqgguf.network.graph import read_graph
-from tqgguf.rotation.architectures import layer_prefix
 from tqgguf.rotation.ends import EMBEDDING, HEAD
 
 _CONDUCTOR_BYTES = 250 << 20  # the process that hands out the work

@@ -23,11 +23,11 @@ from tqgguf.kernels.search import reciprocal
 from tqgguf.machine.devices import CPU, Device
 from tqgguf.machine.threads import default_threads, keep_freed_memory, single_threaded_blas
 from tqgguf.models import Model
+from tqgguf.models.roles import layer_prefix, role
 from tqgguf.network import forward
 from tqgguf.network.forward import Context, Tokens, Weights
 from tqgguf.network.layer import rows
 from tqgguf.network.ops import Array
-from tqgguf.rotation.architectures import layer_prefix, role
 from tqgguf.rotation.ends import EMBEDDING, HEAD, tied_head
 from tqgguf.rotation.vectors import Energies
 

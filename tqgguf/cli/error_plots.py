@@ -13,7 +13,7 @@ from tqgguf.measure.compare import FileReport, TensorError
 from tqgguf.measure.gains import MatrixReport, totals
 from tqgguf.measure.matrix import BINS, LIMIT
 from tqgguf.measure.synthetic import SyntheticRow
-from tqgguf.rotation.architectures import LAYER, role
+from tqgguf.models.roles import LAYER, role
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

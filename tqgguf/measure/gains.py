@@ -9,8 +9,8 @@ import numpy as np
 
 from tqgguf.kernels import metrics
 from tqgguf.kernels.dtypes import I64
+from tqgguf.models.roles import layer_prefix, role
 from tqgguf.planning.allocation import default_sensitivity
-from tqgguf.rotation.architectures import layer_prefix, role
 
 WORTHWHILE = 0.01  # a total gain within 1 % of 1 is called no difference
 

@@ -7,8 +7,9 @@ from typing import Literal
 
 from tqgguf.errors import UnsupportedModelError
 from tqgguf.models.model import Model
+from tqgguf.models.roles import LAYER, role
 from tqgguf.network.rows import ARCHITECTURES, Row
-from tqgguf.rotation.architectures import LAYER, STREAMS, role
+from tqgguf.rotation.architectures import STREAMS
 
 _GATING: dict[int, Literal["softmax", "sigmoid", "softmax of chosen"]] = {
     1: "softmax",

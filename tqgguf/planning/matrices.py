@@ -11,7 +11,7 @@ from difflib import get_close_matches
 
 from tqgguf.formats import find_format
 from tqgguf.models import INTEGERS, Tensor
-from tqgguf.rotation.architectures import role
+from tqgguf.models.roles import role
 from tqgguf.rotation.ends import EMBEDDING, HEAD
 
 _LAYER_TABLE = "per_layer_token_embd.weight"

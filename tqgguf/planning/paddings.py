@@ -12,11 +12,12 @@ from typing import Any
 from tqgguf.errors import PlanError, UnsupportedModelError
 from tqgguf.formats import FORMATS, is_float
 from tqgguf.models import Model
+from tqgguf.models.roles import role
 from tqgguf.planning.matrices import NamedTypes, is_matrix
 from tqgguf.planning.plan import Options
 from tqgguf.planning.recipes import fitting, recipe
 from tqgguf.rotation import ends
-from tqgguf.rotation.architectures import STREAMS, role
+from tqgguf.rotation.architectures import STREAMS
 from tqgguf.rotation.padded_axes import BLOCK, FFNS, padding, whole_blocks
 from tqgguf.rotation.padding import Padding, read_padding
 from tqgguf.rotation.recorded import read_rotation

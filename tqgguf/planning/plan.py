@@ -12,6 +12,7 @@ from pathlib import Path
 from tqgguf.errors import PlanError, UnsupportedModelError
 from tqgguf.formats import FORMATS, is_float
 from tqgguf.models import INTEGERS, Model, Tensor, scale_name, stored_bytes
+from tqgguf.models.roles import layer_prefix, role
 from tqgguf.planning.allocation import (
     SLOW_TYPES,
     Errors,
@@ -24,7 +25,6 @@ from tqgguf.planning.matrices import NamedTypes, is_matrix, may_be_quantized, ne
 from tqgguf.planning.recipes import Recipe, file_type, fitting, recipe
 from tqgguf.planning.scales import may_be_scaled
 from tqgguf.rotation import ends, folding
-from tqgguf.rotation.architectures import layer_prefix, role
 from tqgguf.rotation.energies import Energies
 from tqgguf.rotation.padding import Pad, read_padding, unpadded
 from tqgguf.rotation.recorded import read_rotation

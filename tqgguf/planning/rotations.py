@@ -19,11 +19,11 @@ from tqgguf.formats import dequantize, is_float, quantize
 from tqgguf.kernels.dtypes import F32
 from tqgguf.machine.threads import few, map_in_order
 from tqgguf.models import Model, Tensor
+from tqgguf.models.roles import LAYER, role
 from tqgguf.planning.allocation import default_sensitivity
 from tqgguf.planning.matrices import is_matrix
 from tqgguf.planning.plan import Options, Plan, PlannedTensor, make_plan
 from tqgguf.rotation import ends, readers
-from tqgguf.rotation.architectures import LAYER, role
 from tqgguf.rotation.balance import expected_energies
 from tqgguf.rotation.energies import Energies, rotated_energies
 from tqgguf.rotation.recorded import read_rotation

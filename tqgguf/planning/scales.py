@@ -7,8 +7,8 @@ tests/output/test_scales.py. A dense FFN with biases would multiply after the bi
 
 from collections.abc import Collection
 
+from tqgguf.models.roles import role
 from tqgguf.network.rows import ARCHITECTURES
-from tqgguf.rotation.architectures import role
 
 _ATTENTION = frozenset({"attn_q", "attn_k", "attn_v", "attn_qkv", "attn_output"})
 _DENSE = frozenset({"ffn_gate", "ffn_up", "ffn_down"})

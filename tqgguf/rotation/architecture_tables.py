@@ -2,7 +2,8 @@
 
 from collections.abc import Iterable
 
-from tqgguf.rotation.architectures import STREAMS, Stream
+from tqgguf.rotation.architectures import STREAMS
+from tqgguf.rotation.stream import Stream
 
 GRAPHS = "src/models"  # in llama.cpp's sources
 

@@ -1,9 +1,10 @@
 """Which channels are scaled, and what that does to each tensor; the factors are balance.py's."""
 
 from tqgguf.models.model import Model
-from tqgguf.rotation.architectures import Stream, layer_prefix, role
+from tqgguf.models.roles import layer_prefix, role
 from tqgguf.rotation.readers import gain_above, reader_roles
 from tqgguf.rotation.steps import Sides, Step
+from tqgguf.rotation.stream import Stream
 from tqgguf.rotation.vectors import BALANCE, NORM_BALANCE
 
 

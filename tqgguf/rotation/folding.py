@@ -9,13 +9,15 @@ from collections.abc import Callable
 from tqgguf.errors import PlanError, UnsupportedModelError
 from tqgguf.kernels import hadamard
 from tqgguf.models.model import Model
+from tqgguf.models.roles import layer_prefix, role
 from tqgguf.rotation import channels
-from tqgguf.rotation.architectures import STREAMS, Stream, layer_prefix, role
+from tqgguf.rotation.architectures import STREAMS
 from tqgguf.rotation.axis import Axis
 from tqgguf.rotation.ends import EMBEDDING, HEAD, HEADS, embedding_width, tied_head
 from tqgguf.rotation.readers import gain_above, reader_roles
 from tqgguf.rotation.rotation import Rotation
 from tqgguf.rotation.steps import BLOCK, RESIDUAL, Sides, Step
+from tqgguf.rotation.stream import Stream
 from tqgguf.rotation.value_heads import value_heads
 from tqgguf.rotation.vectors import Energies, is_balance, product_name, size_of
 

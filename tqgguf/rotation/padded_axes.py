@@ -14,9 +14,11 @@ from typing import Any
 from tqgguf.errors import UnsupportedModelError
 from tqgguf.models.metadata import Value, encode
 from tqgguf.models.model import Model, Tensor
+from tqgguf.models.roles import layer_prefix, role
 from tqgguf.rotation import ends
-from tqgguf.rotation.architectures import STREAMS, Stream, layer_prefix, role
+from tqgguf.rotation.architectures import STREAMS
 from tqgguf.rotation.padding import Pad, Padding
+from tqgguf.rotation.stream import Stream
 
 BLOCK = 256  # weights of a super-block
 _FFN = re.compile(r"ffn_(?P<side>gate|up|down)(?P<kind>|_exps|_shexp)$")

@@ -1,8 +1,10 @@
 """Which matrices read a norm, and which norm a matrix reads."""
 
 from tqgguf.models.model import Model, Tensor
-from tqgguf.rotation.architectures import STREAMS, Stream, layer_prefix, role
+from tqgguf.models.roles import layer_prefix, role
+from tqgguf.rotation.architectures import STREAMS
 from tqgguf.rotation.ends import HEADS
+from tqgguf.rotation.stream import Stream
 
 
 def norm_above(model: Model, name: str) -> str:

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from tqgguf.errors import UnsupportedModelError
 from tqgguf.kernels import hadamard
 from tqgguf.models.model import Model
-from tqgguf.rotation.architectures import Stream, layer_prefix, role
+from tqgguf.models.roles import layer_prefix, role
 from tqgguf.rotation.ends import embedding_width
 from tqgguf.rotation.steps import VALUE, Sides, Step
+from tqgguf.rotation.stream import Stream
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,20 @@
+"""What the name of a tensor tells: its layer, its role there, and whether it is a weight or a bias."""
+
+import re
+
+LAYER = re.compile(r"^blk\.(?P<layer>\d+)\.(?P<role>.+?)(?:\.(?P<part>weight|bias))?$")
+
+
+def role(name: str) -> tuple[str, str]:
+    """A tensor's role and part: blk.3.attn_q.weight -> ("attn_q", "weight")."""
+    match = LAYER.match(name)
+    if match:
+        return match["role"], match["part"] or ""
+    stem, _, part = name.rpartition(".")
+    return stem, part
+
+
+def layer_prefix(name: str) -> str:
+    """`blk.3.` of blk.3.attn_q.weight; empty for tensors outside the layers."""
+    match = LAYER.match(name)
+    return f"blk.{match['layer']}." if match else ""
