@@ -6,6 +6,8 @@ the norm before the FFN. Each is proven in tests/rotation/test_architectures.py:
 folded model computes the same, and one reader or writer forgotten is enough to break it.
 """
 
+from dataclasses import replace
+
 from tqgguf.rotation.stream import Stream
 
 _SPLIT = ("attn_q", "attn_k", "attn_v")
@@ -34,6 +36,34 @@ _EPSILON_REASON = "its delta net normalizes keys with the stream's epsilon, whic
 
 _PROJECTOR_REASON = (
     "its image projector, a file of its own, writes to the stream and would not be rotated with it"
+)
+
+_QWEN35 = Stream(
+    "qwen35",
+    norms={
+        "attn_norm": (*_ATTENTION, "attn_gate", "ssm_beta", "ssm_alpha"),
+        "post_attention_norm": _FFN,
+    },
+    writers=("attn_output", "ssm_out", "ffn_down"),
+    values=None,
+    untouched=(*_QK_NORMS, "ssm_conv1d", "ssm_dt", "ssm_a", "ssm_norm"),
+    why_no_values="the attention's output is gated channel by channel",
+    note=f"{_MISNAMED}; delta-net layers read and write the stream too",
+    no_padding=_EPSILON_REASON,
+)
+_QWEN35MOE = replace(
+    _QWEN35,
+    name="qwen35moe",
+    norms=_QWEN35.norms
+    | {"post_attention_norm": (*_ROUTED, "ffn_gate_up_exps", *_SHARED, "ffn_gate_inp_shexp")},
+    writers=("attn_output", "ssm_out", "ffn_down_exps", "ffn_down_shexp"),
+    note="qwen35 with qwen2moe's router, experts and shared expert",
+)
+_QWEN3NEXT = replace(
+    _QWEN35MOE,
+    name="qwen3next",
+    norms=_QWEN35MOE.norms | {"attn_norm": (*_ATTENTION, "attn_gate", "ssm_in", "ssm_ba")},
+    note="qwen35moe with projections that lie key by key",
 )
 
 _RMS_ROWS = (
@@ -188,51 +218,9 @@ _RMS_ROWS = (
         note=f"{_MISNAMED}; biases on every projection, the experts' too",
         graph="openai-moe",
     ),
-    Stream(
-        "qwen35",
-        norms={
-            "attn_norm": (*_ATTENTION, "attn_gate", "ssm_beta", "ssm_alpha"),
-            "post_attention_norm": _FFN,
-        },
-        writers=("attn_output", "ssm_out", "ffn_down"),
-        values=None,
-        untouched=(*_QK_NORMS, "ssm_conv1d", "ssm_dt", "ssm_a", "ssm_norm"),
-        why_no_values="the attention's output is gated channel by channel",
-        note=f"{_MISNAMED}; delta-net layers read and write the stream too",
-        no_padding=_EPSILON_REASON,
-    ),
-    Stream(
-        "qwen35moe",
-        norms={
-            "attn_norm": (*_ATTENTION, "attn_gate", "ssm_beta", "ssm_alpha"),
-            "post_attention_norm": (
-                *(*_ROUTED, "ffn_gate_up_exps", *_SHARED),
-                "ffn_gate_inp_shexp",
-            ),
-        },
-        writers=("attn_output", "ssm_out", "ffn_down_exps", "ffn_down_shexp"),
-        values=None,
-        untouched=(*_QK_NORMS, "ssm_conv1d", "ssm_dt", "ssm_a", "ssm_norm"),
-        why_no_values="the attention's output is gated channel by channel",
-        note="qwen35 with qwen2moe's router, experts and shared expert",
-        no_padding=_EPSILON_REASON,
-    ),
-    Stream(
-        "qwen3next",
-        norms={
-            "attn_norm": (*_ATTENTION, "attn_gate", "ssm_in", "ssm_ba"),
-            "post_attention_norm": (
-                *(*_ROUTED, "ffn_gate_up_exps", *_SHARED),
-                "ffn_gate_inp_shexp",
-            ),
-        },
-        writers=("attn_output", "ssm_out", "ffn_down_exps", "ffn_down_shexp"),
-        values=None,
-        untouched=(*_QK_NORMS, "ssm_conv1d", "ssm_dt", "ssm_a", "ssm_norm"),
-        why_no_values="the attention's output is gated channel by channel",
-        note="qwen35moe with projections that lie key by key",
-        no_padding=_EPSILON_REASON,
-    ),
+    _QWEN35,
+    _QWEN35MOE,
+    _QWEN3NEXT,
     Stream(
         "phimoe",
         norms={"attn_norm": _ATTENTION, "ffn_norm": _ROUTED},
