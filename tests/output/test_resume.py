@@ -280,7 +280,7 @@ def test_data_is_on_the_disk_before_the_journal_says_so(novels, tmp_path, monkey
         log.append((file.name, os.fstat(fd).st_size))
         fsync(fd)
 
-    monkeypatch.setattr(output.os, "fsync", logged)
+    monkeypatch.setattr(disk.os, "fsync", logged)
     list(job(novels, path, machine=Machine(threads=1)))
     names = [name for name, _ in log if name != tmp_path.name]
     assert names[0] == "q.gguf.partial.journal"  # the run itself, before any tensor
@@ -361,13 +361,13 @@ def _fresh(novels, tmp_path):
 
 
 def test_checksums_do_not_hold_up_the_work(novels, tmp_path, monkeypatch, whole):
-    may_begin, checksum = Event(), output.Slot.checksum
+    may_begin, checksum = Event(), disk.Slot.checksum
 
     def late(slot):
         assert may_begin.wait(60), "a report waits for its tensor's checksum"
         return checksum(slot)
 
-    monkeypatch.setattr(output.Slot, "checksum", late)
+    monkeypatch.setattr(disk.Slot, "checksum", late)
     reports = job(novels, tmp_path / "q.gguf")
     next(reports)
     may_begin.set()

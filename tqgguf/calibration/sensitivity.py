@@ -23,7 +23,7 @@ from tqgguf.kernels.search import reciprocal
 from tqgguf.machine.devices import CPU, Device
 from tqgguf.machine.threads import default_threads, keep_freed_memory, single_threaded_blas
 from tqgguf.models import Model
-from tqgguf.models.roles import layer_prefix, role
+from tqgguf.models.roles import layer_index, layer_prefix, role
 from tqgguf.network import forward
 from tqgguf.network.forward import Context, Tokens, Weights
 from tqgguf.network.layer import rows
@@ -273,7 +273,7 @@ def _by_layers(names: Sequence[str]) -> list[list[str]]:
 
 def _layer(name: str) -> int:
     """The layer a tensor is in; -1 for the embedding, beyond the last for the head."""
-    prefix = layer_prefix(name)
-    if prefix:
-        return int(prefix.split(".")[1])
+    layer = layer_index(name)
+    if layer is not None:
+        return layer
     return -1 if name == EMBEDDING else 10**6

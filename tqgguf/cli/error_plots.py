@@ -13,7 +13,7 @@ from tqgguf.measure.compare import FileReport, TensorError
 from tqgguf.measure.gains import MatrixReport, totals
 from tqgguf.measure.matrix import BINS, LIMIT
 from tqgguf.measure.synthetic import SyntheticRow
-from tqgguf.models.roles import LAYER, role
+from tqgguf.models.roles import layer_index, role
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -86,13 +86,8 @@ def _means(groups: "Groups[TensorError]") -> dict[Any, float]:
 
 def _by_layer(reports: Sequence[Named]) -> "Groups[Named]":
     """Reports by their layer's number, in order; those outside the layers are left out."""
-    found = _grouped([r for r in reports if LAYER.match(r.name)], _layer)
+    found = _grouped([r for r in reports if layer_index(r.name) is not None], layer_index)
     return dict(sorted(found.items()))
-
-
-def _layer(name: str) -> int:
-    match = LAYER.match(name)
-    return int(match["layer"]) if match else -1
 
 
 def _by_role(reports: Sequence[Named]) -> "Groups[Named]":

@@ -1,13 +1,13 @@
-"""What the name of a tensor tells: its layer, its role there, and whether it is a weight or a bias."""
+"""What the name of a tensor tells: its layer, its role there, weight or bias."""
 
 import re
 
-LAYER = re.compile(r"^blk\.(?P<layer>\d+)\.(?P<role>.+?)(?:\.(?P<part>weight|bias))?$")
+_LAYER = re.compile(r"^blk\.(?P<layer>\d+)\.(?P<role>.+?)(?:\.(?P<part>weight|bias))?$")
 
 
 def role(name: str) -> tuple[str, str]:
     """A tensor's role and part: blk.3.attn_q.weight -> ("attn_q", "weight")."""
-    match = LAYER.match(name)
+    match = _LAYER.match(name)
     if match:
         return match["role"], match["part"] or ""
     stem, _, part = name.rpartition(".")
@@ -16,5 +16,11 @@ def role(name: str) -> tuple[str, str]:
 
 def layer_prefix(name: str) -> str:
     """`blk.3.` of blk.3.attn_q.weight; empty for tensors outside the layers."""
-    match = LAYER.match(name)
+    match = _LAYER.match(name)
     return f"blk.{match['layer']}." if match else ""
+
+
+def layer_index(name: str) -> int | None:
+    """3 of blk.3.attn_q.weight; None for tensors outside the layers."""
+    match = _LAYER.match(name)
+    return int(match["layer"]) if match else None

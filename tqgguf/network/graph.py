@@ -7,7 +7,7 @@ from typing import Literal
 
 from tqgguf.errors import UnsupportedModelError
 from tqgguf.models.model import Model
-from tqgguf.models.roles import LAYER, role
+from tqgguf.models.roles import layer_index, role
 from tqgguf.network.rows import ARCHITECTURES, Row
 from tqgguf.rotation.architectures import STREAMS
 
@@ -129,8 +129,8 @@ def require_known(model: Model, graph: Graph) -> None:
     known = {*stream.norms, *stream.readers, *stream.writers, *stream.embeddings, "output"}
     known |= {stream.head_norm, stream.embedding_norm, *stream.untouched}
     for name in model.tensors:
-        layer = LAYER.match(name)
-        if role(name)[0] not in known and (not layer or int(layer["layer"]) < graph.n_layer):
+        layer = layer_index(name)
+        if role(name)[0] not in known and (layer is None or layer < graph.n_layer):
             raise UnsupportedModelError(
                 f"{model.path.name}: no forward pass with {name}, which is not known to be part of "
                 f"{graph.architecture}"

@@ -72,6 +72,7 @@ def _put(fd: int, data: memoryview, offset: int) -> None:
 
 
 def sync(path: Path) -> None:
+    """Bring what was written to a file to the disk."""
     fd = os.open(path, os.O_RDWR | _BINARY)
     try:
         os.fsync(fd)

@@ -12,7 +12,7 @@ from pathlib import Path
 from tqgguf.errors import PlanError, UnsupportedModelError
 from tqgguf.formats import FORMATS, is_float
 from tqgguf.models import INTEGERS, Model, Tensor, scale_name, stored_bytes
-from tqgguf.models.roles import layer_prefix, role
+from tqgguf.models.roles import layer_index, layer_prefix, role
 from tqgguf.planning.allocation import (
     SLOW_TYPES,
     Errors,
@@ -211,7 +211,7 @@ def make_plan(
         return tuple(
             replace(
                 _plan_tensor(
-                    *(model.tensors[source], name, by.of_layer(_layer(name), n_layer)),
+                    *(model.tensors[source], name, by.of_layer(layer_index(name), n_layer)),
                     *(options, rotation, head),
                 ),
                 pad=pads.get(source),
@@ -275,12 +275,6 @@ def _count_layers(model: Model) -> int:
     return len({layer_prefix(name) for name in model.tensors} - {""})
 
 
-def _layer(name: str) -> int | None:
-    """The layer of a tensor; None for one outside the layers."""
-    prefix = layer_prefix(name)
-    return int(prefix.split(".")[1]) if prefix else None
-
-
 def _most_common(tensors: Sequence[PlannedTensor]) -> str:
     """The type that holds the most weights."""
     count: Counter[str] = Counter()
@@ -297,7 +291,7 @@ def _item(
     errors: Mapping[str, Errors],
 ) -> Item:
     kind = "output" if t.name == head else role(t.name)[0]
-    layer = _layer(t.name)
+    layer = layer_index(t.name)
     found = errors.get(t.name, Errors())
     known = default_sensitivity(kind, layer, n_layer, of_outputs=found.of_outputs)
     return Item(t.name, t.size, t.shape[-1], sensitivity.get(t.name, known), found.by_type)

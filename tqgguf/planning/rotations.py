@@ -19,7 +19,7 @@ from tqgguf.formats import dequantize, is_float, quantize
 from tqgguf.kernels.dtypes import F32
 from tqgguf.machine.threads import few, map_in_order
 from tqgguf.models import Model, Tensor
-from tqgguf.models.roles import LAYER, role
+from tqgguf.models.roles import layer_index, role
 from tqgguf.planning.allocation import default_sensitivity
 from tqgguf.planning.matrices import is_matrix
 from tqgguf.planning.plan import Options, Plan, PlannedTensor, make_plan
@@ -239,11 +239,11 @@ def _sample(model: Model) -> list[str]:
     layers = _layers(names)
     picked = np.linspace(0, max(0, len(layers) - 1), min(_LAYERS, len(layers))).astype(int)
     chosen = {layers[i] for i in picked}
-    return [n for n in names if not (found := LAYER.match(n)) or int(found["layer"]) in chosen]
+    return [n for n in names if layer_index(n) in {None, *chosen}]
 
 
 def _layers(names: Iterable[str]) -> list[int]:
-    return sorted({int(found["layer"]) for name in names if (found := LAYER.match(name))})
+    return sorted({i for name in names if (i := layer_index(name)) is not None})
 
 
 def _predict(inputs: _Inputs, plan: Plan, rows: Sequence[_Rows], threads: int | None) -> float:
@@ -281,13 +281,9 @@ def _sensitivity(
     t: PlannedTensor, n_layer: int, n_seen: int, *, tied: bool, of_outputs: bool
 ) -> float:
     """Divergence per relative error of a matrix and those of the layers that are not looked at."""
-    found = LAYER.match(t.name)
-    if found is None:
-        head = ends.EMBEDDING if tied else ends.HEAD
-        kind, layer = "output" if t.name == head else role(t.name)[0], None
-    else:
-        kind, layer = found["role"], int(found["layer"])
-    share = 1.0 if found is None else n_layer / n_seen
+    layer, head = layer_index(t.name), ends.EMBEDDING if tied else ends.HEAD
+    kind = "output" if t.name == head else role(t.name)[0]
+    share = 1.0 if layer is None else n_layer / n_seen
     return share * default_sensitivity(kind, layer, n_layer, of_outputs=of_outputs)
 
 
