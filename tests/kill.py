@@ -20,7 +20,8 @@ from tqgguf.output.files import partial_path, shard_paths
 from tqgguf.output.journal import journal_path
 from tqgguf.output.layout import Split
 from tqgguf.pipeline import output_files
-from tqgguf.planning.plan import Options, make_plan
+from tqgguf.planning.plan import Options
+from tqgguf.planning.planner import make_plan
 
 SPLITS = [Split(), Split(max_tensors=20)]
 

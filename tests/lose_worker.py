@@ -16,7 +16,8 @@ from tqgguf.errors import ToolError
 from tqgguf.machine.machine import Machine
 from tqgguf.models import open_model
 from tqgguf.pipeline import convert
-from tqgguf.planning.plan import Options, make_plan
+from tqgguf.planning.plan import Options
+from tqgguf.planning.planner import make_plan
 
 
 def main() -> None:

@@ -19,7 +19,8 @@ from tqgguf.kernels import hadamard
 from tqgguf.machine.machine import Machine
 from tqgguf.models import open_model
 from tqgguf.pipeline import workers
-from tqgguf.planning.plan import Options, make_plan
+from tqgguf.planning.plan import Options
+from tqgguf.planning.planner import make_plan
 
 ROOT = Path(__file__).parent.parent
 

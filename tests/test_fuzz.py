@@ -23,7 +23,8 @@ from tqgguf.errors import FileFormatError, UnsupportedModelError
 from tqgguf.models import open_model
 from tqgguf.models.metadata import Value, encode
 from tqgguf.output.layout import TensorInfo, lay_out
-from tqgguf.planning.plan import Options, make_plan
+from tqgguf.planning.plan import Options
+from tqgguf.planning.planner import make_plan
 from tqgguf.rotation.recorded import read_rotation
 
 ROOT = Path(__file__).parent.parent

@@ -14,7 +14,8 @@ from tqgguf.machine.machine import Machine
 from tqgguf.measure.verify import require, verify
 from tqgguf.models import open_model
 from tqgguf.output.files import partial_path
-from tqgguf.planning.plan import Options, make_plan
+from tqgguf.planning.plan import Options
+from tqgguf.planning.planner import make_plan
 from tqgguf.rotation.recorded import read_rotation
 from tqgguf.rotation.restored import restored
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from tqgguf.models import open_model
-from tqgguf.planning.plan import Options, make_plan
+from tqgguf.planning.plan import Options
+from tqgguf.planning.planner import make_plan
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "make_synthetic_model.py"
 SMALL = ["--hidden", "256", "--ffn", "512", "--layers", "2", "--vocab", "300"]

@@ -13,7 +13,8 @@ from tqgguf.formats import dequantize, quantize
 from tqgguf.machine import crew as crews
 from tqgguf.models.gguf import read_gguf
 from tqgguf.network import forward, ops
-from tqgguf.planning.plan import Options, make_plan
+from tqgguf.planning.plan import Options
+from tqgguf.planning.planner import make_plan
 from tqgguf.rotation import folding
 from tqgguf.rotation.folded import fold
 

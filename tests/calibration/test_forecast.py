@@ -6,7 +6,8 @@ import pytest
 from tests.network.small_models import RECIPES, write_model
 from tqgguf.calibration import forecast
 from tqgguf.models.gguf import read_gguf
-from tqgguf.planning.plan import Options, make_plan
+from tqgguf.planning.plan import Options
+from tqgguf.planning.planner import make_plan
 from tqgguf.rotation.ends import EMBEDDING, HEAD
 
 

@@ -12,7 +12,7 @@ from tqgguf.formats import dequantize, quantize
 from tqgguf.kernels.metrics import relative_mse
 from tqgguf.models import open_model
 from tqgguf.network.equivalence import measure_difference
-from tqgguf.planning.plan import is_matrix
+from tqgguf.planning.matrices import is_matrix
 
 NAMES = ["token_embd.weight", "blk.0.ffn_down.weight", "blk.3.attn_v.weight", "blk.5.ffn_up.weight"]
 

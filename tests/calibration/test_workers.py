@@ -19,7 +19,8 @@ from tqgguf.machine import crew as crews
 from tqgguf.machine.crew import Crew
 from tqgguf.machine.machine import Machine
 from tqgguf.models.gguf import read_gguf
-from tqgguf.planning.plan import Options, make_plan
+from tqgguf.planning.plan import Options
+from tqgguf.planning.planner import make_plan
 from tqgguf.rotation.rotation import NO_ROTATION
 
 ONE_SWEEP = Feedback(sweeps=1)

@@ -23,7 +23,8 @@ from tqgguf.models import open_model
 from tqgguf.output.files import partial_path
 from tqgguf.output.journal import journal_path
 from tqgguf.pipeline import convert
-from tqgguf.planning.plan import Options, make_plan
+from tqgguf.planning.plan import Options
+from tqgguf.planning.planner import make_plan
 
 ROOT = Path(__file__).parent.parent
 

@@ -8,7 +8,8 @@ from tqgguf.measure import bench as benchmark
 from tqgguf.measure.bench import tabulate
 from tqgguf.models import open_model
 from tqgguf.pipeline import convert
-from tqgguf.planning.plan import Options, make_plan
+from tqgguf.planning.plan import Options
+from tqgguf.planning.planner import make_plan
 
 
 def make(source, target, **options):

@@ -9,7 +9,8 @@ from tqgguf.errors import FileFormatError, PlanError, ShapeError
 from tqgguf.measure.compare import compare
 from tqgguf.models import open_model
 from tqgguf.pipeline import convert
-from tqgguf.planning.plan import Options, make_plan
+from tqgguf.planning.plan import Options
+from tqgguf.planning.planner import make_plan
 
 
 @pytest.fixture(scope="module")

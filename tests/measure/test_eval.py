@@ -15,7 +15,8 @@ from tqgguf.measure import eval as evaluate
 from tqgguf.measure.eval import QualityRow, mark_pareto
 from tqgguf.models import open_model
 from tqgguf.pipeline import convert
-from tqgguf.planning.plan import Options, make_plan
+from tqgguf.planning.plan import Options
+from tqgguf.planning.planner import make_plan
 
 SHORT = Settings(context=64, chunks=4, threads=1)
 

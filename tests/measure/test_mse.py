@@ -15,7 +15,8 @@ from tqgguf.measure import gains, matrix, mse
 from tqgguf.models import Model, open_model
 from tqgguf.models.metadata import encode
 from tqgguf.pipeline import convert
-from tqgguf.planning.plan import Options, make_plan
+from tqgguf.planning.plan import Options
+from tqgguf.planning.planner import make_plan
 
 HEADS = {"llama.attention.head_count": encode(8)}
 

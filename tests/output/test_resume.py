@@ -23,7 +23,8 @@ from tqgguf.output.files import partial_path
 from tqgguf.output.journal import journal_path
 from tqgguf.output.layout import Split
 from tqgguf.pipeline import convert
-from tqgguf.planning.plan import Options, make_plan
+from tqgguf.planning.plan import Options
+from tqgguf.planning.planner import make_plan
 
 ROOT = Path(__file__).parent.parent
 KILLS = int(os.environ.get("TQGGUF_KILLS", "10"))  # make fuzz: 50

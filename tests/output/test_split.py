@@ -15,7 +15,8 @@ from tqgguf.models import open_model
 from tqgguf.output.files import partial_path
 from tqgguf.output.layout import Split
 from tqgguf.pipeline import output_files
-from tqgguf.planning.plan import Options, make_plan
+from tqgguf.planning.plan import Options
+from tqgguf.planning.planner import make_plan
 
 
 def convert(source, path, split=Split(), type="tq-q4", rotate="fused", seed=0, **options):

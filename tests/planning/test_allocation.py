@@ -19,7 +19,8 @@ from tqgguf.planning.allocation import (
     predicted,
     relative_error,
 )
-from tqgguf.planning.plan import Options, make_plan
+from tqgguf.planning.plan import Options
+from tqgguf.planning.planner import make_plan
 
 
 def items(seed, count=40):

@@ -15,7 +15,8 @@ from tqgguf.llamacpp.tools import find
 from tqgguf.models import Tensor, open_model
 from tqgguf.models.model import Model
 from tqgguf.planning.matrices import is_matrix, may_be_quantized, needs_f32
-from tqgguf.planning.plan import Options, make_plan
+from tqgguf.planning.plan import Options
+from tqgguf.planning.planner import make_plan
 
 
 def tensor(name, *shape, type="F16"):

@@ -9,7 +9,8 @@ from tests.clock import effort
 from tqgguf.models import open_model
 from tqgguf.models.metadata import encode
 from tqgguf.output.layout import TensorInfo, lay_out
-from tqgguf.planning.plan import Options, make_plan
+from tqgguf.planning.plan import Options
+from tqgguf.planning.planner import make_plan
 
 ROOT = Path(__file__).parent.parent
 WIDTH, FFN, LAYERS, VOCABULARY = 16384, 53248, 126, 128256  # Llama 3.1 405B

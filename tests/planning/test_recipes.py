@@ -10,7 +10,8 @@ from tqgguf.models import open_model
 from tqgguf.models.metadata import encode
 from tqgguf.output.layout import TensorInfo, lay_out
 from tqgguf.planning.choices import prepare
-from tqgguf.planning.plan import Options, make_plan
+from tqgguf.planning.plan import Options
+from tqgguf.planning.planner import make_plan
 from tqgguf.planning.recipes import RECIPES, file_type, fitting, is_inner, recipe
 
 

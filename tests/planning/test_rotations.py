@@ -12,7 +12,8 @@ from tqgguf.models import Model, open_model
 from tqgguf.models.metadata import encode
 from tqgguf.pipeline import convert
 from tqgguf.planning import rotations
-from tqgguf.planning.plan import Options, make_plan
+from tqgguf.planning.plan import Options
+from tqgguf.planning.planner import make_plan
 from tqgguf.planning.rotations import MODES, candidates, choose_rotation
 
 AUTO = Options(type="q4_0", rotate="auto")

@@ -17,7 +17,8 @@ from tqgguf.machine.machine import Machine
 from tqgguf.models import Model, open_model
 from tqgguf.models.roles import role
 from tqgguf.pipeline import convert
-from tqgguf.planning.plan import Options, make_plan
+from tqgguf.planning.plan import Options
+from tqgguf.planning.planner import make_plan
 from tqgguf.rotation import folding
 from tqgguf.rotation.architectures import STREAMS
 from tqgguf.rotation.folded import fold

@@ -12,7 +12,8 @@ from tqgguf.models import open_model
 from tqgguf.models.model import Tensor
 from tqgguf.network import forward
 from tqgguf.pipeline import convert
-from tqgguf.planning.plan import Options, make_plan
+from tqgguf.planning.plan import Options
+from tqgguf.planning.planner import make_plan
 from tqgguf.rotation import balance, channels, folding, readers
 from tqgguf.rotation.architectures import STREAMS
 from tqgguf.rotation.balance import expected_energies, ffn_balance, norm_balance

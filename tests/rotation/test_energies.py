@@ -11,7 +11,8 @@ from tqgguf.calibration.statistics import input_energies
 from tqgguf.errors import PlanError
 from tqgguf.models import open_model
 from tqgguf.models.model import Tensor
-from tqgguf.planning.plan import Options, make_plan
+from tqgguf.planning.plan import Options
+from tqgguf.planning.planner import make_plan
 from tqgguf.rotation import folding
 from tqgguf.rotation.balance import STEPS, ffn_balance, norm_balance
 from tqgguf.rotation.energies import rotated_energies

@@ -11,7 +11,8 @@ from tqgguf.models import open_model
 from tqgguf.models.metadata import encode
 from tqgguf.models.model import Model
 from tqgguf.pipeline import convert
-from tqgguf.planning.plan import Options, make_plan
+from tqgguf.planning.plan import Options
+from tqgguf.planning.planner import make_plan
 from tqgguf.rotation import folding
 from tqgguf.rotation.recorded import read_rotation
 from tqgguf.rotation.restored import restored

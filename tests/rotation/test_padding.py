@@ -15,7 +15,8 @@ from tqgguf.models import Model, open_model
 from tqgguf.models.metadata import encode
 from tqgguf.models.model import Tensor
 from tqgguf.pipeline import conversion, convert
-from tqgguf.planning.plan import Options, make_plan
+from tqgguf.planning.plan import Options
+from tqgguf.planning.planner import make_plan
 from tqgguf.rotation.architectures import STREAMS
 from tqgguf.rotation.padded_axes import FFNS, padding
 from tqgguf.rotation.padding import Pad, Padding, padded, read_padding, unpadded

@@ -18,7 +18,8 @@ from tqgguf.models import Model, open_model
 from tqgguf.network.equivalence import Difference, measure_difference, require_output
 from tqgguf.network.forward import Tokens
 from tqgguf.pipeline import convert
-from tqgguf.planning.plan import Options, make_plan
+from tqgguf.planning.plan import Options
+from tqgguf.planning.planner import make_plan
 from tqgguf.rotation.restored import restored
 
 _SHOWN = 10  # of the worst tensors

@@ -28,7 +28,8 @@ from tqgguf.planning.header import output_metadata
 from tqgguf.planning.inputs import Inputs, find_inputs
 from tqgguf.planning.matrices import is_matrix
 from tqgguf.planning.paddings import choose_padding
-from tqgguf.planning.plan import Options, Plan, check_tensors, make_plan
+from tqgguf.planning.plan import Options, Plan
+from tqgguf.planning.planner import check_tensors, make_plan
 from tqgguf.planning.rotations import choose_rotation
 from tqgguf.planning.rounding import measure_errors
 from tqgguf.rotation.ends import EMBEDDING, HEAD

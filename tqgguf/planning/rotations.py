@@ -22,7 +22,8 @@ from tqgguf.models import Model, Tensor
 from tqgguf.models.roles import layer_index, role
 from tqgguf.planning.allocation import default_sensitivity
 from tqgguf.planning.matrices import is_matrix
-from tqgguf.planning.plan import Options, Plan, PlannedTensor, make_plan
+from tqgguf.planning.plan import Options, Plan, PlannedTensor
+from tqgguf.planning.planner import make_plan
 from tqgguf.rotation import ends, readers
 from tqgguf.rotation.balance import expected_energies
 from tqgguf.rotation.energies import Energies, rotated_energies

@@ -17,7 +17,8 @@ from tqgguf.measure.eval import QUALITY, Original, QualityRow
 from tqgguf.models import Model, model_files, open_model
 from tqgguf.output.names import default_output
 from tqgguf.pipeline import convert
-from tqgguf.planning.plan import Options, make_plan
+from tqgguf.planning.plan import Options
+from tqgguf.planning.planner import make_plan
 from tqgguf.publishing.record import Ladder
 
 _KEPT_BYTES = 64 << 30  # originals kept for later runs; the least recently used go first

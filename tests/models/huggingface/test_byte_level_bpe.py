@@ -15,7 +15,8 @@ from tqgguf.errors import FileFormatError, UnsupportedModelError
 from tqgguf.models import open_model
 from tqgguf.models.huggingface.tokenizer.pretokenizer import identify_by_hash
 from tqgguf.pipeline import convert
-from tqgguf.planning.plan import Options, make_plan
+from tqgguf.planning.plan import Options
+from tqgguf.planning.planner import make_plan
 
 SIZE = 2048
 

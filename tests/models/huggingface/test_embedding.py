@@ -12,7 +12,8 @@ from tests.models.huggingface.folders import LLAMA, llama_weights, write_folder,
 from tests.models.huggingface.test_weights import gemma3_weights
 from tqgguf.errors import FileFormatError, UnsupportedModelError
 from tqgguf.models import open_model
-from tqgguf.planning.plan import Options, make_plan
+from tqgguf.planning.plan import Options
+from tqgguf.planning.planner import make_plan
 
 QWEN3 = {**LLAMA, "architectures": ["Qwen3ForCausalLM"], "head_dim": 8}
 

@@ -1,0 +1,80 @@
+"""Spend a budget of bytes: the types of all matrices that no option names."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from tqgguf.models import Model
+from tqgguf.models.roles import layer_index, layer_prefix, role
+from tqgguf.planning.allocation import (
+    SLOW_TYPES,
+    Errors,
+    Item,
+    allocate,
+    default_sensitivity,
+    predicted,
+)
+from tqgguf.planning.matrices import is_matrix
+from tqgguf.planning.plan import Plan, PlannedTensor
+from tqgguf.planning.recipes import file_type
+
+
+def spend(
+    model: Model,
+    plan: Plan,
+    head: str,
+    budget: int,
+    sensitivity: Mapping[str, float],
+    errors: Mapping[str, Errors],
+) -> tuple[Plan, tuple[str, ...]]:
+    """Choose the types of all matrices that no option names, within the budget."""
+    sources = model.tensors
+    free = [t for t in plan.tensors if is_matrix(sources[t.source]) and not t.named]
+    n_layer = count_layers(model)
+    own = budget == plan.n_bytes  # the recipe's own bytes: no slower types than its own
+    slow = () if not own or plan.recipe.matrix in SLOW_TYPES else SLOW_TYPES
+    items = [replace(_item(n_layer, t, head, sensitivity, errors), without=slow) for t in free]
+    fixed = plan.n_bytes - sum(t.n_bytes for t in free)
+    types = allocate(items, budget - fixed)
+    tensors = tuple(
+        replace(t, type=types[t.name], reason=t.reason if own else "") if t.name in types else t
+        for t in plan.tensors
+    )
+    allocated = replace(plan, tensors=tensors)
+    name = plan.recipe.name if own else f"TQ-{allocated.bpw:.2f}"
+    named = replace(plan.recipe, name=name, file_type=file_type(_most_common(tensors)))
+    source = "measured" if sensitivity else "known of each role"
+    return (
+        replace(allocated, recipe=named),
+        (
+            f"types chosen by the sensitivity {source}; predicted KL divergence "
+            f"{predicted(items, types):.4f} without error feedback",
+        ),
+    )
+
+
+def count_layers(model: Model) -> int:
+    """How many layers the names of the tensors tell of."""
+    return len({layer_prefix(name) for name in model.tensors} - {""})
+
+
+def _most_common(tensors: Sequence[PlannedTensor]) -> str:
+    """The type that holds the most weights."""
+    count: Counter[str] = Counter()
+    for t in tensors:
+        count[t.type] += t.size
+    return count.most_common(1)[0][0]
+
+
+def _item(
+    n_layer: int,
+    t: PlannedTensor,
+    head: str,
+    sensitivity: Mapping[str, float],
+    errors: Mapping[str, Errors],
+) -> Item:
+    kind = "output" if t.name == head else role(t.name)[0]
+    layer = layer_index(t.name)
+    found = errors.get(t.name, Errors())
+    known = default_sensitivity(kind, layer, n_layer, of_outputs=found.of_outputs)
+    return Item(t.name, t.size, t.shape[-1], sensitivity.get(t.name, known), found.by_type)

@@ -1,0 +1,140 @@
+"""Decide what becomes of every tensor, from names, shapes and metadata alone.
+
+`make_plan` is pure: the same model header and options give the same plan, and no weight is read.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from tqgguf.errors import PlanError
+from tqgguf.formats import FORMATS, is_float
+from tqgguf.models import Model
+from tqgguf.models.roles import layer_index
+from tqgguf.planning.allocation import Errors
+from tqgguf.planning.budget import count_layers, spend
+from tqgguf.planning.matrices import is_matrix
+from tqgguf.planning.notes import idle_options, notes_of
+from tqgguf.planning.plan import Options, Plan, PlannedTensor
+from tqgguf.planning.recipes import Recipe, recipe
+from tqgguf.planning.tensor_types import named_types, planned_tensor, with_scales
+from tqgguf.rotation import ends, folding
+from tqgguf.rotation.energies import Energies
+from tqgguf.rotation.padding import read_padding, unpadded
+from tqgguf.rotation.recorded import read_rotation
+from tqgguf.rotation.rotation import NO_ROTATION, Rotation
+
+ROTATIONS = ("fused", "auto", "tensor", "none", "values", "scales")
+
+
+def check_tensors(model: Model) -> None:
+    """Refuse a file that is none of a model. Raises PlanError."""
+    if not model.tensors:
+        raise PlanError(
+            f"{model.path}: holds no tensors; expected a model, not its vocabulary alone"
+        )
+
+
+def make_plan(
+    model: Model,
+    options: Options,
+    *,
+    budget: int | None = None,
+    sensitivity: Mapping[str, float] | None = None,
+    energies: Energies | None = None,
+    errors: Mapping[str, Errors] | None = None,
+) -> Plan:
+    """Plan the quantization of a model.
+
+    budget: bytes of all tensors, for which to choose their types by sensitivity: divergence per
+    relative squared error of each (None: what is known of their roles), and by the errors of their
+    types (None: those of Gaussian weights). energies: of the inputs in the original basis, from
+    which a fold chooses the scales of channels (None: from the weights).
+    Raises PlanError for options that contradict the model and for a file without tensors,
+    UnsupportedModelError where the asked rotation cannot be folded.
+    """
+    chosen = recipe(options.type)
+    check_tensors(model)
+    if read_rotation(model).mode != "none" and options.rotate != "none":
+        raise PlanError(f"{model.path}: already rotated by tqgguf; use --rotate none")
+    rotation = _rotation(model, options, energies)
+    sources = {name: name for name in model.tensors}
+    if rotation.mode == "fused" and ends.tied_head(model):
+        sources[ends.HEAD] = ends.EMBEDDING
+    pads = read_padding(model).pads
+    head = ends.HEAD if ends.HEAD in sources else ends.EMBEDDING  # tied: both in one
+
+    n_layer = count_layers(model)
+
+    def planned(by: Recipe) -> tuple[PlannedTensor, ...]:
+        return tuple(
+            replace(
+                planned_tensor(
+                    *(model.tensors[source], name, by.of_layer(layer_index(name), n_layer)),
+                    *(options, rotation, head),
+                ),
+                pad=pads.get(source),
+            )
+            for name, source in sources.items()
+        )
+
+    source_weights = sum(t.size for t in unpadded(model).tensors.values())
+    plan = Plan(chosen, rotation, planned(chosen), source_weights, quick=options.effort == "fast")
+    if chosen.ragged and plan.mostly_ragged:
+        pairs = zip(plan.tensors, planned(chosen.ragged), strict=True)
+        plan = replace(plan, tensors=tuple(replace(t, type=other.type) for t, other in pairs))
+    said: tuple[str, ...] = ()
+    if budget is not None:
+        plan, said = spend(model, plan, head, budget, sensitivity or {}, errors or {})
+    names = model.tensors.keys() | sources.keys()
+    plan = replace(plan, tensors=tuple(with_scales(t, model, names) for t in plan.tensors))
+    idle = tuple(named_types(options).idle({n: model.tensors[s] for n, s in sources.items()}))
+    plan = replace(
+        plan,
+        notes=(*notes_of(model, plan), *said),
+        idle=(*idle, *idle_options(options, plan.rotation)),
+    )
+    _check(model, plan, options)
+    return plan
+
+
+def _rotation(model: Model, options: Options, energies: Energies | None) -> Rotation:
+    if options.rotate == "fused":
+        return folding.fused(
+            model,
+            block=options.block,
+            seed=options.seed,
+            balance=options.balance,
+            energies=energies,
+        )
+    if options.rotate == "values":
+        return folding.values(model, balance=options.balance, energies=energies)
+    if options.rotate == "scales":
+        if not options.balance:
+            raise PlanError("--rotate scales and --no-balance contradict each other")
+        return folding.scales(model, energies=energies)
+    if options.rotate == "tensor":
+        names = [t.name for t in model.tensors.values() if is_matrix(t)]
+        return folding.per_tensor(model, names, block=options.block)
+    if options.rotate == "none":
+        return NO_ROTATION
+    raise PlanError(f"--rotate {options.rotate} is unknown; known: {', '.join(ROTATIONS)}")
+
+
+def _check(model: Model, plan: Plan, options: Options) -> None:
+    for t in plan.tensors:
+        if t.type not in FORMATS and t.type != t.source_type:
+            raise PlanError(f"{t.name}: tqgguf cannot write {t.type}")
+        decoded = t.type != t.source_type and not is_float(t.source_type)
+        if decoded and not options.allow_requantize:
+            raise PlanError(
+                f"{model.path}: {t.name} is already {t.source_type}; quantize the F16, BF16 or F32 "
+                "model, or accept the loss with --allow-requantize"
+            )
+    if options.strict and plan.idle:
+        raise PlanError(f"{plan.idle[0]}; --strict forbids that")
+    if options.strict and plan.fallbacks:
+        first = plan.fallbacks[0]
+        raise PlanError(
+            f"{first.name}: {first.reason}; it would be {first.type}, which --strict forbids "
+            f"({len(plan.fallbacks)} such tensors)"
+        )
