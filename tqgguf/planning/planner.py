@@ -3,12 +3,13 @@
 `make_plan` is pure: the same model header and options give the same plan, and no weight is read.
 """
 
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 from tqgguf.errors import PlanError
 from tqgguf.formats import FORMATS, is_float
-from tqgguf.models import Model
+from tqgguf.models import Model, Tensor
 from tqgguf.models.roles import layer_index
 from tqgguf.planning.allocation import Errors
 from tqgguf.planning.budget import count_layers, spend
@@ -56,45 +57,66 @@ def make_plan(
     check_tensors(model)
     if read_rotation(model).mode != "none" and options.rotate != "none":
         raise PlanError(f"{model.path}: already rotated by tqgguf; use --rotate none")
-    rotation = _rotation(model, options, energies)
-    sources = {name: name for name in model.tensors}
-    if rotation.mode == "fused" and ends.tied_head(model):
-        sources[ends.HEAD] = ends.EMBEDDING
-    pads = read_padding(model).pads
-    head = ends.HEAD if ends.HEAD in sources else ends.EMBEDDING  # tied: both in one
-
-    n_layer = count_layers(model)
-
-    def planned(by: Recipe) -> tuple[PlannedTensor, ...]:
-        return tuple(
-            replace(
-                planned_tensor(
-                    *(model.tensors[source], name, by.of_layer(layer_index(name), n_layer)),
-                    *(options, rotation, head),
-                ),
-                pad=pads.get(source),
-            )
-            for name, source in sources.items()
-        )
-
-    source_weights = sum(t.size for t in unpadded(model).tensors.values())
-    plan = Plan(chosen, rotation, planned(chosen), source_weights, quick=options.effort == "fast")
-    if chosen.ragged and plan.mostly_ragged:
-        pairs = zip(plan.tensors, planned(chosen.ragged), strict=True)
-        plan = replace(plan, tensors=tuple(replace(t, type=other.type) for t, other in pairs))
+    outline = _Outline(model, options, _rotation(model, options, energies))
+    plan = outline.plan(chosen)
     said: tuple[str, ...] = ()
     if budget is not None:
-        plan, said = spend(model, plan, head, budget, sensitivity or {}, errors or {})
-    names = model.tensors.keys() | sources.keys()
-    plan = replace(plan, tensors=tuple(with_scales(t, model, names) for t in plan.tensors))
-    idle = tuple(named_types(options).idle({n: model.tensors[s] for n, s in sources.items()}))
-    plan = replace(
-        plan,
-        notes=(*notes_of(model, plan), *said),
-        idle=(*idle, *idle_options(options, plan.rotation)),
-    )
+        plan, said = spend(model, plan, outline.head, budget, sensitivity or {}, errors or {})
+    plan = replace(plan, tensors=outline.with_scales(plan.tensors))
+    plan = replace(plan, notes=(*notes_of(model, plan), *said), idle=tuple(outline.idle()))
     _check(model, plan, options)
     return plan
+
+
+@dataclass(frozen=True)
+class _Outline:
+    """What the output holds before types are known: its tensors and what each is made from."""
+
+    model: Model
+    options: Options
+    rotation: Rotation
+
+    @cached_property
+    def sources(self) -> dict[str, Tensor]:
+        """The source of every tensor of the output by its name there; an untied head has one."""
+        sources = dict(self.model.tensors)
+        if self.rotation.mode == "fused" and ends.tied_head(self.model):
+            sources[ends.HEAD] = sources[ends.EMBEDDING]
+        return sources
+
+    @property
+    def head(self) -> str:
+        """The tensor that is the output head: the embedding where they are tied."""
+        return ends.HEAD if ends.HEAD in self.sources else ends.EMBEDDING
+
+    def plan(self, chosen: Recipe) -> Plan:
+        """Types by the recipe, or by its kin for rows that it mostly does not fit."""
+        weights = sum(t.size for t in unpadded(self.model).tensors.values())
+        quick = self.options.effort == "fast"
+        plan = Plan(chosen, self.rotation, self._tensors(chosen), weights, quick=quick)
+        if chosen.ragged and plan.mostly_ragged:
+            pairs = zip(plan.tensors, self._tensors(chosen.ragged), strict=True)
+            return replace(plan, tensors=tuple(replace(t, type=kin.type) for t, kin in pairs))
+        return plan
+
+    def _tensors(self, chosen: Recipe) -> tuple[PlannedTensor, ...]:
+        pads, n_layer = read_padding(self.model).pads, count_layers(self.model)
+
+        def planned(name: str, source: Tensor) -> PlannedTensor:
+            of_layer = chosen.of_layer(layer_index(name), n_layer)
+            made = planned_tensor(source, name, of_layer, self.options, self.rotation, self.head)
+            return replace(made, pad=pads.get(source.name))
+
+        return tuple(planned(*item) for item in self.sources.items())
+
+    def with_scales(self, tensors: tuple[PlannedTensor, ...]) -> tuple[PlannedTensor, ...]:
+        """The tensors, those of a type that needs scales with them or of another type."""
+        return tuple(with_scales(t, self.model, self.sources.keys()) for t in tensors)
+
+    def idle(self) -> Iterator[str]:
+        """What to say of options that change nothing."""
+        yield from named_types(self.options).idle(self.sources)
+        yield from idle_options(self.options, self.rotation)
 
 
 def _rotation(model: Model, options: Options, energies: Energies | None) -> Rotation:
