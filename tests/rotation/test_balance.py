@@ -201,9 +201,9 @@ SHARED = {  # norms that several matrices read, of rows that no rotation of the 
 def test_a_forgotten_reader_breaks_the_network(tmp_path, monkeypatch, name):
     source = write_uneven(tmp_path / "a.gguf", name)
     model, row = open_model(source), STREAMS[TINY[name].arch]
-    readers = {norm: readers.reader_roles(model, row, f"blk.1.{norm}") for norm in SHARED[name]}
-    assert {norm: len(found) for norm, found in readers.items()} == SHARED[name]
-    for forgotten in (reader for found in readers.values() for reader in found):
+    read_by = {norm: readers.reader_roles(model, row, f"blk.1.{norm}") for norm in SHARED[name]}
+    assert {norm: len(found) for norm, found in read_by.items()} == SHARED[name]
+    for forgotten in (reader for found in read_by.values() for reader in found):
         norms = {n: tuple(r for r in rs if r != forgotten) for n, rs in row.norms.items()}
         known = replace(row, norms=norms, untouched=(*row.untouched, forgotten))
         monkeypatch.setitem(STREAMS, row.name, known)
