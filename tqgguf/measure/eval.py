@@ -1,14 +1,16 @@
 """Which file should I ship? Quality, size and speed of quantized files beside their original.
 
 Quality is measured by llama-perplexity: the original's predictions on a text are computed once and
-kept in the user's cache under the hash of everything they depend on.
+kept in the user's cache under the hash of everything they depend on, and so is what was measured of
+a file: a script that was stopped goes on where it was.
 """
 
+import json
 import os
 import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from tqgguf import llamacpp
@@ -112,10 +114,10 @@ def _naming(path: Path) -> Iterator[None]:
 
 
 def measure_quality(original: Original, path: Path, settings: Settings) -> QualityRow:
-    """Measure one file on the text that the original was prepared with."""
+    """Measure one file on the text that the original was prepared with, unless that is known."""
     bits = 8 * open_gguf(path).n_bytes
     with _naming(path):
-        found = _divergence(original, path, settings)
+        found = _cached_divergence(original, path, settings)
     quality = {field: getattr(found, field) for field in QUALITY}
     return QualityRow(str(path), disk_bytes(path), bits / original.weights, **quality)
 
@@ -150,6 +152,19 @@ def open_gguf(path: Path) -> Model:
             f"tqgguf quantize {shlex.quote(str(path))} --type f16 --rotate none"
         )
     return open_model(path)
+
+
+def _cached_divergence(original: Original, path: Path, settings: Settings) -> Divergence:
+    """As it was measured before, if the same bytes were on the same predictions."""
+    key = content_key(shard_files(path), original.base.name)
+    kept = user_cache() / "divergences" / f"{key}.json"
+    if kept.is_file():
+        return Divergence(**json.loads(kept.read_text()))
+    found = _divergence(original, path, settings)
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(kept) as scratch:
+        scratch.write_text(json.dumps(asdict(found)))
+    return found
 
 
 def _divergence(original: Original, path: Path, settings: Settings) -> Divergence:

@@ -10,7 +10,7 @@ from functools import cached_property
 from tqgguf.errors import PlanError
 from tqgguf.formats import FORMATS, is_float
 from tqgguf.models import Model, Tensor
-from tqgguf.models.roles import layer_index
+from tqgguf.models.roles import layer_index, role
 from tqgguf.planning.allocation import Errors
 from tqgguf.planning.budget import count_layers, spend
 from tqgguf.planning.matrices import is_matrix
@@ -101,13 +101,21 @@ class _Outline:
 
     def _tensors(self, chosen: Recipe) -> tuple[PlannedTensor, ...]:
         pads, n_layer = read_padding(self.model).pads, count_layers(self.model)
+        less = self._record_in_layers(chosen)
 
         def planned(name: str, source: Tensor) -> PlannedTensor:
-            of_layer = chosen.of_layer(layer_index(name), n_layer)
+            of_layer = chosen.of_layer(layer_index(name), n_layer, less=less)
             made = planned_tensor(source, name, of_layer, self.options, self.rotation, self.head)
             return replace(made, pad=pads.get(source.name))
 
         return tuple(planned(*item) for item in self.sources.items())
+
+    def _record_in_layers(self, chosen: Recipe) -> float:
+        """The rotation's record, in bytes that a layer takes more for not being an inner one."""
+        tensors = self.model.tensors.values()
+        added = sum(t.size * chosen.outer_bits(role(t.name)[0]) for t in tensors) / 8
+        layers = count_layers(self.model)
+        return self.rotation.record_bytes(self.model) * layers / added if added else 0.0
 
     def with_scales(self, tensors: tuple[PlannedTensor, ...]) -> tuple[PlannedTensor, ...]:
         """The tensors, those of a type that needs scales with them or of another type."""

@@ -1,5 +1,6 @@
 """Which type each role of tensor gets: the TQ recipes, and any single type."""
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -14,7 +15,8 @@ from tqgguf.formats import FORMATS
 class Recipe:
     """A type for matrices and the roles that get another one.
 
-    inner: what roles get in the layers in the middle, see `is_inner`. experts: what those of which
+    inner: what roles get in the layers in the middle, see `is_inner`; what else the file has to
+    hold is taken out of the others' bytes. experts: what those of which
     a token takes a few get, whatever their role (None: what it gets elsewhere). dealt: where the
     inputs are known, the bytes that these types take are spent tensor by tensor
     (docs/decisions/0041). ragged: for models most of whose rows these types' blocks do not divide;
@@ -31,11 +33,23 @@ class Recipe:
     dealt: bool = False
     experts: str | None = None
 
-    def of_layer(self, layer: int | None, n_layer: int) -> "Recipe":
-        """The recipe as it is for the tensors of a layer; None: for those outside all layers."""
-        if layer is None or not is_inner(layer, n_layer):
+    def of_layer(self, layer: int | None, n_layer: int, *, less: float = 0.0) -> "Recipe":
+        """The recipe as it is for the tensors of a layer; None: for those outside all layers.
+
+        less: how many layers' worth of bytes are spent otherwise.
+        """
+        if layer is None or not is_inner(layer, n_layer, less=less):
             return self
+        return self._in_the_middle()
+
+    def _in_the_middle(self) -> "Recipe":
         return replace(self, roles={**self.roles, **self.inner})
+
+    def outer_bits(self, role: str) -> float:
+        """How many bits more a weight of this role has outside of the inner layers."""
+        types = (recipe.type_of(role) for recipe in (self, self._in_the_middle()))
+        outer, inner = (FORMATS[type].bits_per_weight for type in types)
+        return outer - inner
 
     def type_of(self, role: str) -> str:
         """The type of a matrix with this role (attn_q, ffn_down, output ...), experts' alike."""
@@ -44,17 +58,18 @@ class Recipe:
         return self.roles.get(_EXPERTS.sub("", role), self.matrix)
 
 
-def is_inner(layer: int, n_layer: int) -> bool:
+def is_inner(layer: int, n_layer: int, *, less: float = 0.0) -> bool:
     """Whether a layer is so far from both ends that Q5_K would cost more than llama.cpp pays.
 
     Its Q4_K_M gives Q6_K to the first and the last eighth of the layers and to every third between,
     and Q4_K to the others. Q5_K loses less in the same bytes, which are enough for 33 layers where
-    16 get Q6_K: for nearly all, the last and the first before those between.
+    16 get Q6_K: for nearly all, the last and the first before those between. less: for how many
+    fewer.
     """
     eighth = n_layer // 8
     more = sum(i < eighth or i >= 7 * n_layer // 8 or (i - eighth) % 3 == 2 for i in range(n_layer))
     rank = min(2 * (n_layer - 1 - layer), 2 * layer + 1)
-    return rank >= 33 * more // 16
+    return rank >= math.floor(33 * more / 16 - less)
 
 
 _EXPERTS = re.compile(r"_(exps|shexp|chexps)$")

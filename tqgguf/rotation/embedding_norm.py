@@ -65,6 +65,11 @@ class EmbeddingNorm:
         return np.concatenate(parts).astype(np.float32)
 
 
+def packed_size(n_vocab: int, n_embd: int) -> int:
+    """How many values `packed` has."""
+    return 3 + 2 * n_embd + 2 * n_vocab
+
+
 def unpacked(vector: F32) -> EmbeddingNorm:
     """The inverse of `packed`."""
     eps, level, n_embd = float(vector[0]), float(vector[1]), int(vector[2])

@@ -20,7 +20,7 @@ from tqgguf.models.model import Model
 from tqgguf.rotation.axis import Axis
 from tqgguf.rotation.embedding_norm import unpacked
 from tqgguf.rotation.steps import RESIDUAL, Sides, Step
-from tqgguf.rotation.vectors import Energies, encode_vector, vector_of
+from tqgguf.rotation.vectors import Energies, encode_vector, recorded_size, vector_of
 
 Mode = Literal["fused", "values", "scales", "tensor", "none"]
 VERSION = 1
@@ -225,6 +225,12 @@ class Rotation:
         }
         keys = {PREFIX + key: encode(value) for key, value in record.items()}
         return keys | dict(encode_vector(*item) for item in self.vectors.items())
+
+    def record_bytes(self, model: Model) -> int:
+        """How many bytes of a file's header its record takes; about, for no weight is read."""
+        blank = {n: np.ones(recorded_size(model, n), np.float32) for n in self.vector_names()}
+        keys = replace(self, vectors=blank).metadata()
+        return sum(len(encode(key).raw) + 4 + len(value.raw) for key, value in keys.items())
 
 
 NO_ROTATION = Rotation()

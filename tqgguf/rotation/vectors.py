@@ -16,7 +16,7 @@ from tqgguf.kernels.dtypes import F32
 from tqgguf.models.metadata import Value, encode
 from tqgguf.models.model import Model, Tensor
 from tqgguf.rotation.balance import STEPS, chunks, ffn_balance, norm_balance, power
-from tqgguf.rotation.embedding_norm import NORM, embedding_norm
+from tqgguf.rotation.embedding_norm import NORM, embedding_norm, packed_size
 
 BALANCE = "ffn_balance"  # stands in a name in the place of ffn_up and ffn_down
 NORM_BALANCE = "norm_balance"  # and what reads the norm: blk.0.norm_balance+attn_q+attn_k+attn_v
@@ -77,6 +77,19 @@ def size_of(model: Model, name: str) -> int:
     parts = [model.tensors.get(f"{name}.{part}") for part in ("weight", "bias")]
     sizes = {t.size if t else -1 for t in parts}
     return sizes.pop() if len(sizes) == 1 else -1
+
+
+def recorded_size(model: Model, name: str) -> int:
+    """How many values a file records for the vector of a name that `vector_of` knows."""
+    if name == NORM:
+        table = model.tensors["token_embd.weight"]
+        return packed_size(table.n_rows, table.n_in)
+    if NORM_BALANCE in name:
+        prefix, reader, *_ = name.replace(NORM_BALANCE, "").split("+")
+        return model.tensors[f"{prefix}{reader}.weight"].n_in
+    if BALANCE in name:
+        return model.tensors[f"{name.replace(BALANCE, 'ffn_up')}.weight"].n_rows
+    return size_of(model, name)
 
 
 def product_name(matrix: str, vector: str) -> str:
