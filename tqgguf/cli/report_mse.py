@@ -1,8 +1,8 @@
 """`tqgguf report mse`: what rotation did to a model's weights, or to synthetic ones."""
 
 import re
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,37 +18,33 @@ from tqgguf.cli.tables import Printer, document, factor, number
 from tqgguf.errors import PlanError
 from tqgguf.machine.machine import Machine
 from tqgguf.measure import gains, mse, synthetic
+from tqgguf.measure.gains import MatrixReport, TypeTotal
 from tqgguf.measure.matrix import BINS, LIMIT
-from tqgguf.models import open_model
+from tqgguf.models import Model, open_model
 from tqgguf.models.damage import naming_damage
-from tqgguf.planning.inputs import find_inputs
+from tqgguf.planning.inputs import Inputs, find_inputs
 from tqgguf.planning.plan import Options
 from tqgguf.planning.recipes import recipe
 from tqgguf.planning.rotations import choose_rotation
-from tqgguf.rotation.rotation import NO_ROTATION
+from tqgguf.rotation.energies import Energies
+from tqgguf.rotation.rotation import NO_ROTATION, Rotation
 
 _TOP = 20  # matrices shown per type
 
-Types = Annotated[
-    str | None, typer.Option(help="GGUF types or recipes, separated by commas.", metavar="A,B,...")
-]
 
-Plot = Annotated[
-    Path | None, typer.Option(help="Also draw a picture: .png, .svg or .pdf.", metavar="FILE")
-]
+@dataclass(frozen=True)
+class Study:
+    """Which weights are looked at, how, and what tells of their inputs."""
 
-
-@reports.command("mse")
-def mse_command(
-    model: Annotated[
-        Path | None, typer.Argument(metavar="[MODEL]", help="Without it: synthetic weights.")
-    ] = None,
-    types: Types = None,
+    types: Annotated[
+        str | None,
+        typer.Option(help="GGUF types or recipes, separated by commas.", metavar="A,B,..."),
+    ] = None
     sample_rows: Annotated[
         int | None, typer.Option(min=1, help="Rows read of each matrix; enough for 1 % if unset.")
-    ] = None,
-    block: o.Block = None,
-    seed: o.Seed = 0,
+    ] = None
+    block: o.Block = None
+    seed: o.Seed = 0
     effort: Annotated[
         str,
         typer.Option(
@@ -56,13 +52,41 @@ def mse_command(
             help="good: the outputs' errors too, by a short pass over a text; fast: weights alone.",
             metavar="LEVEL",
         ),
-    ] = "good",
+    ] = "good"
     imatrix: Annotated[
         Path | None, typer.Option(help="It tells the inputs instead of a text.", metavar="FILE")
+    ] = None
+    threads: o.Threads = None
+
+    def types_or(self, usual: Sequence[str]) -> Sequence[str]:
+        """The types that were asked for; a recipe stands for the type of its matrices."""
+        names = [name for name in re.split(r"[,\s]+", self.types or "") if name]
+        if self.types is not None and not names:
+            raise PlanError("--types is empty; expected names such as q4_k,q2_k")
+        return list(dict.fromkeys(recipe(name).matrix for name in names)) or usual
+
+    def inputs(self, model: Model) -> Inputs:
+        """What is known of what the matrices read."""
+        effort = choice(self.effort, ("fast", "good"), "--effort")
+        options = Options(effort=effort, imatrix=self.imatrix)
+        known = find_inputs(model, options, Machine(threads=self.threads))
+        if known.imatrix and self.imatrix:
+            check_basis(known.imatrix, NO_ROTATION, self.imatrix)
+        return known
+
+
+@reports.command("mse")
+@o.spread
+def mse_command(
+    *,
+    model: Annotated[
+        Path | None, typer.Argument(metavar="[MODEL]", help="Without it: synthetic weights.")
     ] = None,
+    study: Study,
     top: Annotated[int, typer.Option(min=0, help="Matrices shown per type; 0 for all.")] = _TOP,
-    threads: o.Threads = None,
-    plot: Plot = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="Also draw a picture: .png, .svg or .pdf.", metavar="FILE")
+    ] = None,
     force: o.Force = False,
     markdown: o.Markdown = False,
     json: o.Json = False,
@@ -71,43 +95,26 @@ def mse_command(
 
     Example: tqgguf report mse model-f16.gguf --types q4_k,q2_k --plot errors.png
     """
-    if model is None and (block is not None or imatrix is not None):
+    if model is None and (study.block is not None or study.imatrix is not None):
         raise typer.BadParameter("--block and --imatrix are about a MODEL; give one")
-    check_plot(plot, inputs=[model, imatrix], force=force)
+    check_plot(plot, inputs=[model, study.imatrix], force=force)
     out = None if json else Printer(markdown)
     if model is None:
-        rows = sample_rows or synthetic.GGUF_ROWS
-        _synthetic(_types(types) or synthetic.TYPES, rows, seed, threads, plot, out)
-        return
-    _weights(
-        model,
-        _types(types) or mse.TYPES,
-        sample_rows=sample_rows,
-        block=block,
-        seed=seed,
-        inputs=Options(effort=choice(effort, ("fast", "good"), "--effort"), imatrix=imatrix),
-        threads=threads,
-        plot=plot,
-        out=out,
-        top=top,
-    )
+        _synthetic(study, plot, out)
+    else:
+        _weights(model, study, plot, out, top)
 
 
-def _synthetic(
-    types: Sequence[str],
-    sample_rows: int,
-    seed: int,
-    threads: int | None,
-    plot: Path | None,
-    out: Printer | None,
-) -> None:
+def _synthetic(study: Study, plot: Path | None, out: Printer | None) -> None:
+    seed, threads, size = study.seed, study.threads, study.sample_rows or synthetic.GGUF_ROWS
+    types = study.types_or(synthetic.TYPES)
     data = synthetic.make_weights(seed=seed, threads=threads)
-    rows = synthetic.measure_synthetic(data, types=types, gguf_rows=sample_rows, threads=threads)
+    rows = synthetic.measure_synthetic(data, types=types, gguf_rows=size, threads=threads)
     if out is None:
-        extra = {"seed": seed, "gguf_rows": min(sample_rows, synthetic.SIZE)}
+        extra = {"seed": seed, "gguf_rows": min(size, synthetic.SIZE)}
         say_json(document(extra | {"rows": [_synthetic_row(r) for r in rows]}))
     else:
-        _say_synthetic(rows, sample_rows, out)
+        _say_synthetic(rows, size, out)
     if plot is not None:
         draw_synthetic(rows, *synthetic.histograms(data, limit=LIMIT, bins=BINS), plot)
 
@@ -143,46 +150,14 @@ def _say_synthetic(rows: Sequence[synthetic.SyntheticRow], sample_rows: int, out
     )
 
 
-def _weights(
-    path: Path,
-    types: Sequence[str],
-    *,
-    sample_rows: int | None,
-    block: int | None,
-    seed: int,
-    inputs: Options,
-    threads: int | None,
-    plot: Path | None,
-    out: Printer | None,
-    top: int,
-) -> None:
-    model = open_model(path)
-    known = find_inputs(model, inputs, Machine(threads=threads))
-    if known.imatrix and inputs.imatrix:
-        check_basis(known.imatrix, NO_ROTATION, inputs.imatrix)
-    energies = known.energies
-    rotation, sentence = mse.studied_rotation(model, block=block, seed=seed, energies=energies)
-    found = []
-    total = sum(t.size for t in model.tensors.values())
-    with naming_damage(model), progress(total, path.name, unit="w") as bar:
-        for report in mse.measure_weights(
-            model,
-            rotation,
-            types=types,
-            sample_rows=sample_rows,
-            energies=energies,
-            threads=threads,
-        ):
-            found.append(report)
-            bar.update(report.size)
-    found = gains.by_importance(found)
-    advice = []
-    if energies:
-        asked = (Options(type=t.type, rotate="auto", seed=seed) for t in gains.totals(found))
-        advice = [
-            f"{ask.type}: {choose_rotation(model, ask, energies, threads=threads)[1]}"
-            for ask in asked
-        ]
+def _weights(path: Path, study: Study, plot: Path | None, out: Printer | None, top: int) -> None:
+    types, model = study.types_or(mse.TYPES), open_model(path)
+    known = study.inputs(model)
+    rotation, sentence = mse.studied_rotation(
+        model, block=study.block, seed=study.seed, energies=known.energies
+    )
+    found = _measure(model, rotation, types, study, known.energies)
+    advice = list(_advice(model, study, known.energies, gains.totals(found)))
     if out is None:
         content = _weights_document(path, rotation.mode, sentence, found)
         say_json(document(content | {"inputs": known.notes, "advice": advice}))
@@ -192,8 +167,37 @@ def _weights(
         draw_weights(found, plot, title=path.name)
 
 
+def _measure(
+    model: Model, rotation: Rotation, types: Sequence[str], study: Study, energies: Energies | None
+) -> list[MatrixReport]:
+    """Every matrix, those first whose error weighs most."""
+    found = []
+    total = sum(t.size for t in model.tensors.values())
+    with naming_damage(model), progress(total, model.path.name, unit="w") as bar:
+        for report in mse.measure_weights(
+            *(model, rotation),
+            types=types,
+            sample_rows=study.sample_rows,
+            energies=energies,
+            threads=study.threads,
+        ):
+            found.append(report)
+            bar.update(report.size)
+    return gains.by_importance(found)
+
+
+def _advice(
+    model: Model, study: Study, energies: Energies | None, found: Sequence[TypeTotal]
+) -> Iterator[str]:
+    """What `--rotate auto` would choose for each type, where the inputs are known."""
+    for total in found if energies else ():
+        asked = Options(type=total.type, rotate="auto", seed=study.seed)
+        chosen = choose_rotation(model, asked, energies, threads=study.threads)
+        yield f"{asked.type}: {chosen[1]}"
+
+
 def _weights_document(
-    path: Path, mode: str, sentence: str, found: Sequence[gains.MatrixReport]
+    path: Path, mode: str, sentence: str, found: Sequence[MatrixReport]
 ) -> dict[str, Any]:
     return {
         "model": path,
@@ -203,7 +207,7 @@ def _weights_document(
     }
 
 
-def _matrix(r: gains.MatrixReport) -> dict[str, Any]:
+def _matrix(r: MatrixReport) -> dict[str, Any]:
     return {
         "name": r.name,
         "shape": r.shape,
@@ -221,7 +225,7 @@ def _matrix(r: gains.MatrixReport) -> dict[str, Any]:
 
 
 def _say_weights(
-    found: Sequence[gains.MatrixReport],
+    found: Sequence[MatrixReport],
     notes: Sequence[str],
     advice: Sequence[str],
     out: Printer,
@@ -244,7 +248,7 @@ def _say_weights(
     _say_footnotes(found, out)
 
 
-def _say_type(total: gains.TypeTotal, shown: Sequence[gains.MatrixReport], out: Printer) -> None:
+def _say_type(total: TypeTotal, shown: Sequence[MatrixReport], out: Printer) -> None:
     columns = ["tensor", "kurtosis", "rotated", "MSE", "rotated", "rel. MSE", "rotated", "gain",
                "gap dB", "rotated"]  # fmt: skip
     of_outputs = total.predicted is not None
@@ -282,7 +286,7 @@ def _error(value: float | None) -> str:
     return "" if value is None else f"{value:.5f}"
 
 
-def _say_footnotes(found: Sequence[gains.MatrixReport], out: Printer) -> None:
+def _say_footnotes(found: Sequence[MatrixReport], out: Printer) -> None:
     sampled, size = sum(r.sampled for r in found), sum(r.size for r in found)
     worst = max((e.standard_error for r in found for e in r.types.values()), default=0.0)
     out.line(
@@ -302,11 +306,3 @@ def _say_footnotes(found: Sequence[gains.MatrixReport], out: Printer) -> None:
             f"Left out: {first.name}{others}, whose rows of {first.shape[-1]} do not fit "
             f"{', '.join(first.unfit)}."
         )
-
-
-def _types(text: str | None) -> list[str]:
-    """Type names from a list; a recipe stands for the type of its matrices."""
-    names = [name for name in re.split(r"[,\s]+", text or "") if name]
-    if text is not None and not names:
-        raise PlanError("--types is empty; expected names such as q4_k,q2_k")
-    return list(dict.fromkeys(recipe(name).matrix for name in names))
