@@ -11,6 +11,7 @@ import numpy as np
 from tqgguf.errors import FileFormatError
 from tqgguf.ggml import TYPES, dequantize
 from tqgguf.kernels.dtypes import F32, U8
+from tqgguf.models.huggingface.parts import Parts
 from tqgguf.models.huggingface.stored import Packed, Rows, Stored
 
 
@@ -86,3 +87,34 @@ def _apart(neighbours: U8) -> U8:
     nibbles = nibbles.reshape(*neighbours.shape[:-1], 2 * half)
     apart: U8 = nibbles[..., :half] | nibbles[..., half:] << 4
     return apart
+
+
+def _fp4(parts: Parts) -> Fp4:
+    """4-bit floats: of ModelOpt, whose factor multiplies, or compressed-tensors, whose divides."""
+    end = ".weight_packed" if ".weight_packed" in parts.tensors else ".weight"
+    factor = np.float32(1)
+    if ".weight_scale_2" in parts.tensors:
+        factor = np.float32(_one_number(parts, ".weight_scale_2"))
+    elif ".weight_global_scale" in parts.tensors:
+        factor = np.float32(1) / np.float32(_one_number(parts, ".weight_global_scale"))
+    found = Fp4(parts.name, parts.matrix(end), parts.tensors[".weight_scale"], factor)
+    found.check()
+    return found
+
+
+def _one_number(parts: Parts, end: str) -> float:
+    values = parts.tensors[end].values().reshape(-1)
+    if values.size != 1 or not np.isfinite(values).all() or values[0] <= 0:
+        raise parts.wrong(f"{end} is {values[:3].tolist()}, expected one positive number")
+    return float(values[0])
+
+
+def fp4_rows(parts: Parts) -> tuple[tuple[int, ...], Rows]:
+    """The shape of a matrix of 4-bit floats, and what reads its rows."""
+    found = _fp4(parts)
+    return found.shape, found.rows()
+
+
+def fp4_packed(parts: Parts) -> Packed | None:
+    """The same matrix in ggml's blocks, where its rows are a whole number of them."""
+    return _fp4(parts).packed()
