@@ -10,6 +10,7 @@ CACHE  := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/tqgguf
 RANDOM_MODEL := $(CACHE)/bench/random-0.5b-f16.gguf
 CHUNKS ?= 16
 FAST   := not oracle and not slow
+PYTEST := $(BIN)/python -m pytest -q -n auto --dist loadgroup
 # a real model and a text for it, or the embedded one where there is no network
 REAL   := found=$$($(BIN)/python scripts/real_model.py --text) && { read -r model; read -r text; } <<< "$$found"
 FILES  := --baselines Q4_0,Q4_K_M,Q3_K_M,Q2_K --types tq-q4,tq-q3,tq-q2
@@ -25,16 +26,16 @@ demo: $(VENV)/.installed   ## quantize the embedded model, report its error, gen
 	$(BIN)/python scripts/generate.py demo/novels-5m-TQ-Q4.gguf "The old man looked at the sea and"
 
 test: $(VENV)/.installed   ## the whole suite (no network once installed)
-	$(BIN)/python -m pytest -q -n auto
+	$(PYTEST)
 
 test-fast: $(VENV)/.installed   ## for the inner loop: all but the tests marked slow or tools
-	$(BIN)/python -m pytest -q -n auto -m '$(FAST) and not tools'
+	$(PYTEST) -m '$(FAST) and not tools'
 
 test-elsewhere: $(VENV)/.installed   ## as on a machine without AVX-512, llama.cpp's programs and a cache; not the slow ones
 	rm -rf build/elsewhere && mkdir -p build/elsewhere/bin
 	OPENBLAS_CORETYPE=Haswell NPY_DISABLE_CPU_FEATURES="$$($(BIN)/python tests/processor.py)" \
 	LLAMA_CPP_BIN=$(CURDIR)/build/elsewhere/bin XDG_CACHE_HOME=$(CURDIR)/build/elsewhere \
-	    $(BIN)/python -m pytest -q -n auto -m '$(FAST)'
+	    $(PYTEST) -m '$(FAST)'
 
 bench: $(VENV)/.installed programs $(RANDOM_MODEL)   ## speed and quality, ours beside llama-quantize's, in llama.cpp
 	PYTHON=$(BIN)/python scripts/bench_e2e.sh $(RANDOM_MODEL) $(FILES)
@@ -89,7 +90,7 @@ test-oracle: $(VENV)/.oracle  ## folders against torch, transformers and llama.c
 
 fuzz: $(VENV)/.installed   ## many more accidents and broken files than `make test` tries
 	$(BIN)/python -m tests.fuzz 10000 1
-	TQGGUF_KILLS=50 TQGGUF_MUTATIONS=2000 $(BIN)/python -m pytest -q -n auto tests/output/test_resume.py \
+	TQGGUF_KILLS=50 TQGGUF_MUTATIONS=2000 $(PYTEST) tests/output/test_resume.py \
 	    tests/models/huggingface/test_mutations.py tests/models/huggingface/test_hyperparameters.py \
 	    tests/models/huggingface/test_quantized.py
 

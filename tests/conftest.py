@@ -1,17 +1,22 @@
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import threadpoolctl
 
+from tests.tiny_models import write_shallow
 from tqgguf.errors import ToolError
 from tqgguf.llamacpp import find
 from tqgguf.machine.cache import user_cache
 from tqgguf.machine.threads import single_threaded_blas
 
 DATA = Path(__file__).parent / "data"
+# Processes that tests start, and the next session, do not compile every module again.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -39,6 +44,12 @@ def two_blas_threads() -> Iterator[None]:
 def novels() -> Path:
     """The trained model that the project embeds: Llama, 5.2 M parameters, tied head, F16."""
     return DATA / "novels-5m-f16.gguf"
+
+
+@pytest.fixture(scope="session")
+def shallow(tmp_path_factory) -> Path:
+    """Two of its six layers, 2.1 M parameters: for stories that any trained model tells."""
+    return write_shallow(tmp_path_factory.mktemp("shallow") / "shallow-2m-f16.gguf")
 
 
 @pytest.fixture(scope="session")

@@ -100,10 +100,10 @@ def test_the_script_finds_python_and_passes_the_error_on(novels):
 
 @pytest.mark.tools
 @pytest.mark.usefixtures("cache")
-def test_eval_prints_a_table_a_document_and_a_picture(novels, text, tmp_path):
-    quant = tmp_path / "novels-5m-TQ-Q2.gguf"
-    assert run("quantize", novels, "--type", "tq-q2", "-o", quant).exit_code == 0
-    common = [novels, quant, "--text", text, "--ctx", 64, "--chunks", 2, "--threads", 1]
+def test_eval_prints_a_table_a_document_and_a_picture(shallow, text, tmp_path):
+    quant = tmp_path / "shallow-2m-TQ-Q2.gguf"
+    assert run("quantize", shallow, "--type", "tq-q2", "-o", quant).exit_code == 0
+    common = [shallow, quant, "--text", text, "--ctx", 64, "--chunks", 2, "--threads", 1]
     plot = tmp_path / "front.svg"
     result = run("eval", *common, "--bench", "--rounds", 1, "--json", "--plot", plot)
     assert result.exit_code == 0, result.output
@@ -119,11 +119,11 @@ def test_eval_prints_a_table_a_document_and_a_picture(novels, text, tmp_path):
     assert document["original"]["ppl"] < row["ppl"]
     assert "<svg" in plot.read_text()
     shown = run("eval", *common, "--markdown")
-    assert "| novels-5m-f16.gguf (original) | 10,547,200 | 16.010 |" in shown.stdout
+    assert "| shallow-2m-f16.gguf (original) | 4,245,440 | 16.010 |" in shown.stdout
     assert f"| {quant.name} | {row['bytes']:,} |" in shown.stdout
     more = run("eval", *common, "--baselines", "q2_k", "--types", "q2_k", "--json")
     names = [Path(row["model"]).name for row in json.loads(more.stdout)["rows"]]
-    assert names == [quant.name, "novels-5m-Q2_K.gguf", "novels-5m-TQ-Q2_K.gguf"]
+    assert names == [quant.name, "shallow-2m-Q2_K.gguf", "shallow-2m-TQ-Q2_K.gguf"]
     again = run("eval", *common, "--plot", plot)
     assert "exists already; overwrite it with --force" in last_error(again)
 
@@ -140,32 +140,32 @@ def test_eval_of_a_damaged_file_quotes_llama_cpp_or_our_reader(novels, text, tmp
 
 @pytest.mark.tools
 @pytest.mark.usefixtures("cache")
-def test_bench_prints_a_table_csv_and_a_document(novels, tmp_path):
-    common = ["bench", novels, "--rounds", 1, "-p", 8, "-n", 4, "--threads", 1]
+def test_bench_prints_a_table_csv_and_a_document(shallow, tmp_path):
+    common = ["bench", shallow, "--rounds", 1, "-p", 8, "-n", 4, "--threads", 1]
     plot = tmp_path / "speed.png"
     result = run(*common, "--baselines", "F16,Q2_K", "--types", "tq-q4", "--json", "--plot", plot)
     assert result.exit_code == 0, result.output
     rows = json.loads(result.stdout)["rows"]
-    names = ["novels-5m-f16.gguf", "novels-5m-Q2_K.gguf", "novels-5m-TQ-Q4.gguf"]
+    names = ["shallow-2m-f16.gguf", "shallow-2m-Q2_K.gguf", "shallow-2m-TQ-Q4.gguf"]
     assert [Path(row["model"]).name for row in rows] == names
     assert all({"model", "bytes", "bpw", "pp", "tg", "tg_ratio"} <= row.keys() for row in rows)
     assert plot.read_bytes().startswith(b"\x89PNG")
     table = run(*common)
-    assert "ratio: to novels-5m-f16.gguf" in table.stdout
+    assert "ratio: to shallow-2m-f16.gguf" in table.stdout
     values = list(csv.DictReader(io.StringIO(run(*common, "--csv").stdout)))
-    assert values[0]["model"] == str(novels)
+    assert values[0]["model"] == str(shallow)
     assert float(values[0]["tg"]) > 0
 
 
 @pytest.mark.tools
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_stopped_benchmark_leaves_no_llama_bench_running(novels, tmp_path, number):
+def test_a_stopped_benchmark_leaves_no_llama_bench_running(shallow, tmp_path, number):
     """The script becomes the program, so a signal to it reaches the one that owns the child."""
     note, program = tmp_path / "pid", tmp_path / "llama-bench"
     real = find("llama-bench")
     program.write_text(f'#!/bin/sh\necho $$ > {note}.new\nmv {note}.new {note}\nexec {real} "$@"\n')
     program.chmod(0o755)
-    script = [ROOT / "scripts" / "bench_e2e.sh", novels, "-n", "1000000", "--threads", "1"]
+    script = [ROOT / "scripts" / "bench_e2e.sh", shallow, "-n", "1000000", "--threads", "1"]
     settings = {"PYTHON": sys.executable, "LLAMA_CPP_BIN": str(tmp_path)}
     with started(script, env=os.environ | settings, stderr=subprocess.PIPE) as parent:
         wait_for(note.exists)

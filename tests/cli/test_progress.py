@@ -9,11 +9,11 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 OFTEN = "from tqgguf.cli import console, main; console._SECONDS_BETWEEN_LINES = 0.01; main()"
-LINE = re.compile(r"q\.gguf: (\d+)% of 3\.\d+MB, \d\d:\d\d left, [\d.]+[kM]?B/s")
+LINE = re.compile(r"q\.gguf: (\d+)% of 1\.\d+MB, \d\d:\d\d left, [\d.]+[kM]?B/s")
 
 
-def quantize(novels, folder, *options, script=OFTEN):
-    command = [sys.executable, "-c", script, "quantize", novels, "-o", folder / "q.gguf"]
+def quantize(shallow, folder, *options, script=OFTEN):
+    command = [sys.executable, "-c", script, "quantize", shallow, "-o", folder / "q.gguf"]
     done = subprocess.run(
         [*command, "--threads", "1", *options], cwd=ROOT, capture_output=True, check=True
     )
@@ -21,8 +21,8 @@ def quantize(novels, folder, *options, script=OFTEN):
 
 
 @pytest.mark.slow
-def test_a_log_file_gets_plain_lines_with_speed_and_eta(novels, tmp_path):
-    _, stderr = quantize(novels, tmp_path)
+def test_a_log_file_gets_plain_lines_with_speed_and_eta(shallow, tmp_path):
+    _, stderr = quantize(shallow, tmp_path)
     lines = stderr.splitlines()
     assert len(lines) > 3
     assert all(LINE.fullmatch(line) for line in lines), lines
@@ -32,21 +32,21 @@ def test_a_log_file_gets_plain_lines_with_speed_and_eta(novels, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_of_seconds_has_no_progress_to_tell(novels, tmp_path):
-    _, stderr = quantize(novels, tmp_path, script="from tqgguf.cli import main; main()")
+def test_a_run_of_seconds_has_no_progress_to_tell(shallow, tmp_path):
+    _, stderr = quantize(shallow, tmp_path, script="from tqgguf.cli import main; main()")
     assert stderr == ""
 
 
 @pytest.mark.slow
-def test_verbose_lines_stand_between_those_of_progress(novels, tmp_path):
-    _, stderr = quantize(novels, tmp_path, "--verbose")
+def test_verbose_lines_stand_between_those_of_progress(shallow, tmp_path):
+    _, stderr = quantize(shallow, tmp_path, "--verbose")
     lines = stderr.splitlines()
-    tensors = [line for line in lines if re.match(r"\[\d+/56\] \S+: ", line)]
-    assert len(tensors) == 56
+    tensors = [line for line in lines if re.match(r"\[\d+/20\] \S+: ", line)]
+    assert len(tensors) == 20
     assert all(LINE.fullmatch(line) for line in set(lines) - set(tensors))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("options", [["--quiet"], ["--quiet", "--verbose"]])
-def test_quiet_is_silent(novels, tmp_path, options):
-    assert quantize(novels, tmp_path, *options) == ("", "")
+def test_quiet_is_silent(shallow, tmp_path, options):
+    assert quantize(shallow, tmp_path, *options) == ("", "")

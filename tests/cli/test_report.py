@@ -54,21 +54,21 @@ def test_the_default_synthetic_report_measures_a_few_rows():
 
 
 @pytest.fixture(scope="module")
-def novels_document(novels):
+def shallow_document(shallow):
     return json.loads(
-        succeeds("report", "mse", novels, "--types", "Q4_0", "--effort", "fast", "--json")
+        succeeds("report", "mse", shallow, "--types", "Q4_0", "--effort", "fast", "--json")
     )
 
 
 @pytest.mark.slow
 def test_report_mse_of_a_model_has_the_contracts_keys_and_the_librarys_numbers(
-    novels, novels_document
+    shallow, shallow_document
 ):
-    opened = open_model(novels)
+    opened = open_model(shallow)
     rotation, _ = mse.studied_rotation(opened)
     reports = {r.name: r for r in mse.measure_weights(opened, rotation, types=["Q4_0"])}
-    assert len(novels_document["tensors"]) == len(reports)
-    for row in novels_document["tensors"]:
+    assert len(shallow_document["tensors"]) == len(reports)
+    for row in shallow_document["tensors"]:
         expected = reports[row["name"]]
         assert row["kurtosis"] == expected.kurtosis
         assert row["kurtosis_rotated"] == expected.kurtosis_rotated
@@ -76,15 +76,15 @@ def test_report_mse_of_a_model_has_the_contracts_keys_and_the_librarys_numbers(
         assert row["types"]["Q4_0"]["rel_mse"] == errors.rel_mse
         assert row["types"]["Q4_0"]["rel_mse_rotated"] == errors.rel_mse_rotated
         assert row["types"]["Q4_0"]["gain"] == errors.gain
-    assert novels_document["rotation"]["mode"] == "fused"
+    assert shallow_document["rotation"]["mode"] == "fused"
 
 
 @pytest.mark.slow
-def test_report_mse_judges_by_the_outputs_where_an_imatrix_tells_the_inputs(novels, tmp_path):
+def test_report_mse_judges_by_the_outputs_where_an_imatrix_tells_the_inputs(shallow, tmp_path):
     tokens = np.random.default_rng(0).integers(3, 2048, (1, 64)).astype(np.int32)
     path = tmp_path / "imatrix.gguf"
-    write_imatrix(path, input_energies(open_model(novels), tokens))
-    command = ["report", "mse", novels, "--types", "q4_0", "--imatrix", path]
+    write_imatrix(path, input_energies(open_model(shallow), tokens))
+    command = ["report", "mse", shallow, "--types", "q4_0", "--imatrix", path]
     shown = json.loads(succeeds(*command, "--sample-rows", 512, "--json"))
     (total,), (advice,) = shown["totals"], shown["advice"]
     gain = total["predicted"] / total["predicted_rotated"]

@@ -42,7 +42,7 @@ def theirs(x, name, importance):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", BLOCKS)
+@pytest.mark.parametrize("name", weights.encoded_by_ggml(BLOCKS))
 @pytest.mark.parametrize("kind", weights.KINDS)
 def test_the_error_is_at_most_ggmls_with_an_imatrix_of_ones(name, kind):
     x = rows(kind, name)
@@ -51,7 +51,7 @@ def test_the_error_is_at_most_ggmls_with_an_imatrix_of_ones(name, kind):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", BLOCKS)
+@pytest.mark.parametrize("name", weights.encoded_by_ggml(BLOCKS))
 def test_the_weighted_error_is_at_most_ggmls(name):
     x, importance = rows("real", name), weights.real_importance()
     reference = weights.error(x, theirs(x, name, importance), importance)

@@ -3,6 +3,7 @@
 import ggml
 import numpy as np
 import pytest
+from formats import weights
 
 import tqgguf
 from tqgguf.formats import FORMATS, LatticeFormat
@@ -20,7 +21,7 @@ def error(x, data, name, weight=1.0):
     return float((weight * (ggml.dequantize(data, name) - x.astype(np.float64)) ** 2).sum())
 
 
-@pytest.mark.parametrize("name", LATTICES)
+@pytest.mark.parametrize("name", weights.encoded_by_ggml(LATTICES))
 def test_weighted_error_is_below_ggmls_where_half_the_columns_do_not_matter(name):
     x = normal_rows()
     weight = (np.random.default_rng(2).random(4096) < 0.5).astype(np.float32)
@@ -85,7 +86,7 @@ def one_block_of_large_weights():
 
 
 @pytest.mark.parametrize("rows", [one_nonzero, constants, one_block_of_large_weights])
-@pytest.mark.parametrize("name", LATTICES)
+@pytest.mark.parametrize("name", weights.encoded_by_ggml(LATTICES))
 def test_odd_blocks_are_no_worse_than_ggmls(name, rows):
     x = rows()
     theirs = ggml.quantize(x, name, np.ones(x.shape[1]))

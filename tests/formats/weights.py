@@ -5,6 +5,7 @@ from pathlib import Path
 
 import gguf
 import numpy as np
+import pytest
 
 from tqgguf.kernels.metrics import heavy_tailed
 
@@ -12,6 +13,23 @@ DATA = Path(__file__).parents[1] / "data"
 MODEL = DATA / "novels-5m-f16.gguf"
 IMATRIX = DATA / "novels-5m.imatrix.gguf"  # llama-imatrix, 40 chunks of 256 calibration tokens
 KINDS = ("gaussian", "heavy-tailed", "real")
+
+
+# ggml makes a table when a process first encodes to one of these, which takes it seconds
+TABLES = {"IQ1_S": "IQ1", "IQ1_M": "IQ1"} | {name: name for name in ("IQ2_XXS", "IQ2_XS", "IQ2_S")}
+
+
+def encoded_by_ggml(names):
+    """Parameters of a test that encodes to these types by ggml: one worker of xdist for each table,
+    and those with one are slow.
+    """
+    return [pytest.param(name, marks=_marks(name)) for name in names]
+
+
+def _marks(name):
+    if name not in TABLES:
+        return ()
+    return (pytest.mark.xdist_group(f"ggml's table of {TABLES[name]}"), pytest.mark.slow)
 
 
 @cache
