@@ -23,7 +23,7 @@ from tqgguf.pipeline import output_files
 from tqgguf.planning.plan import Options
 from tqgguf.planning.planner import make_plan
 
-SPLITS = [Split(), Split(max_tensors=20)]
+SPLITS = [Split(), Split(max_tensors=8)]
 
 
 def convert(source: Path, path: Path, split: Split, **options: bool) -> int:
@@ -113,7 +113,7 @@ def main() -> None:
     kills = []
     for i in range(count):
         kind = i % len(SPLITS)
-        after, delay = rng.randrange(57), rng.uniform(0, seconds / 20)
+        after, delay = rng.randrange(21), rng.uniform(0, seconds / 20)
         kills.append(kill_once(source, path, SPLITS[kind], after, delay))
         kills[-1]["identical"] = kills[-1].pop("digest") == whole[kind]
         remove(folder)

@@ -49,7 +49,7 @@ def unscaled(path, model):
 
 @pytest.mark.slow
 def test_divergence_is_at_most_nine_tenths_of_that_without_scales(tmp_path):
-    text = (NOVELS.parent / "novels-eval.txt").read_text()[:6000]
+    text = (NOVELS.parent / "novels-eval.txt").read_text()[:2400]
     packed = tmp_path / "packed.gguf"
     rules = [("token_embd", "F16")]
     convert(NOVELS, packed, Options(type="NVFP4", tensor_type=rules, **PLAIN))

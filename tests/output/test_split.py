@@ -30,16 +30,16 @@ def convert(source, path, split=Split(), type="tq-q4", rotate="fused", seed=0, *
 @pytest.mark.parametrize(
     ("split", "count"),
     [
-        (Split(max_tensors=20), 3),
-        (Split(max_tensors=57), 1),
-        (Split(max_size=1_000_000), 4),
-        (Split(max_size=1), 57),
-        (Split(max_size=1_000_000, max_tensors=10), 6),
+        (Split(max_tensors=8), 3),
+        (Split(max_tensors=21), 1),
+        (Split(max_size=400_000), 5),
+        (Split(max_size=1), 21),
+        (Split(max_size=400_000, max_tensors=4), 7),
     ],
 )
-def test_shards_hold_together_what_one_file_holds(novels, tmp_path, split, count):
-    (whole,) = convert(novels, tmp_path / "whole.gguf")
-    files = convert(novels, tmp_path / "m.gguf", split)
+def test_shards_hold_together_what_one_file_holds(shallow, tmp_path, split, count):
+    (whole,) = convert(shallow, tmp_path / "whole.gguf")
+    files = convert(shallow, tmp_path / "m.gguf", split)
     assert [f.name for f in files] == [f"m-{i + 1:05d}-of-{count:05d}.gguf" for i in range(count)]
     assert sorted(files) == sorted(tmp_path.glob("m*"))
     one, many = open_model(whole), open_model(files[0])
@@ -52,17 +52,17 @@ def test_shards_hold_together_what_one_file_holds(novels, tmp_path, split, count
         reader = gguf.GGUFReader(file)
         assert reader.fields["split.no"].contents() == i
         assert reader.fields["split.count"].contents() == count
-        assert reader.fields["split.tensors.count"].contents() == 57
+        assert reader.fields["split.tensors.count"].contents() == 21
         assert reader.fields["split.no"].types == [gguf.GGUFValueType.UINT16]
-        assert len(reader.tensors) <= (split.max_tensors or 57)
+        assert len(reader.tensors) <= (split.max_tensors or 21)
         size = sum(-(-t.n_bytes // 32) * 32 for t in reader.tensors)
         assert len(reader.tensors) == 1 or size <= (split.max_size or size)
 
 
 @pytest.mark.slow
-def test_llama_cpp_reads_shards_as_the_whole(novels, tmp_path):
-    (whole,) = convert(novels, tmp_path / "whole.gguf")
-    files = convert(novels, tmp_path / "m.gguf", Split(max_size=500_000))
+def test_llama_cpp_reads_shards_as_the_whole(shallow, tmp_path):
+    (whole,) = convert(shallow, tmp_path / "whole.gguf")
+    files = convert(shallow, tmp_path / "m.gguf", Split(max_size=200_000))
     tokens = list(range(5, 45))
     np.testing.assert_array_equal(llama.logprobs(files[0], tokens), llama.logprobs(whole, tokens))
     assert llama.generate(files[0], "The sea was", 16) == llama.generate(whole, "The sea was", 16)
@@ -90,58 +90,58 @@ def test_alignment_of_the_whole_is_that_of_every_shard(tmp_path):
 
 
 @pytest.mark.slow
-def test_shards_of_an_earlier_run_are_neither_overwritten_unasked_nor_mixed_in(novels, tmp_path):
+def test_shards_of_an_earlier_run_are_neither_overwritten_unasked_nor_mixed_in(shallow, tmp_path):
     path = tmp_path / "m.gguf"
-    old = convert(novels, path, Split(max_tensors=12))
+    old = convert(shallow, path, Split(max_tensors=5))
     before = {f: f.read_bytes() for f in old}
-    for split in (Split(max_tensors=12), Split(max_tensors=20)):
+    for split in (Split(max_tensors=5), Split(max_tensors=8)):
         with pytest.raises(OutputError, match=r"m-00001-of-00005\.gguf: exists already; overwrite"):
-            convert(novels, path, split)
+            convert(shallow, path, split)
     assert {f: f.read_bytes() for f in tmp_path.iterdir()} == before
-    new = convert(novels, path, Split(max_tensors=20), type="tq-q3", force=True)
+    new = convert(shallow, path, Split(max_tensors=8), type="tq-q3", force=True)
     assert sorted(tmp_path.iterdir()) == new
     assert open_model(new[0]).get("tqgguf.recipe") == "TQ-Q3"
 
 
-def test_unfinished_shards_of_an_earlier_run_are_swept_away(novels, tmp_path):
+def test_unfinished_shards_of_an_earlier_run_are_swept_away(shallow, tmp_path):
     path = tmp_path / "m.gguf"
-    model = open_model(novels)
+    model = open_model(shallow)
     reports = pipeline.convert(
-        model, make_plan(model, Options(rotate="fused")), path, split=Split(max_tensors=9)
+        model, make_plan(model, Options(rotate="fused")), path, split=Split(max_tensors=3)
     )
     next(reports)
     reports.close()
     assert len(list(tmp_path.glob("*.partial"))) == 7
-    convert(novels, path, Split(max_tensors=20), force=True)
+    convert(shallow, path, Split(max_tensors=8), force=True)
     assert len(list(tmp_path.iterdir())) == 3
     assert not partial_path(path).exists()
 
 
 @pytest.mark.slow
-def test_a_shard_of_another_set_is_refused(novels, tmp_path):
-    a = convert(novels, tmp_path / "a.gguf", Split(max_tensors=20))
-    b = convert(novels, tmp_path / "b.gguf", Split(max_tensors=30))
+def test_a_shard_of_another_set_is_refused(shallow, tmp_path):
+    a = convert(shallow, tmp_path / "a.gguf", Split(max_tensors=8))
+    b = convert(shallow, tmp_path / "b.gguf", Split(max_tensors=12))
     b[1].replace(a[1])
     with pytest.raises(FileFormatError, match=r"split\.count is 2, but the name says 3"):
         open_model(a[0])
-    c = convert(novels, tmp_path / "c.gguf", Split(max_tensors=20))
+    c = convert(shallow, tmp_path / "c.gguf", Split(max_tensors=8))
     c[2].replace(a[1])
     with pytest.raises(FileFormatError, match=r"split\.no is 2, but the name says 1"):
         open_model(a[0])
 
 
 @pytest.mark.slow
-def test_a_shard_of_another_run_with_the_same_numbers_is_refused(novels, tmp_path):
+def test_a_shard_of_another_run_with_the_same_numbers_is_refused(shallow, tmp_path):
     """Stale shards differ in a type, in the options, or only in the weights they are made of."""
-    split = Split(max_tensors=20)
-    ours = convert(novels, tmp_path / "a.gguf", split)
+    split = Split(max_tensors=8)
+    ours = convert(shallow, tmp_path / "a.gguf", split)
     tuned = tmp_path / "tuned.gguf"
-    data = bytearray(novels.read_bytes())
+    data = bytearray(shallow.read_bytes())
     data[-2:] = b"\0\0"  # the last weight of a norm's gain
     tuned.write_bytes(data)
     others = [
-        convert(novels, tmp_path / "t.gguf", split, type="tq-q3"),
-        convert(novels, tmp_path / "s.gguf", split, seed=1),
+        convert(shallow, tmp_path / "t.gguf", split, type="tq-q3"),
+        convert(shallow, tmp_path / "s.gguf", split, seed=1),
         convert(tuned, tmp_path / "w.gguf", split),
     ]
     for theirs in others:
@@ -150,29 +150,29 @@ def test_a_shard_of_another_run_with_the_same_numbers_is_refused(novels, tmp_pat
         with pytest.raises(FileFormatError, match=r"a-00002-of-00003.*: belongs to another run"):
             open_model(ours[0])
         (tmp_path / "kept").replace(ours[1])
-    again = convert(novels, tmp_path / "b.gguf", split)
+    again = convert(shallow, tmp_path / "b.gguf", split)
     assert [p.read_bytes() for p in again] == [p.read_bytes() for p in ours]
 
 
 @pytest.mark.tools
-def test_shards_of_llama_gguf_split_have_no_run_and_are_read(novels, tmp_path):
-    command = [find("llama-gguf-split"), "--split", "--split-max-tensors", "20"]
-    subprocess.run([*command, novels, tmp_path / "m"], check=True, capture_output=True)
+def test_shards_of_llama_gguf_split_have_no_run_and_are_read(shallow, tmp_path):
+    command = [find("llama-gguf-split"), "--split", "--split-max-tensors", "7"]
+    subprocess.run([*command, shallow, tmp_path / "m"], check=True, capture_output=True)
     model = open_model(tmp_path / "m-00001-of-00003.gguf")
-    assert len(model.tensors) == len(open_model(novels).tensors)
+    assert len(model.tensors) == len(open_model(shallow).tensors)
 
 
-def test_a_renamed_shard_is_told_from_a_whole_file(novels, tmp_path):
-    files = convert(novels, tmp_path / "a.gguf", Split(max_tensors=20))
+def test_a_renamed_shard_is_told_from_a_whole_file(shallow, tmp_path):
+    files = convert(shallow, tmp_path / "a.gguf", Split(max_tensors=8))
     files[0].replace(tmp_path / "alone.gguf")
     with pytest.raises(FileFormatError, match=r"split\.count is 3, but .*; open its first shard"):
         open_model(tmp_path / "alone.gguf")
 
 
-def test_the_input_may_be_split_and_is_never_the_output(novels, tmp_path):
+def test_the_input_may_be_split_and_is_never_the_output(shallow, tmp_path):
     plain = {"type": "f16", "rotate": "none"}
-    files = convert(novels, tmp_path / "m.gguf", Split(max_tensors=20), **plain)
+    files = convert(shallow, tmp_path / "m.gguf", Split(max_tensors=8), **plain)
     with pytest.raises(OutputError, match=r"m-00001-of-00003\.gguf: the output is the input"):
-        convert(files[0], tmp_path / "m.gguf", Split(max_tensors=20), force=True, **plain)
+        convert(files[0], tmp_path / "m.gguf", Split(max_tensors=8), force=True, **plain)
     (whole,) = convert(files[0], tmp_path / "whole.gguf", **plain)
     assert not any(key.startswith("split.") for key in open_model(whole).metadata)
