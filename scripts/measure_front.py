@@ -2,7 +2,8 @@
 
 Decode speed of every type comes from a large model (its weights do not matter), KL divergence from
 a trained one. Types that no other beats in bits, divergence and speed are marked: recipes are
-chosen among them (docs/decisions).
+chosen among them (docs/decisions). What was measured of the trained one is kept, so a run that was
+stopped goes on there.
 
     python scripts/measure_front.py random-0.5b-f16.gguf novels-5m-f16.gguf novels-eval.txt
 """
@@ -43,10 +44,10 @@ def main() -> None:
     args = parser.parse_args()
     types = args.types.split(",")
     work = Workload(prompt=0, generate=args.n_gen, threads=args.threads)
-    speeds = measure_speed(args.large, types, work, rounds=args.rounds)
     settings = Settings(evaluate.default_context(args.trained), args.chunks, args.threads)
-    points = measure_quality(args.trained, args.text, types, speeds, settings)
-    print_table(points, speeds)
+    found = measure_quality(args.trained, args.text, types, settings)
+    speeds = measure_speed(args.large, types, work, rounds=args.rounds)
+    print_table(joined(types, found, speeds), speeds)
 
 
 def measure_speed(large: Path, types: list[str], work: Workload, *, rounds: int) -> list[Speed]:
@@ -58,23 +59,26 @@ def measure_speed(large: Path, types: list[str], work: Workload, *, rounds: int)
 
 
 def measure_quality(
-    trained: Path, text: Path, types: list[str], speeds: list[Speed], settings: Settings
-) -> list[Point]:
+    trained: Path, text: Path, types: list[str], settings: Settings
+) -> list[tuple[QualityRow, QualityRow]]:
     """KL divergence of every type without rotation and with `--rotate auto`."""
     original = evaluate.prepare_original(trained, text, settings)
-    points = []
-    for type, speed in zip(types, speeds, strict=True):
-        plain, rotated = (
-            evaluate.measure_quality(
-                original,
-                benchmark.ours(trained, type, rotate=rotate, threads=settings.threads),
-                settings,
-            )
-            for rotate in ("none", "auto")
-        )
-        points.append(Point(type, evaluate.with_speed(plain, speed), rotated.kld_mean))
-    rows = mark_pareto([point.row for point in points])
-    return [Point(p.type, row, p.rotated) for p, row in zip(points, rows, strict=True)]
+
+    def measured(type: str, rotate: str) -> QualityRow:
+        file = benchmark.ours(trained, type, rotate=rotate, threads=settings.threads)
+        return evaluate.measure_quality(original, file, settings)
+
+    return [(measured(type, "none"), measured(type, "auto")) for type in types]
+
+
+def joined(
+    types: list[str], found: list[tuple[QualityRow, QualityRow]], speeds: list[Speed]
+) -> list[Point]:
+    """Points with the best of them marked."""
+    plain = (evaluate.with_speed(row, speed) for (row, _), speed in zip(found, speeds, strict=True))
+    rows = mark_pareto(list(plain))
+    pairs = zip(types, rows, found, strict=True)
+    return [Point(type, row, rotated.kld_mean) for type, row, (_, rotated) in pairs]
 
 
 def print_table(points: list[Point], speeds: list[Speed]) -> None:
