@@ -42,7 +42,7 @@ bench: $(VENV)/.installed programs $(RANDOM_MODEL)   ## speed and quality, ours 
 	$(REAL) && $(BIN)/tqgguf eval "$$model" $(FILES) --text "$$text" --chunks 16
 
 front: $(VENV)/.installed programs $(RANDOM_MODEL)   ## which type buys which quality at which speed, here
-	$(REAL) && $(BIN)/python scripts/measure_front.py $(RANDOM_MODEL) "$$model" "$$text" --chunks 8
+	$(REAL) && $(BIN)/python scripts/measure_front.py $(RANDOM_MODEL) "$$model" "$$text" --chunks 4
 
 real: $(VENV)/.installed programs   ## a real model: ours at every effort beside llama-quantize's mixtures
 	model=$$($(BIN)/python scripts/real_model.py --required) && \
