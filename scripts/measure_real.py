@@ -2,23 +2,30 @@
 
 llama-quantize's files are made with and without an importance matrix of the calibration text; ours
 at every effort with the built-in text, and in the bytes of theirs, by --target-size, calibrated on
-as much of that text. All are judged on another text.
+as much of that text. All are judged on another text. Lines are kept in the user's cache, under what
+is measured, by which code and how, so a run that was stopped goes on; so are the seconds.
 
     python scripts/measure_real.py "$(python scripts/real_model.py)" wiki-calib.txt wiki-eval.txt
 """
 
 import argparse
+import json
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from tqgguf import llamacpp
 from tqgguf.llamacpp import Settings, programs
+from tqgguf.machine.cache import user_cache
+from tqgguf.machine.content import content_key
+from tqgguf.measure import bench as benchmark
 from tqgguf.measure import eval as evaluate
+from tqgguf.output.whole import whole_file
 
 THEIRS = ("Q4_K_M", "IQ4_NL", "Q3_K_M", "Q2_K")
 OURS = ("tq-q4", "tq-q3", "tq-q2")
@@ -63,7 +70,31 @@ class Maker:
 
 
 def main() -> None:
-    """Parse the arguments, make and measure every file, print a table in Markdown."""
+    """Make and measure every file, print a table in Markdown."""
+    args = arguments()
+    settings = Settings(evaluate.default_context(args.model), args.chunks, args.threads)
+    with TemporaryDirectory(prefix="tqgguf-") as folder:
+        maker = Maker(
+            *(args.model, Path(folder), args.calibration, args.imatrix_chunks),
+            *(settings.context, args.threads),
+        )
+        theirs, *ours = (
+            list(filter(None, a.split(",")))
+            for a in (args.theirs, args.ours, args.efforts, args.targets)
+        )
+        original = evaluate.prepare_original(args.model, args.text, settings)
+        used = [args.model, args.calibration, args.text, *benchmark.code_files()]
+
+        def measured(name: str, make: Callable[[], Path]) -> Line:
+            key = content_key(used, name, settings, args.imatrix_chunks, llamacpp.version())
+            return kept(key, lambda: measure(name, make, original, settings))
+
+        options = wanted(*ours, text=args.calibration, tokens=args.tokens)
+        print_table(lines(maker, measured, theirs, options))
+
+
+def arguments() -> argparse.Namespace:
+    """What the command line says."""
     parser = argparse.ArgumentParser(description="real files beside llama-quantize's")
     parser.add_argument("model", type=Path)
     parser.add_argument("calibration", type=Path, help="text for the importance matrix")
@@ -76,27 +107,29 @@ def main() -> None:
     parser.add_argument("--imatrix-chunks", type=int, default=32)
     parser.add_argument("--chunks", type=int, default=16, help="of the text, to be judged on")
     parser.add_argument("--threads", type=int)
-    args = parser.parse_args()
-    settings = Settings(evaluate.default_context(args.model), args.chunks, args.threads)
-    with TemporaryDirectory(prefix="tqgguf-") as folder:
-        maker = Maker(
-            *(args.model, Path(folder), args.calibration, args.imatrix_chunks),
-            *(settings.context, args.threads),
-        )
-        theirs, *ours = (
-            list(filter(None, a.split(",")))
-            for a in (args.theirs, args.ours, args.efforts, args.targets)
-        )
-        original = evaluate.prepare_original(args.model, args.text, settings)
+    return parser.parse_args()
 
-        def measured(name: str, make: Callable[[], Path]) -> Line:
-            began = time.perf_counter()
-            path = make()
-            seconds = time.perf_counter() - began
-            return name, evaluate.measure_quality(original, path, settings), seconds
 
-        options = wanted(*ours, text=args.calibration, tokens=args.tokens)
-        print_table(lines(maker, measured, theirs, options))
+def measure(
+    name: str, make: Callable[[], Path], original: evaluate.Original, settings: Settings
+) -> Line:
+    """Make a file and judge it."""
+    began = time.perf_counter()
+    path = make()
+    seconds = time.perf_counter() - began
+    return name, evaluate.measure_quality(original, path, settings), seconds
+
+
+def kept(key: str, make: Callable[[], Line]) -> Line:
+    """The line of an earlier run, or a new one."""
+    path = user_cache() / "lines" / f"{key}.json"
+    if not path.is_file():
+        name, row, seconds = make()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with whole_file(path) as scratch:
+            scratch.write_text(json.dumps([name, asdict(row), seconds]))
+    name, row, seconds = json.loads(path.read_text())
+    return name, evaluate.QualityRow(**row), seconds
 
 
 def wanted(

@@ -33,7 +33,8 @@ Calibrate = Annotated[
     Path | None, typer.Option(metavar="TEXT", help="Round with error feedback on this text.")
 ]
 CalibrateTokens = Annotated[
-    int | None, typer.Option(min=1, metavar="N", help="Tokens of it to use, 65536 if unset.")
+    int | None,
+    typer.Option(min=1, metavar="N", help="Tokens of it to use; all, up to 65536, if unset."),
 ]
 Imatrix = Annotated[
     Path | None, typer.Option(metavar="FILE", help="llama.cpp's importance matrix, for a text.")

@@ -182,7 +182,7 @@ _SHOWN: dict[type, dict[str, Any]] = {
             metavar="TEXT", help="--effort best on this text, or self: one that the model writes."
         ),
         "calibrate_tokens": _text(
-            min=1, metavar="N", help="Tokens of the text to use, 65536 if unset."
+            min=1, metavar="N", help="Tokens of the text to use; all, up to 65536, if unset."
         ),
         "imatrix": _text(metavar="FILE", help="llama.cpp's importance matrix: weigh errors by it."),
     },

@@ -78,7 +78,7 @@ def ours(
     folder = user_cache() / "bench" / content_key(shard_files(source), rotate, effort)
     path = folder / f"{_stem(source)}-TQ-{recipe(type).name.removeprefix('TQ-')}.gguf"
     made_by = path.with_suffix(".made")
-    code = content_key(_code())
+    code = content_key(code_files())
     if path.is_file() and made_by.is_file() and made_by.read_text() == code:
         return path
     folder.mkdir(parents=True, exist_ok=True)
@@ -99,7 +99,7 @@ def _make(model: Model, options: Options, path: Path, threads: int | None) -> No
         pass
 
 
-def _code() -> list[Path]:
+def code_files() -> list[Path]:
     """All that decides which bytes this package writes."""
     package = Path(__file__).parents[1]
     return sorted(p for p in package.rglob("*") if p.suffix in (".py", ".txt"))
