@@ -6,7 +6,7 @@ from os import PathLike
 from pathlib import Path
 
 from tqgguf import pipeline
-from tqgguf.calibration.cached import NOT_CALIBRATED, Calibrated, calibrate_model
+from tqgguf.calibration.calibrated import NOT_CALIBRATED, Calibrated
 from tqgguf.machine.machine import Machine
 from tqgguf.machine.processes import expect_processes
 from tqgguf.machine.threads import default_threads
@@ -68,6 +68,8 @@ class Job:
         """
         if self.prepared.tokens is None:
             return NOT_CALIBRATED
+        from tqgguf.calibration.cached import calibrate_model  # slow to import, seldom needed
+
         wanted = self.model, self.plan.rotation, self.plan.matrix_types, self.prepared.tokens
         return calibrate_model(*wanted, machine=self.machine, advance=advance)
 

@@ -189,7 +189,8 @@ def test_ctrl_c_while_modules_are_loaded_shows_no_traceback():
         "    def find_spec(name, path, target=None):\n"
         "        if name == 'tqgguf.cli.bench': raise KeyboardInterrupt\n"
         "sys.meta_path.insert(0, Press)\n"
-        "from tqgguf.cli import main"
+        "from tqgguf.cli import main\n"
+        "main()"
     )
     done = subprocess.run([sys.executable, "-c", interrupt], capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "")

@@ -15,7 +15,7 @@ import pytest
 
 from tests.models.huggingface.folders import write_folder
 from tests.tiny_models import write_tiny
-from tqgguf.calibration.cached import Calibrated
+from tqgguf.calibration.calibrated import Calibrated
 from tqgguf.errors import PlanError, ToolError
 from tqgguf.formats import quantize
 from tqgguf.machine.machine import Machine

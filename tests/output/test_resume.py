@@ -14,7 +14,7 @@ import pytest
 
 from tests.models.huggingface.folders import write_folder
 from tests.processes import SLOW, started, wait_for
-from tqgguf.calibration.cached import Calibrated
+from tqgguf.calibration.calibrated import Calibrated
 from tqgguf.errors import OutputError
 from tqgguf.machine.machine import Machine
 from tqgguf.models import open_model

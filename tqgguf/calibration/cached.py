@@ -8,7 +8,7 @@ type of the same model needs as well.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -16,6 +16,7 @@ import numpy as np
 
 from tqgguf.calibration import forecast, work
 from tqgguf.calibration.calibrate import Feedback, calibrate
+from tqgguf.calibration.calibrated import Calibrated
 from tqgguf.calibration.device_desk import SMALLER
 from tqgguf.calibration.kept import Kept, open_kept
 from tqgguf.calibration.resources import Resources, resources
@@ -37,21 +38,6 @@ from tqgguf.rotation.rotation import Rotation
 _VERSION = 9  # of what is cached; raised when the same inputs give other bytes
 _FEW_TOKENS = 256  # that an expert saw
 _STATISTICS_BYTES = 4 << 30  # of what one model computes on one text
-
-
-@dataclass(frozen=True)
-class Calibrated:
-    """Rows of the matrices that feedback rounded, (n_rows, n_bytes) uint8, and what made them.
-
-    notes: what the user should know of it.
-    """
-
-    rows: Mapping[str, U8] = field(repr=False)
-    key: str
-    notes: tuple[str, ...] = ()
-
-
-NOT_CALIBRATED = Calibrated({}, "")
 
 
 def calibrate_model(

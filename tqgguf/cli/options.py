@@ -71,6 +71,7 @@ Model = Annotated[
         help="A .gguf file (or its first shard), a folder, .safetensors, or org/name on the hub.",
     ),
 ]
+Quantized = Annotated[Path, typer.Argument(metavar="QUANT", help="The finished file.")]
 _block = _rotation(
     parser=block_order,
     metavar="N",

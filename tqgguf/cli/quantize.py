@@ -1,22 +1,18 @@
-"""`tqgguf quantize` and `tqgguf plan`: the main job, and its decisions alone."""
+"""`tqgguf quantize`: the main job."""
 
 import time
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import typer
 
 from tqgguf.api import Job, decide
-from tqgguf.calibration.cached import NOT_CALIBRATED, Calibrated
-from tqgguf.calibration.forecast import expectation
+from tqgguf.calibration.calibrated import NOT_CALIBRATED, Calibrated
 from tqgguf.calibration.imatrix import read_imatrix, write_imatrix
 from tqgguf.cli import options as o
 from tqgguf.cli.application import app
 from tqgguf.cli.console import (
-    about,
     plain_name,
     progress,
     quoted,
@@ -28,6 +24,7 @@ from tqgguf.cli.console import (
     warn,
 )
 from tqgguf.cli.hub import local_model
+from tqgguf.cli.plan import document, say_decisions, say_notes, show_plan
 from tqgguf.errors import TqggufError
 from tqgguf.llamacpp.converter import Conversion, discard, open_any
 from tqgguf.machine.machine import Machine
@@ -36,12 +33,10 @@ from tqgguf.models import Model, model_files, open_model
 from tqgguf.output.layout import Split
 from tqgguf.output.names import default_output
 from tqgguf.pipeline import Report
-from tqgguf.planning.choices import Prepared, is_quick, prepare, take_statistics
-from tqgguf.planning.duration import writing_seconds
+from tqgguf.planning.choices import Prepared, take_statistics
 from tqgguf.planning.inputs import effort_of
-from tqgguf.planning.plan import Options, Plan, PlannedTensor
+from tqgguf.planning.plan import Options, Plan
 from tqgguf.planning.recipes import recipe
-from tqgguf.rotation.steps import Step
 
 # What the next level of effort would bring (docs/decisions/0023, 0024).
 _NEXT = {
@@ -86,7 +81,7 @@ def quantize_command(
     through = Conversion(place, converter, converter_python, resume=resume, force=resume or force)
     opened = _open(model, vocab_from, None if dry_run else through, quiet=quiet)
     if dry_run:
-        _plan(opened, options, output, json=json, quiet=quiet)
+        show_plan(opened, options, output, json=json, quiet=quiet)
         return
     others = {} if save_imatrix is None else {"--save-imatrix": save_imatrix}
     if resume and not force and save_imatrix is not None and save_imatrix.is_file():
@@ -106,45 +101,18 @@ def quantize_command(
     if not quiet:
         _warn(job.plan, job.split)
     if not (quiet or json):
-        _say_decisions(job.prepared, job.machine)
+        say_decisions(job.prepared, job.machine)
     _run(job, json=json, quiet=quiet, verbose=verbose)
     discard(opened, place)
 
 
-@app.command("plan")
-@o.spread
-def plan_command(
-    *, model: o.Model, options: Options, vocab_from: o.VocabFrom = None, json: o.Json = False
-) -> None:
-    """Show type, rotation and size of every tensor without touching a weight.
-
-    Example: tqgguf plan model-f16.gguf --type tq-q3
-    """
-    model = local_model(model)
-    _plan(_open(model, vocab_from, None, quiet=False), options, None, json=json)
-
-
-def _plan(
-    model: Model, options: Options, output: Path | None, *, json: bool, quiet: bool = False
-) -> None:
-    """What quantize would decide; of a large model, as much as its header tells.
-
-    quiet: only whether it would be refused.
-    """
-    prepared = prepare(model, options, measure=is_quick(model))
-    if quiet and not json:
-        return
-    _say_plan(prepared, output or default_output(model.path, prepared.plan.recipe.name), json=json)
-
-
 def _open(path: Path, vocab_from: Path | None, through: Conversion | None, *, quiet: bool) -> Model:
-    """A model; what reading it left out or took from elsewhere is said."""
     if through is None:
         model = open_model(path, vocab_from=vocab_from)
     else:
         model = open_any(path, through, vocab_from=vocab_from)
-    for line in () if quiet else model.notes:
-        warn(f"note: {line}")
+    if not quiet:
+        say_notes(model)
     return model
 
 
@@ -160,7 +128,7 @@ def _run(job: Job, *, json: bool, quiet: bool, verbose: bool) -> None:
     seconds = time.perf_counter() - began
     say_written()
     if json:
-        say_json(_document(job.prepared, files, _bytes(files), reports) | {"seconds": seconds})
+        say_json(document(job.prepared, files, _bytes(files), reports) | {"seconds": seconds})
     elif not reports and not quiet:
         warn(f"{files[0]}: finished already; --force makes it again")
     elif not quiet:
@@ -208,56 +176,6 @@ def _warn(plan: Plan, split: Split) -> None:
         warn(f"warning: {names[0]}{others}: {reason}; {type} instead")
 
 
-def _say_decisions(prepared: Prepared, machine: Machine) -> None:
-    """What is about to be done, a line for each decision."""
-    plan, inputs = prepared.plan, prepared.inputs
-    counts = Counter(t.type for t in plan.tensors)
-    types = ", ".join(f"{count} {type}" for type, count in counts.most_common())
-    how = prepared.why.removeprefix("--rotate auto: ") or plan.rotation.mode
-    known = {prepared.why, prepared.calibration, *inputs.notes}
-    lines = [
-        ("rotation", how),
-        *(("", note) for note in plan.notes if note not in known),
-        *(("text", note) for note in inputs.notes or ["none is used"]),
-        ("types", f"{plan.recipe.name}: {types}"),
-        ("size", f"{readable_size(plan.n_bytes)}, {plan.bpw:.2f} bits per weight"),
-        ("time", prepared.calibration or about(writing_seconds(plan, machine))),
-    ]
-    for label, line in lines:
-        say_fact(label, line)
-
-
-def _say_plan(prepared: Prepared, path: Path, *, json: bool) -> None:
-    plan = prepared.plan
-    if json:
-        say_json(_document(prepared, [path], plan.n_bytes, []))
-        return
-    rows = [
-        [
-            t.name,
-            " x ".join(map(str, t.shape)),
-            t.source_type,
-            t.type,
-            f"{t.n_bytes:,}",
-            _steps(t.sides.columns),
-            _steps(t.sides.rows),
-            t.reason,
-        ]
-        for t in plan.tensors
-    ]
-    columns = ["tensor", "shape", "from", "to", "bytes", "input side", "output side", "why"]
-    say_table(columns, rows)
-    _say_decisions(prepared, Machine())
-    for line in plan.idle:
-        say(line)
-    say_fact("file", path.name)
-
-
-def _steps(steps: tuple[Step, ...]) -> str:
-    """The steps of a side without the names of their vectors."""
-    return " ".join(step.verb for step in steps)
-
-
 def _say_summary(job: Job, reports: list[Report], seconds: float, slowest: int) -> None:
     plan, path, source = job.plan, job.files[0], model_files(job.model.path)
     rows = [
@@ -287,6 +205,8 @@ def _say_next(job: Job) -> None:
         return
     cost = ""
     if effort == "good":
+        from tqgguf.calibration.forecast import expectation  # slow to import
+
         try:
             cost = f"; {expectation(job.model, job.plan.matrix_types, _BUILTIN_SHAPE)}"
         except TqggufError:
@@ -314,45 +234,3 @@ def _mean_error(reports: list[Report]) -> str:
 
 def _bytes(files: Sequence[Path]) -> int:
     return sum(file.stat().st_size for file in files)
-
-
-def _document(
-    prepared: Prepared, files: Sequence[Path], n_bytes: int, reports: list[Report]
-) -> dict[str, Any]:
-    """The JSON of quantize and plan; its keys are a contract."""
-    plan, inputs = prepared.plan, prepared.inputs
-    measured = {r.name: r for r in reports}
-    return {
-        "output": str(files[0]),
-        "files": [str(file) for file in files],
-        "recipe": plan.recipe.name,
-        "bytes": n_bytes,
-        "bpw": plan.bpw,
-        "effort": inputs.effort,
-        "text": inputs.text.name if inputs.text else None,
-        "rotation": {
-            "mode": plan.rotation.mode,
-            "kind": plan.rotation.kind,
-            "block": plan.rotation.block,
-            "value_block": plan.rotation.value_block,
-            "seed": plan.rotation.seed,
-        },
-        "notes": [*plan.notes, *plan.idle],
-        "tensors": [_tensor(t, measured.get(t.name)) for t in plan.tensors],
-    }
-
-
-def _tensor(t: PlannedTensor, report: Report | None) -> dict[str, Any]:
-    return {
-        "name": t.name,
-        "type": t.type,
-        "shape": t.shape,
-        "bytes": t.n_bytes,
-        "bpw": t.bpw,
-        "columns": [str(step) for step in t.sides.columns],
-        "rows": [str(step) for step in t.sides.rows],
-        "reason": t.reason,
-        "rel_mse": report.rel_mse if report else None,
-        "rel_mse_unrotated": report.rel_mse_unrotated if report else None,
-        "seconds": report.seconds if report else None,
-    }

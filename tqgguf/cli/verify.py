@@ -1,4 +1,4 @@
-"""`tqgguf verify` and `tqgguf dequantize`: a finished file against its original, and back."""
+"""`tqgguf verify`: a finished file against its original."""
 
 from pathlib import Path
 from typing import Annotated
@@ -8,28 +8,20 @@ import typer
 from tqgguf.calibration.tokens import read_text, short_sequences
 from tqgguf.cli import options as o
 from tqgguf.cli.application import app
-from tqgguf.cli.console import progress, say, say_json, say_table, say_written, warn
+from tqgguf.cli.console import progress, say, say_json, say_table, warn
 from tqgguf.errors import PlanError, TqggufError
-from tqgguf.formats import FLOATS
 from tqgguf.machine.devices import Device, find_device, on_device
-from tqgguf.machine.machine import Machine
 from tqgguf.measure.verify import Check, require, verify
 from tqgguf.models import Model, open_model
 from tqgguf.network.equivalence import Difference, measure_difference, require_output
 from tqgguf.network.forward import Tokens
-from tqgguf.pipeline import convert
-from tqgguf.planning.plan import Options
-from tqgguf.planning.planner import make_plan
-from tqgguf.rotation.restored import restored
 
 _SHOWN = 10  # of the worst tensors
-
-Quantized = Annotated[Path, typer.Argument(metavar="QUANT", help="The finished file.")]
 
 
 @app.command("verify")
 def verify_command(
-    quant: Quantized,
+    quant: o.Quantized,
     original: Annotated[Path, typer.Argument(metavar="ORIGINAL", help="What it was made from.")],
     forward: Annotated[
         bool, typer.Option("--forward", help="Also run both on a short text and compare.")
@@ -87,30 +79,6 @@ def _witness(model: Model) -> Tokens | None:
         return short_sequences(model, read_text(model, None))[:2, :64]
     except TqggufError:
         return None
-
-
-@app.command("dequantize")
-def dequantize_command(
-    quant: Quantized,
-    output: Annotated[Path, typer.Option("--output", "-o", help="The file to write.")],
-    type: Annotated[str, typer.Option("--type", "-t", help="f32, f16 or bf16.")] = "f16",
-    threads: o.Threads = None,
-    force: o.Force = False,
-    quiet: o.Quiet = False,
-) -> None:
-    """Decode a file to floating point in its original basis.
-
-    Example: tqgguf dequantize model-TQ-Q4.gguf -o model-back-f16.gguf
-    """
-    if type.upper() not in FLOATS:
-        raise PlanError(f"--type {type}: dequantize writes {', '.join(FLOATS)}")
-    model = restored(open_model(quant))
-    plan = make_plan(model, Options(type=type, rotate="none", allow_requantize=True))
-    with progress(plan.n_bytes, output.name, quiet=quiet) as bar:
-        machine = Machine(threads)
-        for _ in convert(model, plan, output, machine=machine, force=force, advance=bar.update):
-            pass
-    say_written()
 
 
 def _say_worst(checks: list[Check]) -> None:

@@ -16,7 +16,6 @@ from tqgguf.errors import OutputError, ToolError, TqggufError, UnknownClassError
 from tqgguf.llamacpp import tools
 from tqgguf.models import Model, model_files, open_model
 from tqgguf.models.hub import display_name
-from tqgguf.models.huggingface.safetensors import read_weights
 from tqgguf.output.files import check_output
 
 PATIENCE = 1800.0  # seconds without a word or a byte after which the converter is given up
@@ -175,6 +174,8 @@ def _check_disk(folder: Path, made: Path) -> None:
 
 def _bf16_bytes(folder: Path) -> float:
     """Bytes of the folder's weights as BF16; of files that say nothing of them, their size."""
+    from tqgguf.models.huggingface.safetensors import read_weights  # slow to import
+
     try:
         weights = read_weights(folder).values()
     except TqggufError:

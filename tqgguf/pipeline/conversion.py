@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 
-from tqgguf.calibration.cached import NOT_CALIBRATED, Calibrated
+from tqgguf.calibration.calibrated import NOT_CALIBRATED, Calibrated
 from tqgguf.kernels.dtypes import F32
 from tqgguf.machine.machine import Machine
 from tqgguf.machine.threads import in_order, single_threaded_blas

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tqgguf.calibration.cached import Calibrated
+from tqgguf.calibration.calibrated import Calibrated
 from tqgguf.kernels.dtypes import F32, U8
 from tqgguf.machine.content import digest
 from tqgguf.models import Model, Tensor, model_files, scale_name

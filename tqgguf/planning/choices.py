@@ -7,8 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from tqgguf.calibration.cached import kept_statistics
-from tqgguf.calibration.forecast import expectation
 from tqgguf.calibration.imatrix import UNROTATED, Imatrix, check_basis
 from tqgguf.calibration.kept import Arrays
 from tqgguf.calibration.sensitivity import measure_sensitivity
@@ -140,6 +138,8 @@ def _expectation(
     model: Model, plan: Plan, inputs: Inputs, options: Options, machine: Machine
 ) -> str:
     """What calibrating will take; nothing where it cannot be done, or a card does it."""
+    from tqgguf.calibration.forecast import expectation  # slow to import, seldom needed
+
     if not find_device(machine.device).is_cpu:
         return ""
     if inputs.tokens is not None:
@@ -224,6 +224,8 @@ def _sensitivity(
     notes: list[str] = []
     if tokens is None:
         return None, notes
+    from tqgguf.calibration.cached import kept_statistics  # slow to import, seldom needed
+
     device = find_device(machine.device)
     names = [t.name for t in plan.tensors if is_matrix(model.tensors[t.source])]
     rotation = plan.rotation.with_vectors_of(model)

@@ -1,0 +1,27 @@
+"""A command starts with its own modules alone, and every command can be found that way."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import tqgguf.cli
+from tqgguf.cli import app
+
+
+def test_a_command_lies_in_the_module_of_its_name():
+    names = {c.name or c.callback.__name__ for c in app.registered_commands}
+    groups = {g.name for g in app.registered_groups}
+    files = {p.stem for p in Path(tqgguf.cli.__file__).parent.glob("*.py")}
+    assert {"quantize", "plan", "dequantize", "report"} <= names | groups <= files
+
+
+def test_the_main_job_imports_no_other_command_and_no_calibration():
+    script = "import sys; from tqgguf.cli import main\ntry: main()\nfinally: print(*sys.modules)"
+    command = [sys.executable, "-c", script, "quantize", "/nowhere/model.gguf"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert "/nowhere/model.gguf: no such file or folder" in done.stderr
+    loaded = set(done.stdout.split())
+    assert "tqgguf.cli.quantize" in loaded
+    slow = {"cli.bench", "cli.ladder", "publishing", "measure", "turboquant", "models.huggingface"}
+    slow |= {"calibration.calibrate", "calibration.cached", "calibration.forecast"}
+    assert not {f"tqgguf.{name}" for name in slow} & loaded
