@@ -12,7 +12,7 @@ from typing import Any
 
 import typer
 
-from tqgguf.cli.application import app
+from tqgguf.cli import app
 from tqgguf.models.huggingface.architectures import CLASSES, official_classes
 from tqgguf.rotation.architecture_tables import details, summary
 
