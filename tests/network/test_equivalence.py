@@ -13,9 +13,12 @@ from tests.tiny_models import TINY, write_tiny
 from tqgguf.errors import MismatchError
 from tqgguf.models.gguf import read_gguf
 from tqgguf.models.metadata import encode
+from tqgguf.network import equivalence
 from tqgguf.network.equivalence import check_fold, measure_difference
+from tqgguf.output.tiles import tiles
 from tqgguf.rotation import folding
 from tqgguf.rotation.architectures import STREAMS
+from tqgguf.rotation.folded import fold
 from tqgguf.rotation.rotation import NO_ROTATION
 from tqgguf.rotation.steps import Sides
 
@@ -32,6 +35,19 @@ def folded(tmp_path, name):
 def test_a_right_fold_passes(tmp_path, name):
     model, rotation = folded(tmp_path, name)
     assert check_fold(model, rotation, memory=PLENTY) < 1e-5
+
+
+def test_parts_read_by_several_threads_are_the_same_check(tmp_path, monkeypatch):
+    model, rotation = folded(tmp_path, "llama-tied-llama3-rope")
+    alone = check_fold(model, rotation, memory=PLENTY)
+    monkeypatch.setattr(equivalence, "_TILE", 512)
+    shapes = [t.shape for t in fold(model, rotation).tensors.values()]
+    granules = [rotation.granule(name) for name in fold(model, rotation).tensors]
+    assert any(
+        len({tile.columns for tile in tiles(shape, granule=granule, weights=512)}) > 1
+        for shape, granule in zip(shapes, granules, strict=True)
+    )
+    assert check_fold(model, rotation, memory=PLENTY, threads=3) == pytest.approx(alone, rel=1e-3)
 
 
 @pytest.mark.parametrize("name", FOLDED)

@@ -1,7 +1,9 @@
 """Do two models compute the same? Measured on the logits of a few tokens."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -9,21 +11,23 @@ from tqgguf.errors import MismatchError, UnsupportedModelError
 from tqgguf.kernels.arrays import to_numpy
 from tqgguf.machine.devices import CPU, Device
 from tqgguf.machine.threads import single_threaded_blas
-from tqgguf.models import Model
+from tqgguf.models import Model, Tensor
 from tqgguf.network import forward, ops
 from tqgguf.network.forward import Tokens
 from tqgguf.network.graph import read_graph
 from tqgguf.network.ops import Array
 from tqgguf.network.rows import ARCHITECTURES
+from tqgguf.output.tiles import Tile, tiles
 from tqgguf.rotation.folded import fold
 from tqgguf.rotation.padding import read_padding, unpadded
-from tqgguf.rotation.rotation import Rotation
+from tqgguf.rotation.rotation import NO_ROTATION, Rotation
 
 FOLD_TOLERANCE = 1e-4  # relative difference of logits that float32 explains
 _SEQUENCES, _LENGTH = 2, 12
 _HEAD_ROWS = 512
 _LARGEST = 0.7
-_BYTES_PER_WEIGHT = 28  # of one matrix: as read, as rotated, in float64, and a temporary
+_BYTES_PER_WEIGHT = 28  # of one matrix: in float64, and the one before, and parts as read
+_TILE = 1 << 19  # weights that a thread reads and rotates at a time
 
 
 @dataclass(frozen=True)
@@ -61,7 +65,7 @@ def measure_difference(
     return Difference(_relative(ours, theirs), float((np.exp(p) * (p - q)).sum(-1).mean()))
 
 
-def check_fold(model: Model, rotation: Rotation, *, memory: int) -> float | None:
+def check_fold(model: Model, rotation: Rotation, *, memory: int, threads: int = 1) -> float | None:
     """Make sure that padding and a fold leave the function alone; logits' relative difference.
 
     Runs the embedding, the first and the last layer and a part of the head on a few tokens: what a
@@ -78,13 +82,12 @@ def check_fold(model: Model, rotation: Rotation, *, memory: int) -> float | None
     except UnsupportedModelError:  # a kind of rotary scaling, say, that the forward pass lacks
         return None
     layers = sorted({0, n_layer - 1})
-    if _largest(model, layers) * _BYTES_PER_WEIGHT > memory:
+    need = _largest(model, layers) * _BYTES_PER_WEIGHT
+    if need > memory:
         return None
+    at_once = 2 if threads > 1 and 2 * need <= memory else 1
     try:
-        with single_threaded_blas():
-            before, after = (
-                _shortened(m, layers) for m in (unpadded(model), fold(model, rotation))
-            )
+        before, after = _both(model, rotation, layers, threads, at_once)
     except (ArithmeticError, LookupError, MemoryError, TypeError, ValueError) as error:
         raise UnsupportedModelError(
             f"{model.path}: the fold cannot be checked, so the header must contradict itself "
@@ -99,6 +102,20 @@ def check_fold(model: Model, rotation: Rotation, *, memory: int) -> float | None
     return difference
 
 
+def _both(
+    model: Model, rotation: Rotation, layers: Iterable[int], threads: int, at_once: int
+) -> Iterator[Array]:
+    """What the model gives without and with the fold, `at_once` of them at a time."""
+    pairs = (unpadded(model), NO_ROTATION), (fold(model, rotation), rotation)
+    with (
+        single_threaded_blas(),
+        ThreadPoolExecutor(threads) as readers,
+        ThreadPoolExecutor(at_once) as runners,
+    ):
+        run = partial(_shortened, layers, readers)
+        yield from runners.map(run, *zip(*pairs, strict=True))
+
+
 def some_tokens(model: Model) -> Tokens:
     """A few random tokens, the same for every model of a vocabulary's size."""
     n_vocab = model.tensors["token_embd.weight"].n_rows
@@ -107,15 +124,28 @@ def some_tokens(model: Model) -> Tokens:
     return chosen.astype(np.int32)
 
 
-def _shortened(model: Model, layers: Iterable[int]) -> Array:
+def _shortened(layers: Iterable[int], readers: Executor, model: Model, rotation: Rotation) -> Array:
     """The first rows of the head's logits, after these layers alone."""
     tokens = some_tokens(model)
     ctx = forward.context(model, tokens.shape[1], np.float64)
     x = forward.embed(model, tokens, dtype=np.float64)
     for index in layers:
-        weights = forward.LazyWeights(model, index, np.float64)
+        weights = forward.LazyWeights(model, index, partial(_read, readers, rotation))
         x = forward.drain(forward.layer(x, weights, ctx, index))
     return forward.products(model, forward.final_norm(model, x), 0, _HEAD_ROWS)
+
+
+def _read(readers: Executor, rotation: Rotation, tensor: Tensor) -> Array:
+    """All weights of a tensor in float64, parts of it read and rotated side by side."""
+    out = np.empty((tensor.n_rows, tensor.n_in))
+
+    def put(tile: Tile) -> None:
+        out[slice(*tile.rows), slice(*tile.columns)] = tensor.read_tile(tile.rows, tile.columns)
+
+    cut = tiles(tensor.shape, granule=rotation.granule(tensor.name), weights=_TILE)
+    for _ in readers.map(put, cut):
+        pass
+    return out.reshape(tensor.shape)
 
 
 def _largest(model: Model, layers: Iterable[int]) -> int:

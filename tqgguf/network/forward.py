@@ -16,7 +16,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from tqgguf.errors import UnsupportedModelError
 from tqgguf.kernels.arrays import like, namespace
-from tqgguf.models.model import Model
+from tqgguf.models.model import Model, Tensor
 from tqgguf.network import ops
 from tqgguf.network.attention import attention, latent_attention
 from tqgguf.network.delta_net import delta_net
@@ -150,13 +150,13 @@ def layer_weights(model: Model, index: int, *, dtype: DTypeLike = np.float32) ->
 
 
 class LazyWeights(Mapping[str, Array]):
-    """The tensors of a layer, each read when it is used and not kept."""
+    """The tensors of a layer, each read by `read` when it is used and not kept."""
 
-    def __init__(self, model: Model, index: int, dtype: DTypeLike) -> None:
-        self.model, self.prefix, self.dtype = model, f"blk.{index}.", dtype
+    def __init__(self, model: Model, index: int, read: Callable[[Tensor], Array]) -> None:
+        self.model, self.prefix, self.read = model, f"blk.{index}.", read
 
     def __getitem__(self, name: str) -> Array:
-        return self.model.tensors[self.prefix + name].read().astype(self.dtype)
+        return self.read(self.model.tensors[self.prefix + name])
 
     def __contains__(self, name: object) -> bool:
         return isinstance(name, str) and self.prefix + name in self.model.tensors

@@ -69,7 +69,9 @@ def _write(
         ThreadPoolExecutor(staff.count) as pool,
         start_workers(run.model, pool, staff) as workers,
     ):
-        check = pool.submit(check_fold, run.model, run.rotation, memory=staff.memory)
+        check = pool.submit(
+            check_fold, run.model, run.rotation, memory=staff.memory, threads=staff.count
+        )
         for report in _reports(run, output, workers, advance):
             if check.done():
                 check.result()  # refuse at once, not after hours

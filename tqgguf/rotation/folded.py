@@ -1,8 +1,11 @@
 """A model as it is after its rotation was folded in, its tensors rotated when they are read."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from math import lcm
 
+from tqgguf.ggml import TYPES
 from tqgguf.kernels.dtypes import F32
 from tqgguf.models import Model, Tensor
 from tqgguf.rotation import ends
@@ -24,15 +27,27 @@ def fold(model: Model, rotation: Rotation) -> Model:
 def _rotated(tensor: Tensor, rotation: Rotation, name: str) -> Tensor:
     if not rotation.sides.get(name):
         return tensor
-    rows = partial(_rows, tensor, rotation, name)
-    return tensor.derived(rows, type="F32", name=name)
+    tile = partial(_tile, tensor, rotation, name)
+    return tensor.derived(partial(_rows, tile, tensor.n_in), tile=tile, type="F32", name=name)
 
 
-def _rows(tensor: Tensor, rotation: Rotation, name: str, start: int, stop: int) -> F32:
-    """Rotate the rows asked for, with as many around them as the rotation mixes."""
-    granule = rotation.granule(name)[0]
-    first = start // granule * granule
-    last = min(tensor.n_rows, -(-stop // granule) * granule)
+def _rows(tile: Callable[[int, int, int, int], F32], n_in: int, start: int, stop: int) -> F32:
+    return tile(start, stop, 0, n_in)
+
+
+def _tile(
+    tensor: Tensor, rotation: Rotation, name: str, start: int, stop: int, first: int, last: int
+) -> F32:
+    """Rotate the rows and columns asked for, with as many around them as the rotation mixes."""
+    rows, columns = rotation.granule(name)
+    top, bottom = _around(start, stop, rows, tensor.n_rows)
+    left, right = _around(first, last, lcm(columns, TYPES[tensor.type].weights), tensor.n_in)
     shape = tensor.shape if len(tensor.shape) > 1 else (1, tensor.n_in)
-    x = rotation.apply(name, tensor.rows(first, last), shape=shape, first=(first, 0))
-    return x[start - first : stop - first]
+    x = tensor.read_tile((top, bottom), (left, right))
+    x = rotation.apply(name, x, shape=shape, first=(top, left))
+    return x[start - top : stop - top, first - left : last - left]
+
+
+def _around(begin: int, end: int, granule: int, size: int) -> tuple[int, int]:
+    """The range of whole granules that holds a range."""
+    return begin // granule * granule, min(size, -(-end // granule) * granule)
