@@ -1,5 +1,6 @@
 """Calibration on a device: array_api_strict's arrays in the place of a card's."""
 
+import gc
 from dataclasses import replace
 
 import array_api_strict as xp
@@ -94,6 +95,36 @@ def test_a_device_goes_on_in_smaller_pieces(model, monkeypatch, tmp_path):
         "a strict card: its memory does not do for 8,192 tokens and 32,768 rows at a time",
     )
     assert made.rows.keys() == types.keys()
+
+
+def test_smaller_pieces_take_less_of_the_device(model):
+    """What does not depend on the size of pieces, what waits for later, is not kept there."""
+    types = types_of(model, "blk.0", "blk.1")
+
+    def held(sizes):
+        found = calibrate(model, types, TOKENS, ONCE, device=STRICT, sizes=sizes)
+        return max(alive() for _ in found)
+
+    assert held(SMALLER[-1]) < 0.7 * held(SMALLER[0])
+
+
+def alive():
+    """The bytes of all arrays on the device."""
+    gc.collect()
+    arrays = (each for each in gc.get_objects() if isinstance(each, type(xp.asarray(0))))
+    return sum(np.asarray(each).nbytes for each in arrays)
+
+
+def test_a_driver_too_old_is_one_sentence(monkeypatch):
+    class Old:
+        class cuda:  # noqa: N801
+            @staticmethod
+            def init():
+                raise RuntimeError("The driver is too old (found 11040). Update it: http://x\nMore")
+
+    monkeypatch.setattr(devices, "import_module", lambda _: Old)
+    with pytest.raises(DeviceError, match=r"^PyTorch cannot use it: .* \(found 11040\)$"):
+        devices._torch()
 
 
 class Driver:

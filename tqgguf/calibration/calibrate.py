@@ -210,7 +210,8 @@ class _Conductor:
         """Whether the inner activations of all tokens can be kept while a layer is worked on."""
         widths = [max(t.shape[-2:]) for n, t in self.model.tensors.items() if _is_of_layer(n, t)]
         per_token = 8 * (max(widths, default=0) + 4 * self.n_embd)
-        return per_token * self.tokens.size <= self.settings.memory
+        fits = per_token * self.tokens.size <= self.settings.memory
+        return fits and self.desk.sizes.holds
 
     def _embedding(self) -> Any:
         """The token table; a tied one is also the head and rounded for that."""
@@ -337,18 +338,26 @@ class _Conductor:
         return sums
 
     def _sum(self, sums: "Mapping[str, _Sum]") -> bool:
-        """Put means of products on the desk; False where there is one that is not finite."""
-        todo = []
+        """Put means of products on the desk; False where there is one that is not finite.
+
+        Their factors are dropped.
+        """
+        todo, read = [], set()
         for name, each in sums.items():
             self.desk.make(name, each.shape)
             rows, columns = (len(work.tile_edges(n, self.desk.sizes.tile)) - 1 for n in each.shape)
             inputs = self.desk, name, each.left, each.right
+            sides = (each.left, rows), (each.right, columns)
+            read |= {f"{x}.{t}{part}" for x, n in sides for t in range(n) for part in each.parts}
             todo += [
                 partial(work.sum_products, *inputs, (a, b), each.parts, each.tokens)
                 for a in range(rows)
                 for b in range(a if each.left == each.right else 0, columns)
             ]
-        return all(list(self.crew.run(todo)))
+        finite = all(list(self.crew.run(todo)))
+        for name in read:
+            self.desk.drop(name)
+        return finite
 
     def _blend(self, stage: int, counts: Sequence[int], n_in: int) -> None:
         """Experts that saw few tokens borrow the moments of all."""

@@ -41,6 +41,7 @@ class Sizes:
     rows: int = 1024
     pieces: int = 16
     fewest: int = 256  # calls for fewer cost more than what they do
+    holds: bool = True
 
     def count(self, rows: int) -> int:
         """Into how many pieces rows that share their inputs are cut."""
@@ -115,6 +116,9 @@ class Desk:
     def change(self, name: str) -> NDArray[Any]:
         """An array, of which a part is to be written."""
         return self._mapped(name, mmap.ACCESS_WRITE)
+
+    def drop(self, name: str) -> None:
+        """An array is not read again: its file is written over by the next of its name."""
 
     def put_object(self, name: str, value: object) -> None:
         """Something that is no array. Raises OutputError where the disk has no room."""

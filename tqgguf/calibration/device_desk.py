@@ -12,8 +12,8 @@ from tqgguf.machine.devices import Device
 
 # From the first to the last that are tried where memory does not do.
 SMALLER = tuple(
-    Sizes(tokens=tokens, tile=4096, rows=rows, pieces=1, fewest=rows)
-    for tokens, rows in ((8192, 32768), (2048, 8192), (512, 2048))
+    Sizes(tokens=tokens, tile=4096, rows=rows, pieces=1, fewest=rows, holds=holds)
+    for tokens, rows, holds in ((8192, 32768, True), (2048, 8192, False), (512, 2048, False))
 )
 
 
@@ -72,6 +72,10 @@ class DeviceDesk:
         return found
 
     change = get
+
+    def drop(self, name: str) -> None:
+        """Let go of an array that is not read again."""
+        self._arrays.pop(name, None)
 
     def put_object(self, name: str, value: object) -> None:
         """Something that is no array."""

@@ -139,7 +139,7 @@ def _torch() -> Device:
     try:
         torch.cuda.init()
     except (AssertionError, RuntimeError) as error:  # built without CUDA; a driver too old
-        raise DeviceError(f"PyTorch cannot use it: {_first_line(error)}") from error
+        raise DeviceError(f"PyTorch cannot use it: {_first_sentence(error)}") from error
     _check_library("array_api_compat")
     torch.backends.cuda.matmul.allow_tf32 = False
     replayed = _Replayed(_TorchGraphs(torch))
@@ -168,7 +168,7 @@ def _cupy() -> Device:
         name = cupy.cuda.runtime.getDeviceProperties(0)["name"].decode()
         cupy.zeros(1) + 1
     except Exception as error:
-        raise DeviceError(f"CuPy cannot use it: {_first_line(error)}") from error
+        raise DeviceError(f"CuPy cannot use it: {_first_sentence(error)}") from error
     _check_library("array_api_compat")
     pool = cupy.get_default_memory_pool()
     import_module("cupyx").seterr(linalg="raise")
@@ -189,8 +189,10 @@ def _check_library(name: str) -> None:
         raise DeviceError(f"array-api-compat is missing: {_INSTALL}") from error
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+def _first_sentence(error: BaseException) -> str:
+    """What went wrong, without the addresses of pages that PyTorch adds."""
+    line = (str(error).splitlines() or [type(error).__name__])[0]
+    return line.split(". ")[0].rstrip(".")
 
 
 class _Replayed:
