@@ -8,15 +8,16 @@ Bytes count: a file that is larger has to be better by what the same bytes would
 """
 
 import math
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from itertools import groupby
+from dataclasses import dataclass, field, replace
+from itertools import groupby, islice
 
 import numpy as np
 
 from tqgguf.errors import UnsupportedModelError, WeightError
 from tqgguf.formats import dequantize, is_float, quantize
-from tqgguf.kernels.dtypes import F32
+from tqgguf.kernels.dtypes import F32, U8
 from tqgguf.machine.threads import few, map_in_order
 from tqgguf.models import Model, Tensor
 from tqgguf.models.roles import layer_index, role
@@ -98,8 +99,7 @@ def candidates(
     """Every mode of MODES with what it predicts, in order; see `choose_rotation`."""
     rows = [_Rows.of(model.tensors[name]) for name in _sample(model)]
     found = [_plan(model, replace(options, rotate=mode), energies) for mode in _modes(options)]
-    inputs = _Inputs(model, energies)
-    predicted = [_predicted(c, inputs, rows, threads) for c in found]
+    predicted = _predicted(found, _Inputs(model, energies), rows, threads)
     return [_priced(c, predicted[0]) for c in predicted]
 
 
@@ -123,15 +123,33 @@ def _reason(model: Model, error: UnsupportedModelError) -> str:
 
 
 def _predicted(
-    candidate: Candidate, inputs: "_Inputs", rows: Sequence["_Rows"], threads: int | None
-) -> Candidate:
+    found: Sequence[Candidate], inputs: "_Inputs", rows: Sequence["_Rows"], threads: int | None
+) -> list[Candidate]:
+    """The candidates with the divergence that each one's rounding causes, or why they fail."""
+    known: dict[str, F32] = {}
+    tried = [_tried(candidate, inputs, rows, threads, known) for candidate in found]
+    trials = [trial for _, each in tried for trial in each]
+    costs = iter(_costs(trials, threads, weigh=inputs.energies is not None))
+    return [
+        replace(c, error=sum(islice(costs, len(each)))) if c.plan is not None else c
+        for c, each in tried
+    ]
+
+
+def _tried(
+    candidate: Candidate,
+    inputs: "_Inputs",
+    rows: Sequence["_Rows"],
+    threads: int | None,
+    known: dict[str, F32],
+) -> tuple[Candidate, list["_Trial"]]:
+    """A candidate and its trials; known: vectors of those before it, to which its own are added."""
     if candidate.plan is None:
-        return candidate
+        return candidate, []
     try:
-        loss = _predict(inputs, candidate.plan, rows, threads)
+        return candidate, _trials(inputs, candidate.plan, rows, threads, known)
     except UnsupportedModelError as error:
-        return Candidate(candidate.mode, reason=_reason(inputs.model, error))
-    return replace(candidate, error=loss)
+        return Candidate(candidate.mode, reason=_reason(inputs.model, error)), []
 
 
 def _priced(candidate: Candidate, unrotated: Candidate) -> Candidate:
@@ -178,6 +196,7 @@ class _Inputs:
 
     model: Model
     energies: Energies | None
+    _below: dict[str, F32] = field(default_factory=dict)  # a norm, by its name
 
     def of(self, t: PlannedTensor, *, tied: bool) -> F32:
         """Energies of a planned matrix in the original basis: (n_mat, n_in) float32."""
@@ -207,10 +226,12 @@ class _Inputs:
         gain = self.model.tensors.get(f"{norm}.weight")
         if gain is None or gain.shape != shape[-1:]:
             return None
-        read_by = readers.readers(self.model, norm)
-        alike = read_by and all(t.n_in == gain.size for t in read_by)
-        found = expected_energies(gain.read(), read_by) if alike else np.square(gain.read())
-        return np.broadcast_to(found, (math.prod(shape[:-2]), shape[-1]))
+        if norm not in self._below:
+            read_by = readers.readers(self.model, norm)
+            alike = read_by and all(t.n_in == gain.size for t in read_by)
+            found = expected_energies(gain.read(), read_by) if alike else np.square(gain.read())
+            self._below[norm] = found
+        return np.broadcast_to(self._below[norm], (math.prod(shape[:-2]), shape[-1]))
 
 
 @dataclass(frozen=True)
@@ -247,29 +268,81 @@ def _layers(names: Iterable[str]) -> list[int]:
     return sorted({i for name in names if (i := layer_index(name)) is not None})
 
 
-def _predict(inputs: _Inputs, plan: Plan, rows: Sequence[_Rows], threads: int | None) -> float:
-    """The divergence that a plan's rounding causes, from the rows of some of its matrices."""
+@dataclass(frozen=True)
+class _Trial:
+    """Rows of a matrix as a plan stores them, and the energies of their inputs: (n, n_in) float32.
+
+    power: the energy of the outputs. An error that is as large costs `sensitivity`, and `spread`
+    times that where it reaches the stream.
+    """
+
+    planned: PlannedTensor
+    x: F32
+    energies: F32
+    power: float
+    spread: float
+    sensitivity: float
+
+    def cost(self, data: U8) -> float:
+        """The divergence that these bytes in the place of x cause."""
+        error = dequantize(data, self.planned.type, self.x.shape[1]) - self.x
+        relative = _weighted(error, self.energies) / self.power if self.power > 0 else 0.0
+        return relative * self.spread * self.sensitivity
+
+
+def _trials(
+    inputs: _Inputs,
+    plan: Plan,
+    rows: Sequence[_Rows],
+    threads: int | None,
+    known: dict[str, F32],
+) -> list[_Trial]:
+    """The rows of some of the matrices that a plan rounds."""
     read = {r.tensor.name: r for r in rows}
     sampled = [t for t in plan.tensors if t.source in read and not is_float(t.type)]
     rotation = _columns_alone(plan.rotation, [t.name for t in sampled]).with_vectors_of(
-        inputs.model
+        inputs.model, threads=few(threads), known=known
     )
+    known |= rotation.vectors
     tied = all(t.name != ends.HEAD for t in plan.tensors)
     n_layer, n_seen = (len(_layers(t.name for t in ts)) for ts in (plan.tensors, sampled))
+    spread, of_outputs = inputs.spread(sampled), inputs.energies is not None
 
-    spread = inputs.spread(sampled)
+    energies = {t.name: inputs.of(t, tied=tied) for t in sampled}
 
-    def term(t: PlannedTensor) -> float:
-        try:
-            error = _relative_error(read[t.source], t, rotation, inputs, tied=tied)
-        except WeightError as bad:
-            raise WeightError(f"{t.name}: {bad}") from None
-        known = inputs.energies is not None
-        if RESIDUAL in plan.rotation.sides.get(t.name, Sides()).rows:
-            error *= spread
-        return error * _sensitivity(t, n_layer, n_seen, tied=tied, of_outputs=known)
+    def trial(t: PlannedTensor) -> _Trial:
+        turned, weights, power = _turned(read[t.source], t, rotation, energies[t.name])
+        on_stream = RESIDUAL in plan.rotation.sides.get(t.name, Sides()).rows
+        sensitivity = _sensitivity(t, n_layer, n_seen, tied=tied, of_outputs=of_outputs)
+        return _Trial(t, turned, weights, power, spread if on_stream else 1.0, sensitivity)
 
-    return sum(map_in_order(term, sampled, threads=few(threads)))
+    return list(map_in_order(trial, sampled, threads=few(threads)))
+
+
+def _costs(trials: Sequence[_Trial], threads: int | None, *, weigh: bool) -> list[float]:
+    """What rounding costs each; those of a type and width are rounded together, by all threads."""
+    kinds: dict[tuple[str, int], list[int]] = defaultdict(list)
+    for i, trial in enumerate(trials):
+        kinds[trial.planned.type, trial.x.shape[1]].append(i)
+    data: dict[int, U8] = {}
+    for alike in kinds.values():
+        parts = _rounded([trials[i] for i in alike], threads, weigh=weigh)
+        data |= dict(zip(alike, parts, strict=True))
+    each = range(len(trials))
+    return list(map_in_order(lambda i: trials[i].cost(data[i]), each, threads=few(threads)))
+
+
+def _rounded(trials: Sequence[_Trial], threads: int | None, *, weigh: bool) -> list[U8]:
+    """The bytes of each, all of one type and width. Raises WeightError naming the tensor."""
+    x = np.concatenate([t.x for t in trials])
+    energies = np.concatenate([t.energies for t in trials]) if weigh else None
+    try:
+        data = quantize(x, trials[0].planned.type, energies, threads=threads)
+    except WeightError as error:
+        if len(trials) == 1:
+            raise WeightError(f"{trials[0].planned.name}: {error}") from None
+        return [_rounded([t], 1, weigh=weigh)[0] for t in trials]  # one of them is named
+    return np.split(data, np.cumsum([len(t.x) for t in trials[:-1]]))
 
 
 def _columns_alone(rotation: Rotation, names: Sequence[str]) -> Rotation:
@@ -288,11 +361,10 @@ def _sensitivity(
     return share * default_sensitivity(kind, layer, n_layer, of_outputs=of_outputs)
 
 
-def _relative_error(
-    rows: _Rows, t: PlannedTensor, rotation: Rotation, inputs: _Inputs, *, tied: bool
-) -> float:
-    """sum_c E_c |error_c|^2 where the weights are stored, over the same of the weights as given."""
-    energies = inputs.of(t, tied=tied)
+def _turned(
+    rows: _Rows, t: PlannedTensor, rotation: Rotation, energies: F32
+) -> tuple[F32, F32, float]:
+    """The rows as they are stored, the energies there, and sum_c E_c |w_c|^2 as they were given."""
     stored = rotated_energies(rotation, t.name, energies, t.shape)
     runs = [(x, rotation.apply(t.name, x, shape=t.shape, first=(at, 0))) for at, _, x in rows.runs]
     given, turned = (np.concatenate(parts) for parts in zip(*runs, strict=True))
@@ -300,10 +372,7 @@ def _relative_error(
         np.concatenate([np.broadcast_to(e[matrix], x.shape) for _, matrix, x in rows.runs])
         for e in (energies, stored)
     )
-    data = quantize(turned, t.type, weights if inputs.energies else None, threads=1)
-    error = _weighted(dequantize(data, t.type, t.shape[-1]) - turned, weights)
-    power = _weighted(given, seen)
-    return error / power if power > 0 else 0.0
+    return turned, weights, _weighted(given, seen)
 
 
 def _weighted(x: F32, energies: F32) -> float:

@@ -51,16 +51,21 @@ class Rotation:
         steps = (step for sides in self.sides.values() for step in sides)
         return list(dict.fromkeys(s.vector for s in steps if s.vector is not None))
 
-    def with_vectors_of(self, model: Model, *, threads: int | None = 1) -> "Rotation":
+    def with_vectors_of(
+        self, model: Model, *, threads: int | None = 1, known: Mapping[str, F32] = {}
+    ) -> "Rotation":
         """The same rotation with its vectors read from the unrotated model's tensors.
 
-        Raises UnsupportedModelError where a gain is zero under a bias c: c/g would be infinite.
+        known: vectors that need not be read, as another rotation of the model has them, made for
+        the same energies. Raises UnsupportedModelError where a gain is zero under a bias c: c/g
+        would be infinite.
         """
         self.check_gains(model)
         names = self.vector_names()
-        found = map_in_order(partial(vector_of, model, self.energies), names, threads=threads)
-        vectors = dict(zip(names, found, strict=True))
-        return replace(self, vectors=vectors)
+        new = [name for name in names if name not in known]
+        found = map_in_order(partial(vector_of, model, self.energies), new, threads=threads)
+        vectors = {**known, **dict(zip(new, found, strict=True))}
+        return replace(self, vectors={name: vectors[name] for name in names})
 
     def check_gains(self, model: Model) -> None:
         """Refuse what `with_vectors_of` refuses, from the norms' gains alone."""
