@@ -39,24 +39,24 @@ def test_the_import_alone_loads_nothing():
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
-def test_what_a_caller_without_types_gives(novels):
+def test_what_a_caller_without_types_gives(novels, shallow):
     with pytest.raises(tqgguf.TqggufError, match=r"expected \(n_rows, n_in\)"):
         tqgguf.quantize(np.ones(32, np.float32), "Q4_0")
     matrix = str(novels.with_name("novels-5m.imatrix.gguf"))
-    plan = tqgguf.plan(novels, tqgguf.Options(type="q4_k", rotate="none", imatrix=matrix))
+    plan = tqgguf.plan(shallow, tqgguf.Options(type="q4_k", rotate="none", imatrix=matrix))
     assert any(matrix in note for note in plan.notes)
 
 
 @pytest.mark.slow
-def test_convert_makes_the_file_that_the_command_makes(novels, tmp_path):
+def test_convert_makes_the_file_that_the_command_makes(shallow, tmp_path):
     said = json.loads(
         succeeds(
-            *("quantize", novels, "-o", tmp_path / "a.gguf", "--type", "tq-q3"),
+            *("quantize", shallow, "-o", tmp_path / "a.gguf", "--type", "tq-q3"),
             *("--effort", "fast", "--json", "--quiet"),
         )
     )
     done = tqgguf.convert(
-        str(novels), str(tmp_path / "b.gguf"), PLAIN, machine=tqgguf.Machine(threads=1)
+        str(shallow), str(tmp_path / "b.gguf"), PLAIN, machine=tqgguf.Machine(threads=1)
     )
     assert done.files == (tmp_path / "b.gguf",)
     assert done.files[0].read_bytes() == (tmp_path / "a.gguf").read_bytes()
@@ -66,21 +66,21 @@ def test_convert_makes_the_file_that_the_command_makes(novels, tmp_path):
 
 
 @pytest.mark.slow
-def test_calibrated_too(tmp_path, novels, calibration, monkeypatch):
+def test_calibrated_too(tmp_path, shallow, calibration, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     text = tmp_path / "text.txt"
     text.write_text(calibration.read_text()[:8000])
     common = ("--calibrate", text, "--calibrate-tokens", 1024, "--type", "q4_0", "--quiet")
-    succeeds("quantize", novels, "-o", tmp_path / "a.gguf", *common)
+    succeeds("quantize", shallow, "-o", tmp_path / "a.gguf", *common)
     shutil.rmtree(tmp_path / "cache")
     options = tqgguf.Options(type="q4_0", calibrate=text, calibrate_tokens=1024)
-    done = tqgguf.convert(tqgguf.open_model(novels), tmp_path / "b.gguf", options)
+    done = tqgguf.convert(tqgguf.open_model(shallow), tmp_path / "b.gguf", options)
     assert done.files[0].read_bytes() == (tmp_path / "a.gguf").read_bytes()
 
 
-def test_the_plan_is_that_of_the_command(novels):
-    said = json.loads(succeeds("plan", novels, "--type", "tq-q2", "--json"))
-    plan = tqgguf.plan(novels, tqgguf.Options(type="tq-q2"))
+def test_the_plan_is_that_of_the_command(shallow):
+    said = json.loads(succeeds("plan", shallow, "--type", "tq-q2", "--json"))
+    plan = tqgguf.plan(shallow, tqgguf.Options(type="tq-q2"))
     assert [(t["name"], t["type"]) for t in said["tensors"]] == [
         (t.name, t.type) for t in plan.tensors
     ]
@@ -99,9 +99,9 @@ def test_shards_have_their_names_and_a_finished_output_is_left_alone(tmp_path):
         tqgguf.convert(source, None, PLAIN, split=split)
 
 
-def test_an_output_in_the_way_is_found_before_the_work(novels, tmp_path):
+def test_an_output_in_the_way_is_found_before_the_work(shallow, tmp_path):
     (tmp_path / "mine.gguf").write_bytes(b"mine")
     absent = tqgguf.Options(calibrate=tmp_path / "absent.txt")
     with pytest.raises(OutputError, match=r"mine\.gguf: exists already"):
-        tqgguf.convert(novels, tmp_path / "mine.gguf", absent)
+        tqgguf.convert(shallow, tmp_path / "mine.gguf", absent)
     assert (tmp_path / "mine.gguf").read_bytes() == b"mine"

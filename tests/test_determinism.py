@@ -40,22 +40,22 @@ def convert(source, path, type="tq-q3", **options):
 
 
 @pytest.fixture(scope="module")
-def expected(novels, tmp_path_factory):
-    return convert(novels, tmp_path_factory.mktemp("one") / "q.gguf", machine=Machine(threads=1))
+def expected(shallow, tmp_path_factory):
+    return convert(shallow, tmp_path_factory.mktemp("one") / "q.gguf", machine=Machine(threads=1))
 
 
 @pytest.mark.usefixtures("two_blas_threads")
 @pytest.mark.slow
 @pytest.mark.parametrize("options", [{"threads": 2}, {"threads": 7}, {"max_memory": 400 << 20}])
-def test_threads_and_memory_change_nothing(novels, tmp_path, expected, options):
-    assert convert(novels, tmp_path / "q.gguf", machine=Machine(**options)) == expected
+def test_threads_and_memory_change_nothing(shallow, tmp_path, expected, options):
+    assert convert(shallow, tmp_path / "q.gguf", machine=Machine(**options)) == expected
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("tile", [1 << 12, 100_000, 1 << 30])
-def test_the_size_of_tiles_changes_nothing(novels, tmp_path, monkeypatch, expected, tile):
+def test_the_size_of_tiles_changes_nothing(shallow, tmp_path, monkeypatch, expected, tile):
     monkeypatch.setattr(workers, "TILE", tile)
-    assert convert(novels, tmp_path / "q.gguf") == expected
+    assert convert(shallow, tmp_path / "q.gguf") == expected
 
 
 @pytest.mark.slow
@@ -69,7 +69,7 @@ def test_tiles_of_one_row_change_nothing(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kernel", NEEDS)
-def test_other_processors_give_the_same_bytes(novels, tmp_path, expected, kernel):
+def test_other_processors_give_the_same_bytes(shallow, tmp_path, expected, kernel):
     """OpenBLAS' kernels and NumPy's loops for CPUs without AVX-512 add in other orders."""
     if not can_run(kernel):
         pytest.skip(f"this processor lacks {NEEDS[kernel]}")
@@ -77,16 +77,16 @@ def test_other_processors_give_the_same_bytes(novels, tmp_path, expected, kernel
     env = {**os.environ, "OPENBLAS_CORETYPE": kernel}
     if kernel != "SkylakeX" and (hidden := without_avx512()):
         env["NPY_DISABLE_CPU_FEATURES"] = hidden
-    command = [sys.executable, "-W", "error", "-m", "tqgguf", "quantize", novels, "-o", path]
+    command = [sys.executable, "-W", "error", "-m", "tqgguf", "quantize", shallow, "-o", path]
     options = ["-t", "tq-q3", "--rotate", "fused", "--effort", "fast", "--quiet"]
     subprocess.run([*command, *options], cwd=ROOT, env=env, check=True)
     assert hashlib.sha256(path.read_bytes()).hexdigest() == expected
 
 
-def test_the_record_of_a_run_holds_no_time_and_no_place(novels, tmp_path):
-    convert(novels, tmp_path / "a.gguf")
+def test_the_record_of_a_run_holds_no_time_and_no_place(shallow, tmp_path):
+    convert(shallow, tmp_path / "a.gguf")
     metadata = open_model(tmp_path / "a.gguf").metadata
-    added = set(metadata) - set(open_model(novels).metadata)
+    added = set(metadata) - set(open_model(shallow).metadata)
     record = ("tqgguf.vector.", "tqgguf.exponents.", "tqgguf.rotation.")
     ours = {key for key in added if not key.startswith(record)}
     assert ours <= {"tqgguf.version", "tqgguf.recipe", "general.quantization_version"}

@@ -101,41 +101,41 @@ def test_tq_q4_continues_sentences_in_the_words_of_the_original(novels, tmp_path
 
 
 @pytest.mark.slow
-def test_tensor_mode_is_undone_by_dequantize(novels, tmp_path):
+def test_tensor_mode_is_undone_by_dequantize(shallow, tmp_path):
     path, back = tmp_path / "t.gguf", tmp_path / "back.gguf"
-    convert(novels, path, type="q4_k", rotate="tensor")
-    check(path, novels)
+    convert(shallow, path, type="q4_k", rotate="tensor")
+    check(path, shallow)
     model = restored(open_model(path))
     plan = make_plan(model, Options(type="f32", rotate="none", allow_requantize=True))
     list(pipeline.convert(model, plan, back))
     assert read_rotation(open_model(back)).mode == "none"
-    original = open_model(novels)
+    original = open_model(shallow)
     for name, tensor in open_model(back).tensors.items():
         w = original.tensors[name].read()
         assert np.square(tensor.read() - w).sum() <= 0.006 * np.square(w).sum(), name
 
 
 @pytest.mark.slow
-def test_fused_mode_is_undone_by_dequantize_to_the_original_gains(novels, tmp_path):
-    convert(novels, tmp_path / "f.gguf", type="f32", rotate="fused")
-    original, model = open_model(novels), restored(open_model(tmp_path / "f.gguf"))
+def test_fused_mode_is_undone_by_dequantize_to_the_original_gains(shallow, tmp_path):
+    convert(shallow, tmp_path / "f.gguf", type="f32", rotate="fused")
+    original, model = open_model(shallow), restored(open_model(tmp_path / "f.gguf"))
     for name, tensor in original.tensors.items():
         np.testing.assert_allclose(model.tensors[name].read(), tensor.read(), atol=2e-5)
 
 
 @pytest.mark.slow
-def test_verify_finds_the_damaged_blocks_of_one_row(novels, tmp_path):
+def test_verify_finds_the_damaged_blocks_of_one_row(shallow, tmp_path):
     path = tmp_path / "q.gguf"
-    convert(novels, path, type="tq-q2")
-    tensor = next(t for t in gguf.GGUFReader(path).tensors if t.name == "blk.3.ffn_up.weight")
+    convert(shallow, path, type="tq-q2")
+    tensor = next(t for t in gguf.GGUFReader(path).tensors if t.name == "blk.1.ffn_up.weight")
     data = bytearray(path.read_bytes())
     row_bytes = tensor.n_bytes // 768
     begin = tensor.data_offset + 17 * row_bytes
     noise = np.random.default_rng(0).integers(0, 256, row_bytes - 20, dtype=np.uint8)
     data[begin + 16 : begin + row_bytes - 4] = noise.tobytes()  # the codes; the scales stay
     path.write_bytes(data)
-    with pytest.raises(MismatchError, match=r"blk\.3\.ffn_up\.weight, row 17: a block differs"):
-        check(path, novels)
+    with pytest.raises(MismatchError, match=r"blk\.1\.ffn_up\.weight, row 17: a block differs"):
+        check(path, shallow)
 
 
 def test_verify_knows_what_importance_gives_up(tmp_path):
@@ -157,26 +157,26 @@ def test_verify_knows_what_importance_gives_up(tmp_path):
         check(path, source)
 
 
-def test_verify_refuses_another_model(novels, stories, tmp_path):
+def test_verify_refuses_another_model(shallow, stories, tmp_path):
     convert(stories, tmp_path / "s.gguf", type="q8_0")
     with pytest.raises(MismatchError):
-        check(tmp_path / "s.gguf", novels)
+        check(tmp_path / "s.gguf", shallow)
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("two_blas_threads")
-def test_bytes_do_not_depend_on_threads(novels, tmp_path):
+def test_bytes_do_not_depend_on_threads(shallow, tmp_path):
     digests = set()
     for threads in (1, 2, 3):
         path = tmp_path / f"{threads}.gguf"
-        convert(novels, path, type="tq-q3", threads=threads)
+        convert(shallow, path, type="tq-q3", threads=threads)
         digests.add(hashlib.sha256(path.read_bytes()).hexdigest())
     assert len(digests) == 1
 
 
-def test_metadata_is_carried_over_unchanged(novels, tmp_path):
-    convert(novels, tmp_path / "q.gguf", type="tq-q4")
-    before, after = open_model(novels).metadata, open_model(tmp_path / "q.gguf").metadata
+def test_metadata_is_carried_over_unchanged(shallow, tmp_path):
+    convert(shallow, tmp_path / "q.gguf", type="tq-q4")
+    before, after = open_model(shallow).metadata, open_model(tmp_path / "q.gguf").metadata
     ours = {k: v for k, v in after.items() if not k.startswith("tqgguf.")}
     changed = {"general.file_type", "general.quantization_version"}
     assert {k: v for k, v in ours.items() if k not in changed} == {
@@ -196,14 +196,14 @@ def test_rows_that_fit_no_block_stay_f16(stories, tmp_path):
     assert len(llama.generate(tmp_path / "s.gguf", "Once upon a time", 24)) > 30
 
 
-def test_a_split_model_is_read_whole(novels, tmp_path):
-    model = open_model(novels)
+def test_a_split_model_is_read_whole(shallow, tmp_path):
+    model = open_model(shallow)
     tensors = {name: t.read() for name, t in model.tensors.items()}
     names, count = list(tensors), 3
     for i in range(count):
         part = {n: tensors[n] for n in names[i::count]}
         shard = tmp_path / f"m-{i + 1:05d}-of-{count:05d}.gguf"
-        write_tensors(shard, novels, part)
+        write_tensors(shard, shallow, part)
     first = tmp_path / "m-00001-of-00003.gguf"
     convert(first, tmp_path / "whole.gguf", type="f32", rotate="none")
     whole = open_model(tmp_path / "whole.gguf").tensors
@@ -226,20 +226,20 @@ def test_weights_that_are_no_numbers_are_counted_and_nothing_is_left(stories, tm
     assert [p.name for p in tmp_path.iterdir()] == ["bad.gguf"]
 
 
-def test_an_output_is_never_overwritten_unasked(novels, tmp_path):
+def test_an_output_is_never_overwritten_unasked(shallow, tmp_path):
     path = tmp_path / "q.gguf"
     path.write_text("precious")
     with pytest.raises(OutputError, match=r"exists already; overwrite it with --force"):
-        convert(novels, path, type="q4_0")
+        convert(shallow, path, type="q4_0")
     assert path.read_text() == "precious"
-    convert(novels, path, type="q4_0", force=True)
-    check(path, novels)
+    convert(shallow, path, type="q4_0", force=True)
+    check(path, shallow)
     assert not partial_path(path).exists()
 
 
-def test_the_input_is_never_the_output(novels, tmp_path):
+def test_the_input_is_never_the_output(shallow, tmp_path):
     source = tmp_path / "m.gguf"
-    source.write_bytes(novels.read_bytes())
+    source.write_bytes(shallow.read_bytes())
     with pytest.raises(OutputError, match="the output is the input"):
         convert(source, source, type="q4_0", force=True)
-    assert source.read_bytes() == novels.read_bytes()
+    assert source.read_bytes() == shallow.read_bytes()

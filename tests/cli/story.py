@@ -1,10 +1,14 @@
 """Run a command as a user would, and read the line they get for a mistake."""
 
-from typer.testing import CliRunner
+from functools import cache
+
+from typer import testing
 
 from tqgguf.cli import app
 
-RUNNER = CliRunner()
+# A runner makes all commands for each of its calls, which takes longer than many of them do.
+testing._get_command = cache(testing._get_command)
+RUNNER = testing.CliRunner()
 
 
 def run(*args):

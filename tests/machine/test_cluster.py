@@ -40,55 +40,56 @@ def job(source, path, **options):
 
 
 @pytest.fixture(scope="module")
-def whole(novels, tmp_path_factory):
+def whole(shallow, tmp_path_factory):
     path = tmp_path_factory.mktemp("whole") / "q.gguf"
-    list(job(novels, path))
+    list(job(shallow, path))
     return path.read_bytes()
 
 
-def lose(novels, path, victim):
-    command = [sys.executable, "-m", "tests.lose_worker", novels, path, victim]
-    env = {**os.environ, "DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT": "10s"}  # to wait for the dead
+def lose(shallow, path, victim):
+    command = [sys.executable, "-m", "tests.lose_worker", shallow, path, victim]
+    patience = {"worker": "10s", "all": "3s"}[victim]  # with the dead
+    env = {**os.environ, "DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT": patience}
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 
 
 @pytest.mark.slow
-def test_the_work_of_a_killed_worker_is_done_again(novels, tmp_path, whole):
+def test_the_work_of_a_killed_worker_is_done_again(shallow, tmp_path, whole):
     path = tmp_path / "q.gguf"
-    answer = lose(novels, path, "worker")
+    answer = lose(shallow, path, "worker")
     assert answer["error"] == ""
-    assert answer["reports"] == 57
+    assert answer["reports"] == 21
     assert set(answer["workers"]) - {answer["killed"]}  # others took over
     assert path.read_bytes() == whole
     assert [p.name for p in tmp_path.iterdir()] == ["q.gguf"]
 
 
 @pytest.mark.slow
-def test_a_lost_cluster_is_one_line_and_the_run_resumes_without_it(novels, tmp_path, whole):
+def test_a_lost_cluster_is_one_line_and_the_run_resumes_without_it(shallow, tmp_path, whole):
     path = tmp_path / "q.gguf"
-    answer = lose(novels, path, "all")
+    answer = lose(shallow, path, "all")
     assert re.fullmatch(
         r"--cluster tcp://\S+: lost the connection to it; \d+ tensors are kept, "
         "continue with --resume",
         answer["error"],
     )
     assert journal_path(partial_path(path)).exists()
-    list(job(novels, path, resume=True))
+    list(job(shallow, path, resume=True))
     assert path.read_bytes() == whole
 
 
 @pytest.mark.slow
-def test_local_processes_on_the_command_line_say_who_did_what(novels, tmp_path, whole):
+def test_local_processes_on_the_command_line_say_who_did_what(shallow, tmp_path, whole):
     path = tmp_path / "q.gguf"
-    command = [sys.executable, "-m", "tqgguf", "quantize", novels, "-o", path, "-v"]
+    command = [sys.executable, "-m", "tqgguf", "quantize", shallow, "-o", path, "-v"]
     command += ["-t", "tq-q3", "--rotate", "fused", "--effort", "fast"]
     done = subprocess.run(
         [*command, "--cluster", "local:2"], cwd=ROOT, capture_output=True, text=True, check=True
     )
     lines = [line for line in done.stderr.splitlines() if line.startswith("[")]
-    assert len(lines) == 57
+    assert len(lines) == 21
     assert all(" on tcp://127.0.0.1:" in line for line in lines)
     assert len({line.rpartition(" on ")[2] for line in lines}) == 2
     assert path.read_bytes() == whole

@@ -42,9 +42,9 @@ def job(source, path, **options):
 AS_JOB = ("-t", "tq-q3", "--rotate", "fused", "--effort", "fast")
 
 
-def quantizing(novels, path, *options, slow=""):
+def quantizing(shallow, path, *options, slow=""):
     """`tqgguf quantize` with processes for a small model too, in a session of its own."""
-    command = [sys.executable, "-c", f"{SMALL}{slow}main()", "quantize", novels, "-o", path]
+    command = [sys.executable, "-c", f"{SMALL}{slow}main()", "quantize", shallow, "-o", path]
     return started(
         [*command, *AS_JOB, "--quiet", "--threads", "2", *options],
         cwd=ROOT,
@@ -53,8 +53,8 @@ def quantizing(novels, path, *options, slow=""):
     )
 
 
-def resumed(novels, path):
-    with quantizing(novels, path, "--resume") as run:
+def resumed(shallow, path):
+    with quantizing(shallow, path, "--resume") as run:
         assert run.communicate(timeout=60) == (None, "")
     return path.read_bytes()
 
@@ -70,9 +70,9 @@ def processes_below(pid):
 
 
 @pytest.fixture(scope="module")
-def whole(novels, tmp_path_factory):
+def whole(shallow, tmp_path_factory):
     path = tmp_path_factory.mktemp("whole") / "q.gguf"
-    list(job(novels, path, machine=Machine(threads=1)))
+    list(job(shallow, path, machine=Machine(threads=1)))
     return path.read_bytes()
 
 
@@ -84,7 +84,7 @@ def small(monkeypatch):
 @pytest.mark.slow
 @pytest.mark.usefixtures("small")
 @pytest.mark.parametrize("threads", [2, 3])
-def test_processes_change_nothing(novels, tmp_path, whole, monkeypatch, threads):
+def test_processes_change_nothing(shallow, tmp_path, whole, monkeypatch, threads):
     used = []
     start_processes = workers.start_processes
     monkeypatch.setattr(
@@ -93,20 +93,20 @@ def test_processes_change_nothing(novels, tmp_path, whole, monkeypatch, threads)
         lambda n, **k: used.append(n) or start_processes(n, **k),
     )
     path = tmp_path / "q.gguf"
-    reports = list(job(novels, path, machine=Machine(threads=threads, processes=True)))
+    reports = list(job(shallow, path, machine=Machine(threads=threads, processes=True)))
     assert used == [threads]
     assert path.read_bytes() == whole
-    expected = list(job(novels, tmp_path / "t.gguf", machine=Machine(threads=1)))
+    expected = list(job(shallow, tmp_path / "t.gguf", machine=Machine(threads=1)))
     assert [(r.name, r.rel_mse) for r in reports] == [(r.name, r.rel_mse) for r in expected]
 
 
 @pytest.mark.usefixtures("small")
-def test_workers_that_began_in_another_folder_find_the_files(novels, tmp_path, whole, monkeypatch):
-    list(job(novels, tmp_path / "first.gguf", machine=Machine(threads=2, processes=True)))
+def test_workers_that_began_in_another_folder_find_the_files(shallow, tmp_path, whole, monkeypatch):
+    list(job(shallow, tmp_path / "first.gguf", machine=Machine(threads=2, processes=True)))
     monkeypatch.chdir(tmp_path)
     list(
         job(
-            Path(os.path.relpath(novels)),
+            Path(os.path.relpath(shallow)),
             Path("q.gguf"),
             machine=Machine(threads=2, processes=True),
         )
@@ -115,10 +115,10 @@ def test_workers_that_began_in_another_folder_find_the_files(novels, tmp_path, w
 
 
 @pytest.mark.usefixtures("small")
-def test_where_memory_is_short_threads_do_the_work(novels, tmp_path, whole, monkeypatch):
+def test_where_memory_is_short_threads_do_the_work(shallow, tmp_path, whole, monkeypatch):
     monkeypatch.setattr(workers, "start_processes", None)
     path = tmp_path / "q.gguf"
-    list(job(novels, path, machine=Machine(threads=2, processes=True, max_memory=300 << 20)))
+    list(job(shallow, path, machine=Machine(threads=2, processes=True, max_memory=300 << 20)))
     assert path.read_bytes() == whole
 
 
@@ -134,9 +134,9 @@ def test_a_bad_weight_is_named_as_ever(stories, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-def test_workers_end_with_the_run_and_resume_finishes_it(novels, tmp_path, whole, number):
+def test_workers_end_with_the_run_and_resume_finishes_it(shallow, tmp_path, whole, number):
     path = tmp_path / "q.gguf"
-    with quantizing(novels, path, slow=SLOW) as run:
+    with quantizing(shallow, path, slow=SLOW) as run:
         wait_for(lambda: count_records(path) > 0)
         crew = processes_below(run.pid)
         assert len(crew) >= 4  # the resource tracker, the fork server and two workers
@@ -148,13 +148,13 @@ def test_workers_end_with_the_run_and_resume_finishes_it(novels, tmp_path, whole
         assert said.count("\n") == 1
         assert said.startswith(f"{path}: interrupted")
     assert not path.exists()
-    assert resumed(novels, path) == whole
+    assert resumed(shallow, path) == whole
 
 
 @pytest.mark.slow
-def test_a_worker_that_dies_is_one_line(novels, tmp_path, whole):
+def test_a_worker_that_dies_is_one_line(shallow, tmp_path, whole):
     path = tmp_path / "q.gguf"
-    with quantizing(novels, path, slow=SLOW) as run:
+    with quantizing(shallow, path, slow=SLOW) as run:
         wait_for(lambda: count_records(path) > 0)
         os.kill(processes_below(run.pid)[-1], signal.SIGKILL)
         _, said = run.communicate(timeout=30)
@@ -162,4 +162,4 @@ def test_a_worker_that_dies_is_one_line(novels, tmp_path, whole):
     assert "a worker process died" in said
     assert said.count("\n") == 1
     assert not path.exists()
-    assert resumed(novels, path) == whole
+    assert resumed(shallow, path) == whole

@@ -81,11 +81,11 @@ def test_the_least_recently_used_predictions_go_first(tmp_path):
 
 @pytest.mark.tools
 @pytest.mark.usefixtures("cache")
-def test_a_fold_changes_no_prediction(novels, text, tmp_path):
+def test_a_fold_changes_no_prediction(shallow, text, tmp_path):
     """The proof of the rotation: 32-bit weights, folded or not, compute the same function."""
-    plain = make(novels, tmp_path / "plain.gguf", type="f32", rotate="none")
-    folded = make(novels, tmp_path / "folded.gguf", type="f32", rotate="fused")
-    damaged = make(novels, tmp_path / "q8.gguf", type="q8_0", rotate="none")
+    plain = make(shallow, tmp_path / "plain.gguf", type="f32", rotate="none")
+    folded = make(shallow, tmp_path / "folded.gguf", type="f32", rotate="fused")
+    damaged = make(shallow, tmp_path / "q8.gguf", type="q8_0", rotate="none")
     same, worse = evaluate.evaluate(plain, [folded, damaged], text, SHORT)
     assert same.kld_max <= 1e-5
     assert same.kld_max < worse.kld_max / 20
@@ -94,9 +94,9 @@ def test_a_fold_changes_no_prediction(novels, text, tmp_path):
 
 @pytest.mark.tools
 @pytest.mark.usefixtures("cache")
-def test_our_own_arithmetic_repeats_llama_perplexity(novels, text, tmp_path):
-    quant = make(novels, tmp_path / "q2.gguf", type="q2_k")
-    base = evaluate.prepare_original(novels, text, SHORT)
+def test_our_own_arithmetic_repeats_llama_perplexity(shallow, text, tmp_path):
+    quant = make(shallow, tmp_path / "q2.gguf", type="q2_k")
+    base = evaluate.prepare_original(shallow, text, SHORT)
     theirs = printed_divergence(quant, base)
     own = evaluate._own_divergence(base, quant, SHORT)
     assert theirs.kld_max > evaluate.NOISE
@@ -116,55 +116,55 @@ def printed_divergence(quant, base):
 
 
 @pytest.mark.tools
-def test_lost_statistics_are_computed_from_the_files(novels, text, cache, tmp_path, monkeypatch):
+def test_lost_statistics_are_computed_from_the_files(shallow, text, cache, tmp_path, monkeypatch):
     """A program that computes like llama-perplexity and always loses what it prints."""
-    quant = make(novels, tmp_path / "q2.gguf", type="q2_k")
-    wanted = evaluate.evaluate(novels, [quant], text, SHORT)[0]
+    quant = make(shallow, tmp_path / "q2.gguf", type="q2_k")
+    wanted = evaluate.evaluate(shallow, [quant], text, SHORT)[0]
     silent = tmp_path / "llama-perplexity"
     silent.write_text(f'#!/bin/sh\n{llamacpp.find("llama-perplexity")} "$@" >/dev/null 2>&1\n')
     silent.chmod(0o755)
     monkeypatch.setenv("LLAMA_CPP_BIN", str(tmp_path))
-    found = evaluate.evaluate(novels, [quant], text, SHORT)[0]
+    found = evaluate.evaluate(shallow, [quant], text, SHORT)[0]
     assert found.ppl == pytest.approx(wanted.ppl, rel=1e-3)
     assert found.kld_mean == pytest.approx(wanted.kld_mean, rel=2e-3)
     assert len(list((cache / "logits").glob("*.kld"))) == 2
 
 
 @pytest.mark.tools
-def test_predictions_are_computed_once(novels, text, cache):
-    first = evaluate.prepare_original(novels, text, SHORT)
+def test_predictions_are_computed_once(shallow, text, cache):
+    first = evaluate.prepare_original(shallow, text, SHORT)
     (stored,) = (cache / "logits").glob("*.kld")
     assert first.base == stored
     made = stored.stat().st_ino
-    assert evaluate.prepare_original(novels, text, SHORT) == first
+    assert evaluate.prepare_original(shallow, text, SHORT) == first
     assert stored.stat().st_ino == made
     assert not list((cache / "logits").glob("*.partial"))
 
 
 @pytest.mark.tools
-def test_what_was_measured_of_the_same_bytes_is_known(novels, text, cache, tmp_path):
-    quant = make(novels, tmp_path / "q2.gguf", type="q2_k")
-    (measured,) = evaluate.evaluate(novels, [quant], text, SHORT)
+def test_what_was_measured_of_the_same_bytes_is_known(shallow, text, cache, tmp_path):
+    quant = make(shallow, tmp_path / "q2.gguf", type="q2_k")
+    (measured,) = evaluate.evaluate(shallow, [quant], text, SHORT)
     (kept,) = (cache / "divergences").iterdir()
     kept.write_text(json.dumps(json.loads(kept.read_text()) | {"kld_max": 7.5}))
-    (again,) = evaluate.evaluate(novels, [quant.rename(tmp_path / "moved.gguf")], text, SHORT)
+    (again,) = evaluate.evaluate(shallow, [quant.rename(tmp_path / "moved.gguf")], text, SHORT)
     assert (again.kld_mean, again.kld_max) == (measured.kld_mean, 7.5)
-    other = make(novels, tmp_path / "q3.gguf", type="q3_k")
-    assert evaluate.evaluate(novels, [other], text, SHORT)[0].kld_max != 7.5
+    other = make(shallow, tmp_path / "q3.gguf", type="q3_k")
+    assert evaluate.evaluate(shallow, [other], text, SHORT)[0].kld_max != 7.5
 
 
 @pytest.mark.tools
-def test_a_short_text_is_an_error_and_leaves_nothing(novels, cache, tmp_path):
+def test_a_short_text_is_an_error_and_leaves_nothing(shallow, cache, tmp_path):
     text = tmp_path / "short.txt"
     text.write_text("It was the best of times.\n")
     with pytest.raises(ToolError, match=r"(need at|is it at) least 128 tokens"):
-        evaluate.prepare_original(novels, text, SHORT)
+        evaluate.prepare_original(shallow, text, SHORT)
     assert list((cache / "logits").iterdir()) == []
 
 
 @pytest.mark.tools
 def test_predictions_cut_short_by_a_full_disk_are_not_kept(
-    novels, text, cache, tmp_path, monkeypatch
+    shallow, text, cache, tmp_path, monkeypatch
 ):
     """llama-perplexity ignores failed writes and reports success."""
     real, cutting = llamacpp.find("llama-perplexity"), tmp_path / "llama-perplexity"
@@ -175,5 +175,5 @@ def test_predictions_cut_short_by_a_full_disk_are_not_kept(
     cutting.chmod(0o755)
     monkeypatch.setenv("LLAMA_CPP_BIN", str(tmp_path))
     with pytest.raises(ToolError, match=r"do not hold 124 predictions; is the disk full\?"):
-        evaluate.prepare_original(novels, text, SHORT)
+        evaluate.prepare_original(shallow, text, SHORT)
     assert not list((cache / "logits").glob("*.kld"))

@@ -52,11 +52,11 @@ def name_of(cell):
 
 
 @pytest.fixture
-def command(novels, calibration, text):
+def command(shallow, calibration, text):
     def made(folder, *more):
         options = ("--types", ",".join(TYPES), "--calibrate", calibration)
         options += ("--calibrate-tokens", 512, "--eval", text, "--chunks", 2, "--threads", 1)
-        return ("ladder", novels, "-o", folder, *options, *more)
+        return ("ladder", shallow, "-o", folder, *options, *more)
 
     return made
 
@@ -64,13 +64,13 @@ def command(novels, calibration, text):
 @pytest.mark.slow
 @pytest.mark.tools
 @pytest.mark.usefixtures("cache")
-def test_the_story_of_a_ladder(novels, text, calibration, tmp_path, monkeypatch, command):
+def test_the_story_of_a_ladder(shallow, text, calibration, tmp_path, monkeypatch, command):
     folder = tmp_path / "out"
     interrupt_after_one(monkeypatch)
     cut = run(*command(folder))
     assert cut.exit_code == 130
     assert "1 files are finished, and the same command goes on with the others" in cut.stderr
-    first = folder / "novels-5m-Q4_0.gguf"
+    first = folder / "shallow-2m-Q4_0.gguf"
     written = first.stat()
     assert not (folder / "README.md").exists()
 
@@ -78,11 +78,11 @@ def test_the_story_of_a_ladder(novels, text, calibration, tmp_path, monkeypatch,
     assert first.stat() == written  # kept, not made again
     card = (folder / "README.md").read_text()
     paths = [folder / file["file"] for file in result["files"]]
-    assert [p.name for p in paths] == [f"novels-5m-{type}.gguf" for type in TYPES]
+    assert [p.name for p in paths] == [f"shallow-2m-{type}.gguf" for type in TYPES]
     check_sums(folder)
-    check_table(card, paths, novels, text, result)
+    check_table(card, paths, shallow, text, result)
     check_advice(card, paths)
-    check_commands(card, folder, (novels, calibration, text), tmp_path, monkeypatch)
+    check_commands(card, folder, (shallow, calibration, text), tmp_path, monkeypatch)
 
     again = json.loads(succeeds(*command(folder, "--bench", "--rounds", 1), "--json"))
     assert again == result  # what was measured is not measured again
@@ -117,7 +117,7 @@ def check_table(card, paths, original, text, result):
     assert found[len(paths) :] == [["the original", *told]]
     assert f"on 2 chunks of 256 tokens of {text.name}" in card
     assert "calibrated on 512 tokens of novels-calib.txt" in card
-    assert "novels-5m-Q8_0" in (paths[0].parent / "front.svg").read_text()
+    assert "shallow-2m-Q8_0" in (paths[0].parent / "front.svg").read_text()
 
 
 def check_advice(card, paths):
