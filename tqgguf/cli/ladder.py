@@ -17,14 +17,14 @@ from tqgguf.cli import options as o
 from tqgguf.cli.application import app
 from tqgguf.cli.console import progress, say, say_json, say_table, say_written, warn
 from tqgguf.cli.front import draw_front
-from tqgguf.cli.hub import local_model
 from tqgguf.cli.ladder_options import Measured, Page, Wanted
+from tqgguf.cli.source import local_model, open_source
 from tqgguf.errors import TqggufError
 from tqgguf.llamacpp import Workload
 from tqgguf.machine.machine import Machine
 from tqgguf.machine.memory import readable_size
 from tqgguf.measure.eval import Original
-from tqgguf.models import Model, open_model
+from tqgguf.models import Model
 from tqgguf.models.download import hub_name
 from tqgguf.publishing import card, judge
 from tqgguf.publishing import ladder as making
@@ -65,7 +65,7 @@ def ladder_command(
     rungs = wanted.rungs()
     measured.check()
     page.check(asks=sys.stdin.isatty())
-    opened = _open(local_model(model, quiet=quiet), quiet=quiet)
+    opened = open_source(local_model(model, quiet=quiet), quiet=quiet)
     ladder = open_ladder(output, making.identity(opened, wanted.shared))
     check_card(ladder, force=page.force)
     work = _Work(ladder, opened, replace(machine, processes=True), quiet)
@@ -165,13 +165,6 @@ def _going_on(ladder: Ladder) -> Iterator[None]:
     except TqggufError as error:
         error.args = tuple(str(x).replace(_RESUME, "the same command does") for x in error.args)
         raise
-
-
-def _open(path: Path, *, quiet: bool) -> Model:
-    model = open_model(path)
-    for line in () if quiet else model.notes:
-        warn(f"note: {line}")
-    return model
 
 
 def _command(model: Path, ladder: Ladder, wanted: Wanted, measured: Measured, page: Page) -> str:

@@ -13,6 +13,7 @@ import typer
 
 from tqgguf.errors import PlanError
 from tqgguf.machine.machine import Machine
+from tqgguf.output.layout import Split
 from tqgguf.planning.plan import Options
 
 _SIZE = re.compile(r"(?P<number>\d+(\.\d+)?)\s*(?P<unit>|[KMGT]I?)B?", re.IGNORECASE)
@@ -99,13 +100,6 @@ SaveImatrix = Annotated[
     Path | None,
     _text(metavar="FILE", help="Write the importance matrix of the text that was used."),
 ]
-SplitMaxSize = Annotated[
-    Any,
-    _file(parser=byte_size, metavar="SIZE", help="Split the output into files of at most SIZE."),
-]
-SplitMaxTensors = Annotated[
-    int | None, _file(min=1, help="Split the output into files of at most N tensors.")
-]
 Resume = Annotated[bool, _file("--resume", help="Go on with what an interrupted run left.")]
 Force = Annotated[bool, _file("--force", help="Overwrite the output.")]
 _threads = _machine(min=1, help="Worker threads; one per core if unset.")
@@ -186,6 +180,17 @@ _SHOWN: dict[type, dict[str, Any]] = {
             min=1, metavar="N", help="Tokens of the text to use; all, up to 65536, if unset."
         ),
         "imatrix": _text(metavar="FILE", help="llama.cpp's importance matrix: weigh errors by it."),
+    },
+    Split: {
+        "max_size": _file(
+            "--split-max-size",
+            parser=byte_size,
+            metavar="SIZE",
+            help="Split the output into files of at most SIZE.",
+        ),
+        "max_tensors": _file(
+            "--split-max-tensors", min=1, help="Split the output into files of at most N tensors."
+        ),
     },
     Machine: {
         "threads": _threads,

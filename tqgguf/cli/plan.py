@@ -7,11 +7,11 @@ from typing import Any
 
 from tqgguf.cli import options as o
 from tqgguf.cli.application import app
-from tqgguf.cli.console import about, say, say_fact, say_json, say_table, warn
-from tqgguf.cli.hub import local_model
+from tqgguf.cli.console import about, say, say_fact, say_json, say_table
+from tqgguf.cli.source import local_model, open_source
 from tqgguf.machine.machine import Machine
 from tqgguf.machine.memory import readable_size
-from tqgguf.models import Model, open_model
+from tqgguf.models import Model
 from tqgguf.output.names import default_output
 from tqgguf.pipeline import Report
 from tqgguf.planning.choices import Prepared, is_quick, prepare
@@ -29,9 +29,7 @@ def plan_command(
 
     Example: tqgguf plan model-f16.gguf --type tq-q3
     """
-    opened = open_model(local_model(model), vocab_from=vocab_from)
-    say_notes(opened)
-    show_plan(opened, options, None, json=json)
+    show_plan(open_source(local_model(model), vocab_from), options, None, json=json)
 
 
 def show_plan(
@@ -45,12 +43,6 @@ def show_plan(
     if quiet and not json:
         return
     _say(prepared, output or default_output(model.path, prepared.plan.recipe.name), json=json)
-
-
-def say_notes(model: Model) -> None:
-    """What reading a model left out or took from elsewhere."""
-    for line in model.notes:
-        warn(f"note: {line}")
 
 
 def say_decisions(prepared: Prepared, machine: Machine) -> None:

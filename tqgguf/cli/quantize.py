@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import typer
@@ -23,13 +23,13 @@ from tqgguf.cli.console import (
     say_written,
     warn,
 )
-from tqgguf.cli.hub import local_model
-from tqgguf.cli.plan import document, say_decisions, say_notes, show_plan
+from tqgguf.cli.plan import document, say_decisions, show_plan
+from tqgguf.cli.source import Folder, local_model, open_source
 from tqgguf.errors import TqggufError
-from tqgguf.llamacpp.converter import Conversion, discard, open_any
+from tqgguf.llamacpp.converter import discard
 from tqgguf.machine.machine import Machine
 from tqgguf.machine.memory import readable_size
-from tqgguf.models import Model, model_files, open_model
+from tqgguf.models import model_files
 from tqgguf.output.layout import Split
 from tqgguf.output.names import default_output
 from tqgguf.pipeline import Report
@@ -48,6 +48,15 @@ _BUILTIN_SHAPE = (32, 512)  # about the built-in text, in most vocabularies
 _SLOWEST = 5  # tensors that --verbose names in the end
 
 
+@dataclass(frozen=True)
+class Shown:
+    """What is printed."""
+
+    json: o.Json = False
+    quiet: o.Quiet = False
+    verbose: o.Verbose = False
+
+
 @app.command("quantize")
 @o.spread
 def quantize_command(
@@ -56,36 +65,26 @@ def quantize_command(
     options: Options,
     save_imatrix: o.SaveImatrix = None,
     output: o.OutputFile = None,
-    vocab_from: o.VocabFrom = None,
-    converter: o.Converter = None,
-    converter_python: o.ConverterPython = None,
-    split_max_size: o.SplitMaxSize = None,
-    split_max_tensors: o.SplitMaxTensors = None,
+    folder: Folder,
+    split: Split,
     resume: o.Resume = False,
     force: o.Force = False,
     machine: Machine,
     dry_run: o.DryRun = False,
-    json: o.Json = False,
-    quiet: o.Quiet = False,
-    verbose: o.Verbose = False,
+    shown: Shown,
 ) -> None:
     """Rotate and quantize a model into a GGUF file that stock llama.cpp runs.
 
     Example: tqgguf quantize model-f16.gguf --type tq-q4
     """
-    if save_imatrix is not None and effort_of(options) == "fast":
-        raise typer.BadParameter("--save-imatrix needs a text; leave out --effort fast")
-    model = local_model(model, quiet=quiet)
-    split = Split(split_max_size, split_max_tensors)
-    place = output or default_output(model, recipe(options.type).name)
-    through = Conversion(place, converter, converter_python, resume=resume, force=resume or force)
-    opened = _open(model, vocab_from, None if dry_run else through, quiet=quiet)
+    others = _others(save_imatrix, options, goes_on=resume and not force)
+    model = local_model(model, quiet=shown.quiet)
     if dry_run:
-        show_plan(opened, options, output, json=json, quiet=quiet)
+        opened = open_source(model, folder.vocab_from, quiet=shown.quiet)
+        show_plan(opened, options, output, json=shown.json, quiet=shown.quiet)
         return
-    others = {} if save_imatrix is None else {"--save-imatrix": save_imatrix}
-    if resume and not force and save_imatrix is not None and save_imatrix.is_file():
-        read_imatrix(save_imatrix)  # a resumed run may find the one it wrote, and nothing else
+    place = output or default_output(model, recipe(options.type).name)
+    opened = folder.open(model, place, resume=resume, force=resume or force, quiet=shown.quiet)
     job = decide(
         *(opened, options, place),
         machine=replace(machine, processes=True),
@@ -93,46 +92,46 @@ def quantize_command(
         resume=resume,
         force=force,
         others=others,
-        inputs=[model, *([vocab_from] if vocab_from else [])],
+        inputs=[model, *([folder.vocab_from] if folder.vocab_from else [])],
     )
     if save_imatrix is not None:
-        found = take_statistics(opened, job.prepared.inputs, machine)
-        write_imatrix(save_imatrix, found)
-    if not quiet:
-        _warn(job.plan, job.split)
-    if not (quiet or json):
-        say_decisions(job.prepared, job.machine)
-    _run(job, json=json, quiet=quiet, verbose=verbose)
+        write_imatrix(save_imatrix, take_statistics(opened, job.prepared.inputs, machine))
+    _run(job, shown)
     discard(opened, place)
 
 
-def _open(path: Path, vocab_from: Path | None, through: Conversion | None, *, quiet: bool) -> Model:
-    if through is None:
-        model = open_model(path, vocab_from=vocab_from)
-    else:
-        model = open_any(path, through, vocab_from=vocab_from)
+def _others(save_imatrix: Path | None, options: Options, *, goes_on: bool) -> dict[str, Path]:
+    """What is written besides the output, by its option; looked at before any work."""
+    if save_imatrix is None:
+        return {}
+    if effort_of(options) == "fast":
+        raise typer.BadParameter("--save-imatrix needs a text; leave out --effort fast")
+    if goes_on and save_imatrix.is_file():
+        read_imatrix(save_imatrix)  # a resumed run may find the one it wrote, and nothing else
+    return {"--save-imatrix": save_imatrix}
+
+
+def _run(job: Job, shown: Shown) -> None:
+    plan, files, quiet = job.plan, job.files, shown.quiet
     if not quiet:
-        say_notes(model)
-    return model
-
-
-def _run(job: Job, *, json: bool, quiet: bool, verbose: bool) -> None:
-    plan, files = job.plan, job.files
+        _warn(plan, job.split)
+    if not (quiet or shown.json):
+        say_decisions(job.prepared, job.machine)
     began = time.perf_counter()
     calibrated, reports = _calibrate(job, quiet=quiet), []
     with progress(plan.n_bytes, files[0].name, quiet=quiet) as bar:
         for report in job.write(calibrated, advance=bar.update):
             reports.append(report)
-            if verbose:
+            if shown.verbose:
                 bar.note(f"[{len(reports)}/{len(plan.tensors)}] {_line(report)}")
     seconds = time.perf_counter() - began
     say_written()
-    if json:
+    if shown.json:
         say_json(document(job.prepared, files, _bytes(files), reports) | {"seconds": seconds})
     elif not reports and not quiet:
         warn(f"{files[0]}: finished already; --force makes it again")
     elif not quiet:
-        _say_summary(job, reports, seconds, slowest=_SLOWEST if verbose else 0)
+        _say_summary(job, reports, seconds, slowest=_SLOWEST if shown.verbose else 0)
 
 
 def _calibrate(job: Job, *, quiet: bool) -> Calibrated:
