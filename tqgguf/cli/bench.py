@@ -24,10 +24,11 @@ from tqgguf.measure.eval import open_gguf
 
 
 @app.command("bench")
+@o.spread
 def bench_command(
+    *,
     models: Annotated[list[Path], typer.Argument(metavar="MODEL...", help="GGUF files.")],
-    baselines: m.Baselines = "",
-    types: m.Types = "",
+    added: m.Added,
     rounds: m.Rounds = 5,
     prompt: Annotated[int, typer.Option("--n-prompt", "-p", min=0, help="Prompt tokens.")] = 128,
     generate: Annotated[int, typer.Option("--n-gen", "-n", min=0, help="Decoded tokens.")] = 64,
@@ -50,7 +51,7 @@ def bench_command(
     for model in models:
         open_gguf(model)
     llamacpp.find("llama-bench")  # before any file is made
-    made = m.make_files(models[0], baselines, types, threads=threads, quiet=quiet)
+    made = added.make(models[0], threads=threads, quiet=quiet)
     files = list(dict.fromkeys([*models, *made]))
     workload = Workload(prompt, generate, threads, gpu_layers)
     rows = benchmark.tabulate(m.run_rounds(files, workload, rounds=rounds, quiet=quiet))

@@ -1,7 +1,7 @@
 """`tqgguf eval`: which of these files should I ship?"""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,26 +19,35 @@ from tqgguf.llamacpp import Settings, Speed, Workload
 from tqgguf.measure import eval as evaluate
 from tqgguf.measure.eval import Original, QualityRow
 
-_ROUNDS = 3
+
+@dataclass(frozen=True)
+class Measured(m.Measuring):
+    """How the text is read, whether speed is measured, and with how much of the machine."""
+
+    context: m.Context = None
+    chunks: m.Chunks = None
+    bench: m.Bench = False
+    rounds: m.Rounds = m.ROUNDS
+    threads: o.Threads = None
+    gpu_layers: m.GpuLayers = None
+
+    @property
+    def workload(self) -> Workload:
+        """What llama-bench does."""
+        return Workload(threads=self.threads, gpu_layers=self.gpu_layers)
 
 
 @app.command("eval")
+@o.spread
 def eval_command(
+    *,
     original: Annotated[Path, typer.Argument(help="The model before quantization, a .gguf file.")],
     text: Annotated[Path, typer.Option(help="Held-out text to predict.")],
     models: Annotated[
         list[Path] | None, typer.Argument(metavar="QUANT...", help="Quantized files.")
     ] = None,
-    baselines: m.Baselines = "",
-    types: m.Types = "",
-    context: Annotated[
-        int | None, typer.Option("--ctx", min=8, help="Tokens a chunk; 512 or the model's.")
-    ] = None,
-    chunks: Annotated[int | None, typer.Option(min=1, help="Read only so many chunks.")] = None,
-    bench: Annotated[bool, typer.Option("--bench", help="Measure the speed too.")] = False,
-    rounds: m.Rounds = _ROUNDS,
-    threads: o.Threads = None,
-    gpu_layers: m.GpuLayers = None,
+    added: m.Added,
+    measured: Measured,
     json: o.Json = False,
     markdown: o.Markdown = False,
     plot: m.Plot = None,
@@ -53,18 +62,16 @@ def eval_command(
     """
     check_plot(plot, inputs=[original, text, *(models or [])], force=force)
     evaluate.check_files([original, *(models or [])], text)
-    if not (models or m.names(baselines) or m.names(types)):
+    if not (models or added):
         raise typer.BadParameter("no file to compare: give some, or --baselines, or --types")
-    if rounds != _ROUNDS and not bench:
-        raise typer.BadParameter("--rounds counts those of --bench; add that")
+    measured.check_rounds()
     llamacpp.find("llama-perplexity")  # before any file is made
-    settings = Settings(context or evaluate.default_context(original), chunks, threads, gpu_layers)
-    made = m.make_files(original, baselines, types, threads=threads, quiet=quiet)
+    settings = measured.settings(original, measured.threads, measured.gpu_layers)
+    made = added.make(original, threads=measured.threads, quiet=quiet)
     files = list(dict.fromkeys([*(models or []), *made]))
     base, rows = _measure(original, files, text, settings, quiet=quiet)
-    if bench:
-        workload = Workload(threads=threads, gpu_layers=gpu_layers)
-        base, rows = _with_speed(base, rows, workload, rounds=rounds, quiet=quiet)
+    if measured.bench:
+        base, rows = _with_speed(base, rows, measured, quiet=quiet)
     rows = evaluate.mark_pareto(rows)
     if plot:
         draw_front(rows, plot)
@@ -88,14 +95,14 @@ def _measure(
 
 
 def _with_speed(
-    base: Original, rows: Sequence[QualityRow], workload: Workload, *, rounds: int, quiet: bool
+    base: Original, rows: Sequence[QualityRow], measured: Measured, *, quiet: bool
 ) -> tuple[Original, list[QualityRow]]:
     paths = [Path(base.model), *(Path(row.model) for row in rows)]
-    samples = m.run_rounds(paths, workload, rounds=rounds, quiet=quiet)
+    samples = m.run_rounds(paths, measured.workload, rounds=measured.rounds, quiet=quiet)
     speeds = {speed.model: speed for speed in llamacpp.summarize(samples)}
-    measured = [evaluate.with_speed(row, speeds[row.model]) for row in rows]
+    timed = [evaluate.with_speed(row, speeds[row.model]) for row in rows]
     own: Speed = speeds[base.model]
-    return replace(base, pp=own.pp, tg=own.tg), measured
+    return replace(base, pp=own.pp, tg=own.tg), timed
 
 
 def _document(base: Original, rows: Sequence[QualityRow]) -> dict[str, Any]:
