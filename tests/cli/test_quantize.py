@@ -7,6 +7,7 @@ import shlex
 import subprocess
 import sys
 from dataclasses import fields, replace
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -72,6 +73,19 @@ def test_plan_and_dry_run_write_nothing_and_agree(shallow, tmp_path):
     )
     assert [t["type"] for t in done["tensors"]] == [t["type"] for t in plan["tensors"]]
     assert done["bpw"] == plan["bpw"]
+
+
+def test_a_dry_run_names_the_shards_and_what_it_does_not_write(novels, tmp_path):
+    arguments = ("quantize", novels, "-t", "q8_0", "--rotate", "none", "--dry-run")
+    arguments += ("-o", tmp_path / "q.gguf", "--split-max-tensors", "20")
+    imatrix = tmp_path / "i.imatrix"
+    result = run(*arguments, "--save-imatrix", imatrix, "--json")
+    assert f"note: --save-imatrix {imatrix}: nothing is written by --dry-run" in result.stderr
+    planned = json.loads(result.stdout)["files"]
+    assert [Path(f).name for f in planned] == [f"q-0000{i}-of-00003.gguf" for i in (1, 2, 3)]
+    assert list(tmp_path.iterdir()) == []
+    written = run(*(a for a in arguments if a != "--dry-run"), "--effort", "fast", "--json").stdout
+    assert json.loads(written)["files"] == planned
 
 
 @pytest.mark.parametrize("command", ["plan", "quantize"])
@@ -171,6 +185,7 @@ def test_an_importance_matrix_is_no_model(novels, tmp_path):
     fails("plan", matrix, says="and this with --imatrix")
     assert "llama-cli" not in run("inspect", matrix).stdout
     assert run("inspect", novels, "--tensors", "--ctx", 9).exit_code == 2  # it would have no effect
+    assert run("inspect", novels, "--ctx", 2**31).exit_code == 2  # more than llama.cpp's -c holds
     assert not (tmp_path / "q.gguf").exists()
 
 

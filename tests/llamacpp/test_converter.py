@@ -178,3 +178,29 @@ def test_an_interrupted_run_goes_on_without_converting_again(folder, program, mo
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder.parent / "cache"))
     path.write_text("raise SystemExit('ran again')")
     assert "ran again" not in run(folder, "--converter", path, "--resume", "--rotate", "none")
+
+
+def test_a_ladder_takes_what_the_converter_makes(folder, program):
+    """The files are called after the folder, the converter's goes, and the command goes on."""
+    out, options = (
+        folder.parent / "out",
+        ("--types", "q8_0", "--effort", "fast", "--rotate", "none"),
+    )
+    ladder = [str(a) for a in ("ladder", folder, "-o", out, *options)]
+    made = [*ladder, "--converter", str(program(COPIES))]
+    for _ in range(2):
+        result = CliRunner().invoke(app, [*made, "--quiet"])
+        assert result.exit_code == 0, (result.output, result.exception)
+        assert [p.name for p in out.glob("*.gguf")] == ["model-Q8_0.gguf"]
+        assert not [p for p in folder.parent.iterdir() if "bf16" in p.name]
+    assert "--converter convert_hf_to_gguf.py" in (out / "README.md").read_text()
+
+
+def test_a_ladder_is_of_one_tokenizer(tmp_path):
+    folder, out = write_folder(tmp_path / "model"), tmp_path / "out"
+    options = ("--types", "q8_0", "--effort", "fast", "--rotate", "none", "--quiet")
+    ladder = [str(a) for a in ("ladder", folder, "-o", out, *options)]
+    assert CliRunner().invoke(app, [*ladder, "--vocab-from", OURS]).exit_code == 0
+    refused = CliRunner().invoke(app, ladder)
+    assert refused.exit_code == 1
+    assert "holds another ladder: tokenizer was " in refused.output

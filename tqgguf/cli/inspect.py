@@ -20,13 +20,15 @@ from tqgguf.rotation.rotation import PREFIX
 from tqgguf.rotation.words import in_words
 
 _LONGEST = 8  # values of an array that are shown
+_MOST_TOKENS = 2**31 - 1  # llama.cpp's -c is a 32-bit number
 
 
 @app.command()
 def inspect(
     model: Annotated[Path, typer.Argument(help="A .gguf file, its first shard, or a folder.")],
     context: Annotated[
-        int | None, typer.Option("--ctx", min=1, help="Tokens to tell the memory for; 4096.")
+        int | None,
+        typer.Option("--ctx", min=1, max=_MOST_TOKENS, help="Tokens to tell the memory for; 4096."),
     ] = None,
     tensors: Annotated[bool, typer.Option("--tensors", help="List the tensors.")] = False,
     header: Annotated[bool, typer.Option("--header", help="List the metadata.")] = False,

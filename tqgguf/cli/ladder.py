@@ -18,9 +18,10 @@ from tqgguf.cli.application import app
 from tqgguf.cli.console import progress, say, say_json, say_table, say_written, warn
 from tqgguf.cli.front import draw_front
 from tqgguf.cli.ladder_options import Measured, Page, Wanted
-from tqgguf.cli.source import local_model, open_source
+from tqgguf.cli.source import Folder, local_model
 from tqgguf.errors import TqggufError
 from tqgguf.llamacpp import Workload
+from tqgguf.llamacpp.converter import discard
 from tqgguf.machine.machine import Machine
 from tqgguf.machine.memory import readable_size
 from tqgguf.measure.eval import Original
@@ -50,6 +51,7 @@ def ladder_command(
     model: o.Model,
     output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="The folder.")],
     wanted: Wanted,
+    folder: Folder,
     measured: Measured,
     page: Page,
     machine: Machine,
@@ -65,17 +67,19 @@ def ladder_command(
     rungs = wanted.rungs()
     measured.check()
     page.check(asks=sys.stdin.isatty())
-    opened = open_source(local_model(model, quiet=quiet), quiet=quiet)
-    ladder = open_ladder(output, making.identity(opened, wanted.shared))
+    source = local_model(model, quiet=quiet)
+    opened = folder.open(source, output, resume=True, force=True, quiet=quiet)
+    ladder = open_ladder(output, making.identity(opened, wanted.shared, folder.vocab_from))
     check_card(ladder, force=page.force)
     work = _Work(ladder, opened, replace(machine, processes=True), quiet)
     with _going_on(ladder):
         base = work.look_at_original(measured)
         work.make(rungs)
         work.measure(base, measured)
-    words = _words(opened, model, page, _command(model, ladder, wanted, measured, page))
+    words = _words(opened, model, page, _command(model, ladder, wanted, folder, measured, page))
     _write_page(ladder, opened, words)
     say_written()
+    discard(opened)
     commit = _send(ladder, page, quiet=quiet)
     if json:
         say_json(_document(ladder) | {"commit": commit})
@@ -167,7 +171,9 @@ def _going_on(ladder: Ladder) -> Iterator[None]:
         raise
 
 
-def _command(model: Path, ladder: Ladder, wanted: Wanted, measured: Measured, page: Page) -> str:
+def _command(
+    model: Path, ladder: Ladder, wanted: Wanted, folder: Folder, measured: Measured, page: Page
+) -> str:
     """The command that makes all that is there; of files the names alone."""
     files = ladder.files.values()
     plain, sizes = ([f.asked for f in files if f.is_sized is sized] for sized in (False, True))
@@ -180,6 +186,8 @@ def _command(model: Path, ladder: Ladder, wanted: Wanted, measured: Measured, pa
         "--calibrate-tokens": wanted.calibrate_tokens,
         "--imatrix": wanted.imatrix and wanted.imatrix.name,
         "--rotate": wanted.rotate if wanted.rotate != "auto" else None,
+        "--vocab-from": folder.vocab_from and folder.vocab_from.name,
+        "--converter": folder.converter and folder.converter.name,
         "--eval": measured.text and measured.text.name,
         "--ctx": measured.context,
         "--chunks": measured.chunks,

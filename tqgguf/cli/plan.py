@@ -1,22 +1,24 @@
 """`tqgguf plan`: what `quantize` decides, and how both tell it."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tqgguf.cli import options as o
 from tqgguf.cli.application import app
-from tqgguf.cli.console import about, say, say_fact, say_json, say_table
+from tqgguf.cli.console import about, say, say_fact, say_json, say_table, warn
 from tqgguf.cli.source import local_model, open_source
 from tqgguf.machine.machine import Machine
 from tqgguf.machine.memory import readable_size
 from tqgguf.models import Model
+from tqgguf.output.layout import Split
 from tqgguf.output.names import default_output
-from tqgguf.pipeline import Report
+from tqgguf.pipeline import Report, output_files
 from tqgguf.planning.choices import Prepared, is_quick, prepare
 from tqgguf.planning.duration import writing_seconds
-from tqgguf.planning.plan import Options, PlannedTensor
+from tqgguf.planning.plan import Options, Plan, PlannedTensor
 from tqgguf.rotation.steps import Step
 
 
@@ -29,20 +31,56 @@ def plan_command(
 
     Example: tqgguf plan model-f16.gguf --type tq-q3
     """
-    show_plan(open_source(local_model(model), vocab_from), options, None, json=json)
+    opened = open_source(local_model(model), vocab_from)
+    show_plan(opened, options, Machine(), Target(), json=json)
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where a plan's output would go; others: files besides, by the options that name them."""
+
+    output: Path | None = None
+    split: Split = Split()
+    others: Mapping[str, Path] = field(default_factory=dict)
+
+    def files(self, prepared: Prepared) -> list[Path]:
+        """The files in order."""
+        path = self.output or default_output(prepared.model.path, prepared.plan.recipe.name)
+        return output_files(prepared.model, prepared.plan, path, self.split)
 
 
 def show_plan(
-    model: Model, options: Options, output: Path | None, *, json: bool, quiet: bool = False
+    model: Model,
+    options: Options,
+    machine: Machine,
+    target: Target,
+    *,
+    json: bool,
+    quiet: bool = False,
 ) -> None:
     """What quantize would decide; of a large model, as much as its header tells.
 
     quiet: only whether it would be refused.
     """
-    prepared = prepare(model, options, measure=is_quick(model))
-    if quiet and not json:
-        return
-    _say(prepared, output or default_output(model.path, prepared.plan.recipe.name), json=json)
+    prepared = prepare(model, options, machine, measure=is_quick(model))
+    if not quiet:
+        for option, path in target.others.items():
+            warn(f"note: {option} {path}: nothing is written by --dry-run")
+        warn_of_size(prepared.plan, target.split)
+    if json:
+        say_json(document(prepared, target.files(prepared), prepared.plan.n_bytes, []))
+    elif not quiet:
+        _say(prepared, machine, target.files(prepared))
+
+
+def warn_of_size(plan: Plan, split: Split) -> None:
+    """A tensor that is larger than its file should be."""
+    largest = max(plan.tensors, key=lambda t: t.n_bytes)
+    if split.max_size is not None and largest.n_bytes > split.max_size:
+        warn(
+            f"warning: {largest.name} takes {largest.n_bytes:,} bytes, more than --split-max-size "
+            f"{split.max_size:,}: its file is larger"
+        )
 
 
 def say_decisions(prepared: Prepared, machine: Machine) -> None:
@@ -64,11 +102,8 @@ def say_decisions(prepared: Prepared, machine: Machine) -> None:
         say_fact(label, line)
 
 
-def _say(prepared: Prepared, path: Path, *, json: bool) -> None:
+def _say(prepared: Prepared, machine: Machine, files: Sequence[Path]) -> None:
     plan = prepared.plan
-    if json:
-        say_json(document(prepared, [path], plan.n_bytes, []))
-        return
     rows = [
         [
             t.name,
@@ -84,10 +119,11 @@ def _say(prepared: Prepared, path: Path, *, json: bool) -> None:
     ]
     columns = ["tensor", "shape", "from", "to", "bytes", "input side", "output side", "why"]
     say_table(columns, rows)
-    say_decisions(prepared, Machine())
+    say_decisions(prepared, machine)
     for line in plan.idle:
         say(line)
-    say_fact("file", path.name)
+    for file in files:
+        say_fact("file", file.name)
 
 
 def _steps(steps: tuple[Step, ...]) -> str:

@@ -23,7 +23,7 @@ from tqgguf.cli.console import (
     say_written,
     warn,
 )
-from tqgguf.cli.plan import document, say_decisions, show_plan
+from tqgguf.cli.plan import Target, document, say_decisions, show_plan, warn_of_size
 from tqgguf.cli.source import Folder, local_model, open_source
 from tqgguf.errors import TqggufError
 from tqgguf.llamacpp.converter import discard
@@ -81,7 +81,8 @@ def quantize_command(
     model = local_model(model, quiet=shown.quiet)
     if dry_run:
         opened = open_source(model, folder.vocab_from, quiet=shown.quiet)
-        show_plan(opened, options, output, json=shown.json, quiet=shown.quiet)
+        target = Target(output, split, others)
+        show_plan(opened, options, machine, target, json=shown.json, quiet=shown.quiet)
         return
     place = output or default_output(model, recipe(options.type).name)
     opened = folder.open(model, place, resume=resume, force=resume or force, quiet=shown.quiet)
@@ -97,7 +98,7 @@ def quantize_command(
     if save_imatrix is not None:
         write_imatrix(save_imatrix, take_statistics(opened, job.prepared.inputs, machine))
     _run(job, shown)
-    discard(opened, place)
+    discard(opened)
 
 
 def _others(save_imatrix: Path | None, options: Options, *, goes_on: bool) -> dict[str, Path]:
@@ -159,12 +160,7 @@ def _line(report: Report) -> str:
 
 def _warn(plan: Plan, split: Split) -> None:
     """Options that change nothing, and one line for each kind of fallback."""
-    largest = max(plan.tensors, key=lambda t: t.n_bytes)
-    if split.max_size is not None and largest.n_bytes > split.max_size:
-        warn(
-            f"warning: {largest.name} takes {largest.n_bytes:,} bytes, more than --split-max-size "
-            f"{split.max_size:,}: its file is larger"
-        )
+    warn_of_size(plan, split)
     for line in plan.idle:
         warn(f"warning: {line}")
     kinds: dict[tuple[str, str], list[str]] = {}

@@ -62,11 +62,13 @@ def open_any(path: Path, conversion: Conversion, *, vocab_from: Path | None = No
         converter = find_converter(conversion.converter)
         if converter is None or (not error.official and conversion.converter is None):
             raise
-        return _through(converter, path, error.name, conversion)
-    if conversion.converter is None:
-        return model
-    unused = f"{path}: converted natively, so --converter is not used"
-    return replace(model, notes=(*model.notes, unused))
+        made = _through(converter, path, error.name, conversion)
+        own = f"{path}: the tokenizer is the converter's, so --vocab-from is not used"
+        return made if vocab_from is None else replace(made, notes=(*made.notes, own))
+    given = {"--converter": conversion.converter, "--converter-python": conversion.python}
+    unused = " and ".join(option for option, value in given.items() if value is not None)
+    line = f"{path}: converted natively, so {unused} is not used"
+    return replace(model, notes=(*model.notes, line)) if unused else model
 
 
 def temporary(folder: Path, output: Path) -> Path:
@@ -76,9 +78,9 @@ def temporary(folder: Path, output: Path) -> Path:
     return output.with_name(f"{output.stem}.bf16-{key}.gguf")
 
 
-def discard(model: Model, output: Path) -> None:
+def discard(model: Model) -> None:
     """Delete the converter's file once the output is whole; other models are left alone."""
-    if model.path.name.startswith(f"{output.stem}.bf16-") and model.path.parent == output.parent:
+    if model.converted_from is not None:
         model.path.unlink(missing_ok=True)
 
 
@@ -97,7 +99,7 @@ def _through(converter: Path, path: Path, name: str, conversion: Conversion) -> 
     except ToolError as error:
         raise ToolError(f"{path}: {name} cannot be converted natively, and {error}") from None
     note = f"{path}: {name} has no row of ours; llama.cpp's converter made {made} of it"
-    return replace(model, notes=(note,))
+    return replace(model, notes=(note,), converted_from=path)
 
 
 def _sound(converter: Path, made: Path) -> Model:

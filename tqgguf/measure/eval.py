@@ -25,7 +25,7 @@ from tqgguf.output.whole import whole_file
 
 NOISE = 1e-3  # at or below this maximum, 16-bit codes blur llama-perplexity's own divergence
 KEPT_BYTES = 8 << 30  # predictions kept for later runs; the least recently used go first
-LONGEST_CONTEXT = 512
+DEFAULT_CONTEXT = 512
 QUALITY = ("ppl", "kld_mean", "kld_p999", "kld_max", "same_top")
 
 
@@ -76,8 +76,8 @@ def evaluate(
 
 def default_context(path: Path) -> int:
     """Tokens per chunk: 512, or the model's own context where that is shorter."""
-    length = open_gguf(path).get("{arch}.context_length", LONGEST_CONTEXT)
-    return min(LONGEST_CONTEXT, int(length))
+    length = open_gguf(path).get("{arch}.context_length", DEFAULT_CONTEXT)
+    return min(DEFAULT_CONTEXT, int(length))
 
 
 def check_files(models: Sequence[Path], text: Path) -> None:

@@ -123,13 +123,20 @@ class Tensor:
 class Model:
     """Metadata and tensors of a model, in file order.
 
-    notes: what reading it left out or took from elsewhere, a line each.
+    notes: what reading it left out or took from elsewhere, a line each. converted_from: the folder
+    of which another program made the file at `path`.
     """
 
     path: Path
     metadata: Mapping[str, Value]
     tensors: Mapping[str, Tensor]
     notes: tuple[str, ...] = ()
+    converted_from: Path | None = None
+
+    @property
+    def origin(self) -> Path:
+        """What the user gave, after which outputs are named."""
+        return self.converted_from or self.path
 
     @property
     def n_bytes(self) -> int:

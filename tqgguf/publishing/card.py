@@ -43,7 +43,7 @@ def base_model(model: Model) -> str | None:
 
     general.base_model is not it: that is what the model was trained from.
     """
-    repository = cached_repository(model.path)
+    repository = cached_repository(model.origin)
     if repository is not None:
         return "/".join(filter(None, repository))
     told = next((str(model.get(key)) for key in _SOURCES if model.get(key)), "")
@@ -53,7 +53,7 @@ def base_model(model: Model) -> str | None:
 
 def model_name(model: Model) -> str:
     """What the model calls itself, or its file's name."""
-    return str(model.get("general.name") or display_name(model.path))
+    return str(model.get("general.name") or display_name(model.origin))
 
 
 def render(ladder: Ladder, model: Model, words: Words) -> str:

@@ -29,7 +29,8 @@ def original_gguf(model: Model, machine: Machine) -> Path:
     if model.path.suffix == ".gguf":
         return model.path
     type = _usual_type(model)
-    key = content_key(model_files(model.path))
+    said = sorted((name, value.raw) for name, value in model.metadata.items())
+    key = content_key(model_files(model.path), said)
     folder = user_cache() / "originals" / key
     path = folder / default_output(model.path, type).name
     if not path.is_file():

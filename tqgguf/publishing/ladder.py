@@ -60,8 +60,9 @@ def rungs(types: Sequence[str], sizes: Sequence[tuple[str, int]], shared: Option
     return [Rung(asked, options) for asked, options in found.items()]
 
 
-def identity(model: Model, options: Options) -> dict[str, str]:
+def identity(model: Model, options: Options, vocab_from: Path | None = None) -> dict[str, str]:
     """What the files of one ladder have in common, whatever their sizes."""
+    tokenizer = {"tokenizer": content_key([vocab_from])} if vocab_from else {}
     given = options.calibrate
     is_file = given is not None and str(given) != SELF
     text = content_key([given]) if given is not None and is_file else str(given or "built in")
@@ -73,6 +74,7 @@ def identity(model: Model, options: Options) -> dict[str, str]:
         "imatrix": content_key([options.imatrix]) if options.imatrix else "none",
         "tokens": str(options.calibrate_tokens or "as many as usual"),
         "rotate": options.rotate,
+        **tokenizer,
     }
 
 
@@ -128,7 +130,7 @@ def decide_all(
     taken = {f.file: f.asked for f in ladder.files.values()}
     for rung in wanted:
         prepared = prepare(model, rung.options, machine)
-        name = default_output(model.path, prepared.plan.recipe.name).name
+        name = default_output(model.origin, prepared.plan.recipe.name).name
         if taken.setdefault(name, rung.asked) != rung.asked:
             raise PlanError(
                 f"{ladder.folder / name}: would be made for {taken[name]} and for {rung.asked}; "
@@ -208,7 +210,7 @@ def write_importance(ladder: Ladder, job: Job) -> None:
         return
     if job.prepared.inputs.text is None:
         return
-    path = ladder.folder / default_output(job.model.path, "imatrix").name
+    path = ladder.folder / default_output(job.model.origin, "imatrix").name
     write_imatrix(path, take_statistics(job.model, job.prepared.inputs, job.machine))
     ladder.imatrix = {"file": path.name, "sha256": checksum(path)}
     ladder.save()
