@@ -27,7 +27,7 @@ from tqgguf.models.roles import layer_prefix, role
 from tqgguf.network import forward
 from tqgguf.network.forward import Tokens
 from tqgguf.network.ops import Array, log_softmax
-from tqgguf.planning.allocation import candidates
+from tqgguf.planning.allocation import fitting_types
 from tqgguf.planning.matrices import is_matrix
 from tqgguf.planning.rounding import measure_errors
 from tqgguf.rotation.ends import EMBEDDING, HEAD
@@ -69,7 +69,7 @@ def main() -> None:
 def print_types(model: Model, energies: Imatrix, threads: int | None) -> None:
     """The mean relative error of each role's outputs by type."""
     for name, tensors in groups(model):
-        types = dict.fromkeys(tensors, candidates(model.tensors[tensors[0]].n_in))
+        types = dict.fromkeys(tensors, fitting_types(model.tensors[tensors[0]].n_in))
         found = measure_errors(model, types, energies.importance, threads=threads).values()
         means = {t: np.mean([e.by_type[t] for e in found]) for t in types[tensors[0]]}
         print(f"{name}: " + ", ".join(f"{t} {error:.5f}" for t, error in means.items()), flush=True)

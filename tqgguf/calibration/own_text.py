@@ -15,7 +15,7 @@ from tqgguf.machine.content import content_key
 from tqgguf.models import Model, model_files
 
 OWN = "a text of the model's own"
-DEFAULT_TOKENS = 1 << 14  # llama.cpp writes a few dozen a second of a model of 7 B weights
+WRITTEN_TOKENS = 1 << 14  # llama.cpp writes a few dozen a second of a model of 7 B weights
 _PASSAGE = 512  # tokens
 _SPACES = ("\u0120", "\u2581")  # how vocabularies spell the space before a word
 _VERSION = 1  # of what is kept
@@ -32,7 +32,7 @@ def own_text(model: Model, *, tokens: int | None = None, threads: int | None = N
             f"{model.path}: --calibrate self has llama.cpp write the text, which reads GGUF files "
             "alone; make one first: tqgguf quantize MODEL --type f16 --rotate none"
         )
-    count = -(-(tokens or DEFAULT_TOKENS) // _PASSAGE)
+    count = -(-(tokens or WRITTEN_TOKENS) // _PASSAGE)
     starts = _starts(model, count)
     key = content_key(model_files(model.path), _VERSION, starts)
 

@@ -17,7 +17,7 @@ from tqgguf.network.ops import Array
 from tqgguf.rotation.ends import HEAD
 
 _CHUNK = 256  # tokens at a time: enough for a matrix product, few enough for all threads
-Energies = dict[str, tuple[F32, F32]]  # matrix -> sums (n_mat, n_in), counts (n_mat,)
+EnergySums = dict[str, tuple[F32, F32]]  # matrix -> sums (n_mat, n_in), counts (n_mat,)
 
 
 def input_energies(
@@ -41,7 +41,7 @@ def input_energies(
         for at in range(0, len(tokens), per_chunk)
     ]
     threads = (threads or default_threads()) if device.is_cpu else 1
-    total: Energies = {}
+    total: EnergySums = {}
     for index, weights in enumerate(forward.layers(model, ctx.graph, put=device.put)):
         work = partial(_through, weights, ctx, index)
         results = list(map_in_order(work, states, threads=threads))
@@ -55,9 +55,9 @@ def input_energies(
     return Imatrix(sums, counts, basis, (dataset,), tokens.shape[1])
 
 
-def _through(weights: Weights, ctx: Context, index: int, x: Array) -> tuple[Array, Energies]:
+def _through(weights: Weights, ctx: Context, index: int, x: Array) -> tuple[Array, EnergySums]:
     """Run a layer and sum up what each of its matrices is given."""
-    generator, energies = forward.layer(x, weights, ctx, index), Energies()
+    generator, energies = forward.layer(x, weights, ctx, index), EnergySums()
     while True:
         try:
             step = next(generator)
@@ -74,7 +74,7 @@ def _energy(inputs: tuple[Array, ...]) -> tuple[F32, F32]:
     return np.stack(sums).astype(np.float32), np.array(counts, np.float32)
 
 
-def _add(total: Energies, more: Energies) -> None:
+def _add(total: EnergySums, more: EnergySums) -> None:
     for name, (sums, counts) in more.items():
         if name in total:
             sums, counts = total[name][0] + sums, total[name][1] + counts

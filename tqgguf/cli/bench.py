@@ -16,7 +16,7 @@ from tqgguf.cli.application import app
 from tqgguf.cli.console import say, say_json
 from tqgguf.cli.front import draw_speeds
 from tqgguf.cli.plots import check_plot
-from tqgguf.cli.tables import Printer, factor
+from tqgguf.cli.tables import Printer, times
 from tqgguf.llamacpp import Workload
 from tqgguf.measure import bench as benchmark
 from tqgguf.measure.bench import SpeedRow
@@ -82,9 +82,9 @@ def _say_rows(rows: Sequence[SpeedRow], out: Printer) -> None:
             f"{row.bytes:,}",
             f"{row.bpw:.3f}",
             _speed(row.pp),
-            factor(row.pp_ratio),
+            times(row.pp_ratio),
             _speed(row.tg),
-            factor(row.tg_ratio),
+            times(row.tg_ratio),
             " - ".join(map(_speed, row.tg_range or ())),
         ]
         for row in rows

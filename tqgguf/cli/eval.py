@@ -21,12 +21,12 @@ from tqgguf.measure.eval import Original, QualityRow
 
 
 @dataclass(frozen=True)
-class Measured(m.Measuring):
+class Reading(m.Measuring):
     """How the text is read, whether speed is measured, and with how much of the machine."""
 
-    context: m.Context = None
+    context: m.ContextSize = None
     chunks: m.Chunks = None
-    bench: m.Bench = False
+    bench: m.AlsoBench = False
     rounds: m.Rounds = m.ROUNDS
     threads: o.Threads = None
     gpu_layers: m.GpuLayers = None
@@ -47,7 +47,7 @@ def eval_command(
         list[Path] | None, typer.Argument(metavar="QUANT...", help="Quantized files.")
     ] = None,
     added: m.Added,
-    measured: Measured,
+    measured: Reading,
     json: o.Json = False,
     markdown: o.Markdown = False,
     plot: m.Plot = None,
@@ -95,7 +95,7 @@ def _measure(
 
 
 def _with_speed(
-    base: Original, rows: Sequence[QualityRow], measured: Measured, *, quiet: bool
+    base: Original, rows: Sequence[QualityRow], measured: Reading, *, quiet: bool
 ) -> tuple[Original, list[QualityRow]]:
     paths = [Path(base.model), *(Path(row.model) for row in rows)]
     samples = m.run_rounds(paths, measured.workload, rounds=measured.rounds, quiet=quiet)

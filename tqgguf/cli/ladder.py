@@ -48,7 +48,7 @@ _RESUME = "continue with --resume"  # of quantize's words after an accident
 @o.spread
 def ladder_command(
     *,
-    model: o.Model,
+    model: o.ModelPath,
     output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="The folder.")],
     wanted: Wanted,
     folder: Folder,
@@ -103,7 +103,7 @@ class _Work:
         with progress(1, "the original", unit="file", quiet=self.quiet) as bar:
             path = judge.original_gguf(self.model, self.machine)
             settings = measured.settings(path, self.machine.threads)
-            base = judge.prepare_original(self.ladder, path, measured.text, settings)
+            base = judge.record_original(self.ladder, path, measured.text, settings)
             bar.update()
         return base
 

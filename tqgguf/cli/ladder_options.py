@@ -76,9 +76,9 @@ class Measured(m.Measuring):
     text: Annotated[
         Path | None, typer.Option("--eval", metavar="TEXT", help="Measure all files on this text.")
     ] = None
-    context: m.Context = None
+    context: m.ContextSize = None
     chunks: m.Chunks = None
-    bench: m.Bench = False
+    bench: m.AlsoBench = False
     rounds: m.Rounds = m.ROUNDS
 
     def check(self) -> None:

@@ -15,11 +15,11 @@ from tqgguf.measure import eval as evaluate
 
 ROUNDS = 3  # unless --rounds says otherwise
 
-Context = Annotated[
+ContextSize = Annotated[
     int | None, typer.Option("--ctx", min=8, help="Tokens a chunk; 512 or the model's.")
 ]
 Chunks = Annotated[int | None, typer.Option(min=1, help="Read only so many chunks.")]
-Bench = Annotated[bool, typer.Option("--bench", help="Measure the speed too.")]
+AlsoBench = Annotated[bool, typer.Option("--bench", help="Measure the speed too.")]
 Rounds = Annotated[int, typer.Option(min=1, help="Rounds of the benchmark; medians count.")]
 GpuLayers = Annotated[
     int | None, typer.Option("--gpu-layers", min=0, help="Layers on the GPU; llama.cpp's choice.")

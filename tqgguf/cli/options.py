@@ -65,7 +65,7 @@ _file = partial(typer.Option, rich_help_panel="The file")
 _machine = partial(typer.Option, rich_help_panel="The machine")
 _print = partial(typer.Option, rich_help_panel="What to print")
 
-Model = Annotated[
+ModelPath = Annotated[
     Path,
     typer.Argument(
         metavar="MODEL",
@@ -107,7 +107,7 @@ Threads = Annotated[int | None, _threads]
 _device = _machine(
     parser=str.lower, metavar="WHERE", help="Compute on cpu, cuda, or auto: cuda if there is one."
 )
-Device = Annotated[str, _device]
+DeviceName = Annotated[str, _device]
 DryRun = Annotated[bool, _print("--dry-run", help="Only plan; write nothing.")]
 Verbose = Annotated[
     bool, _print("--verbose", "-v", help="One line per tensor, and the slowest ones.")

@@ -25,7 +25,7 @@ from tqgguf.rotation.steps import Step
 @app.command("plan")
 @o.spread
 def plan_command(
-    *, model: o.Model, options: Options, vocab_from: o.VocabFrom = None, json: o.Json = False
+    *, model: o.ModelPath, options: Options, vocab_from: o.VocabFrom = None, json: o.Json = False
 ) -> None:
     """Show type, rotation and size of every tensor without touching a weight.
 

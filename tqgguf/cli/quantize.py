@@ -61,7 +61,7 @@ class Shown:
 @o.spread
 def quantize_command(
     *,
-    model: o.Model,
+    model: o.ModelPath,
     options: Options,
     save_imatrix: o.SaveImatrix = None,
     output: o.OutputFile = None,

@@ -14,7 +14,7 @@ from tqgguf.cli.console import progress, say_json
 from tqgguf.cli.error_plots import draw_synthetic, draw_weights
 from tqgguf.cli.plots import check_plot
 from tqgguf.cli.report import choice, reports
-from tqgguf.cli.tables import Printer, document, factor, number
+from tqgguf.cli.tables import Printer, document, number, times
 from tqgguf.errors import PlanError
 from tqgguf.machine.machine import Machine
 from tqgguf.measure import gains, mse, synthetic
@@ -132,8 +132,8 @@ def _say_synthetic(rows: Sequence[synthetic.SyntheticRow], sample_rows: int, out
             f"{r.mse:.2e}",
             number(r.max_abs_err),
             number(r.rel_mse),
-            factor(r.gain),
-            factor(r.speed_hint),
+            times(r.gain),
+            times(r.speed_hint),
             r.verdict,
         ]
         for r in rows
@@ -266,7 +266,7 @@ def _say_type(total: TypeTotal, shown: Sequence[MatrixReport], out: Printer) -> 
                 f"{e.mse_rotated:.2e}",
                 f"{e.rel_mse:.5f}",
                 f"{e.rel_mse_rotated:.5f}",
-                factor(e.gain),
+                times(e.gain),
                 f"{e.gap_db:.2f}",
                 f"{e.gap_db_rotated:.2f}",
                 *(_error(x) for x in (e.rel_output, e.rel_output_rotated) if of_outputs),
@@ -276,7 +276,7 @@ def _say_type(total: TypeTotal, shown: Sequence[MatrixReport], out: Printer) -> 
     outputs = [_error(x) for x in (t.predicted, t.predicted_rotated) if of_outputs]
     cells.append(
         ["all matrices", "", "", f"{t.mse:.2e}", f"{t.mse_rotated:.2e}", f"{t.rel_mse:.5f}",
-         f"{t.rel_mse_rotated:.5f}", factor(t.gain), f"{t.gap_db:.2f}", f"{t.gap_db_rotated:.2f}",
+         f"{t.rel_mse_rotated:.5f}", times(t.gain), f"{t.gap_db:.2f}", f"{t.gap_db_rotated:.2f}",
          *outputs]
     )  # fmt: skip
     out.table(columns, cells, title=f"{t.type}, {t.bpw:.4g} bits per weight")

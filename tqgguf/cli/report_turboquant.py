@@ -10,7 +10,7 @@ import typer
 from tqgguf.cli import options as o
 from tqgguf.cli.console import say_json
 from tqgguf.cli.report import choice, reports
-from tqgguf.cli.tables import Printer, document, factor, number
+from tqgguf.cli.tables import Printer, document, number, times
 from tqgguf.errors import PlanError
 from tqgguf.measure import kv, turboquant
 
@@ -121,8 +121,8 @@ def _say_caches(rows: Sequence[kv.CacheRow], out: Printer, *, length: int, dim: 
             f"{r.score_bias:+.2%}",
             f"{r.output_rel_error:.1%}",
             f"{r.n_bytes:,}",
-            factor(r.compression),
-            factor(r.compression_float32),
+            times(r.compression),
+            times(r.compression_float32),
         ]
         for r in rows
     ]

@@ -56,7 +56,7 @@ def number(value: float | None, digits: int = 3) -> str:
     return f"{value:.{digits}g}"
 
 
-def factor(value: float | None) -> str:
+def times(value: float | None) -> str:
     """A ratio for people: 1.06x."""
     return "-" if value is None or math.isnan(value) else f"{value:.2f}x"
 

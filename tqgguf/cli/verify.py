@@ -27,7 +27,7 @@ def verify_command(
         bool, typer.Option("--forward", help="Also run both on a short text and compare.")
     ] = False,
     threads: o.Threads = None,
-    device: o.Device = "cpu",
+    device: o.DeviceName = "cpu",
     json: o.Json = False,
     quiet: o.Quiet = False,
 ) -> None:

@@ -11,7 +11,7 @@ from tqgguf.formats._matrix import round_matrix
 from tqgguf.formats._scalar import ScalarFormat
 from tqgguf.formats._tensor import dequantize_rows, quantize_rows
 from tqgguf.kernels.dtypes import F32, U8
-from tqgguf.kernels.feedback import Moments, Run, at_once
+from tqgguf.kernels.feedback import Moments, Runner, at_once
 
 __all__ = [
     "FLOATS",
@@ -72,7 +72,7 @@ def dequantize(data: U8, name: str, n_in: int) -> F32:
 
 
 def round_rows(
-    name: str, rows: F32, moments: Moments, *, sweeps: int, run: Run = at_once
+    name: str, rows: F32, moments: Moments, *, sweeps: int, run: Runner = at_once
 ) -> tuple[U8, F32]:
     """Round rows with error feedback, in any library's arrays: see `tqgguf.kernels.feedback`.
 

@@ -12,7 +12,7 @@ from tqgguf.formats._tensor import dequantize_rows
 from tqgguf.kernels import feedback
 from tqgguf.kernels.arrays import is_numpy, moved, namespace, to_numpy
 from tqgguf.kernels.dtypes import F32, U8, Blocks
-from tqgguf.kernels.feedback import Moments, Run
+from tqgguf.kernels.feedback import Moments, Runner
 from tqgguf.machine.threads import map_in_order
 
 _COLUMNS = 512  # whose scales a thread fits at a time
@@ -20,7 +20,7 @@ Fit = Callable[[F32, F32 | None], Blocks]
 
 
 def round_matrix(
-    fmt: Format, rows: F32, moments: Moments, *, sweeps: int, run: Run
+    fmt: Format, rows: F32, moments: Moments, *, sweeps: int, run: Runner
 ) -> tuple[U8, F32]:
     """See `tqgguf.formats.round_rows`."""
     if is_numpy(rows):

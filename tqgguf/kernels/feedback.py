@@ -38,7 +38,7 @@ _PULLED = 256  # rows of H e that are found by one product, fewer would cost as 
 _STRIP = 8  # columns between two updates of the rest of a group or block
 
 Snap = Callable[[F32], None]
-Run = Callable[..., None]
+Runner = Callable[..., None]
 Each = Callable[[Callable[[Any], object], Sequence[Any]], Iterable[object]]
 
 
@@ -159,7 +159,7 @@ def round_matrix(
     fmt: ScalarFormat,
     *,
     sweeps: int = 4,
-    run: Run = at_once,
+    run: Runner = at_once,
     each: Each = map,
 ) -> tuple[Blocks, F32]:
     """Quantize with error feedback.
@@ -197,7 +197,7 @@ class _State:
     error: F32  # (n_in, n), w - q
     snap: Snap  # to the nearest level
     fmt: ScalarFormat
-    run: Run
+    run: Runner
 
 
 def _slices(begin: int, end: int, size: int) -> Iterator[slice]:

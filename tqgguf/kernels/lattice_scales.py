@@ -28,7 +28,7 @@ _HEADROOM = {
     7: np.linspace(10, 16, 12, dtype=np.float32),
 }
 
-Sums = tuple[F32, F32]
+LatticeSums = tuple[F32, F32]
 
 
 def fit_scales(x: F32, w: F32 | None, lattice: LatticeGrid) -> tuple[F16, F32]:
@@ -51,7 +51,7 @@ def fit_scales(x: F32, w: F32 | None, lattice: LatticeGrid) -> tuple[F16, F32]:
 
 
 def choose_scales(
-    sums: Sums, unit: F32, top: F32, *, highest: int, signed: bool = False
+    sums: LatticeSums, unit: F32, top: F32, *, highest: int, signed: bool = False
 ) -> tuple[F16, F32]:
     """The best d and multiples for what was found at the trial scales.
 
@@ -99,7 +99,7 @@ def fourth_mean(a: F32, w: F32 | None, runs: int) -> F32:
     return np.sqrt(np.sqrt(mean, out=mean), out=mean)
 
 
-def _try_scales(v: F32, w: F32 | None, runs: int, lattice: LatticeGrid) -> Sums:
+def _try_scales(v: F32, w: F32 | None, runs: int, lattice: LatticeGrid) -> LatticeSums:
     """Every run's sums (c, e) with the codes of each trial scale: two (trials, runs, n)."""
     trials = _TRIALS[lattice.k]
     wv = v if w is None else v * w
@@ -115,7 +115,7 @@ def _try_scales(v: F32, w: F32 | None, runs: int, lattice: LatticeGrid) -> Sums:
     return cross, energy
 
 
-def code_sums(v: F32, wv: F32, w: F32 | None, scale: float, lattice: LatticeGrid) -> Sums:
+def code_sums(v: F32, wv: F32, w: F32 | None, scale: float, lattice: LatticeGrid) -> LatticeSums:
     """Every group's sums with its best code at one scale: two (groups, n)."""
     cell = cells(v, scale)
     sums = point_sums(wv, w, lattice.listed[0].take(cell), lattice)[:2]
@@ -125,7 +125,7 @@ def code_sums(v: F32, wv: F32, w: F32 | None, scale: float, lattice: LatticeGrid
     return sums
 
 
-def better(one: Sums, other: Sums, scale: np.float32) -> Sums:
+def better(one: LatticeSums, other: LatticeSums, scale: np.float32) -> LatticeSums:
     """Elementwise the sums of less error s^2 e - 2 s c."""
     cross, energy = other[0] - one[0], other[1] - one[1]
     better = (energy * (scale / 2) < cross).astype(np.float32)  # a product is faster than np.where

@@ -23,7 +23,7 @@ from tqgguf.kernels.lattice import (
     list_points,
     point_sums,
 )
-from tqgguf.kernels.lattice_scales import Sums, better, choose_scales, fourth_mean
+from tqgguf.kernels.lattice_scales import LatticeSums, better, choose_scales, fourth_mean
 from tqgguf.kernels.search import reciprocal
 
 SHIFT = np.float32(1 / 8)
@@ -125,7 +125,7 @@ class TernaryGrid:
             level = level + (v > np.float32(scale) * (middle + np.float32(edge))).view(np.uint8)
         return join_levels(level)
 
-    def try_scales(self, v: F32, w: F32 | None, runs: int) -> Sums:
+    def try_scales(self, v: F32, w: F32 | None, runs: int) -> LatticeSums:
         """Every run's sums with the codes of each trial scale: two (trials, runs, n)."""
         wv, n = v if w is None else v * w, v.shape[2]
         found = [[self._code_sums(v, wv, w, float(s), down) for s in _TRIALS] for down in (0, 1)]
@@ -138,7 +138,7 @@ class TernaryGrid:
         )
         return cross, energy
 
-    def _code_sums(self, v: F32, wv: F32, w: F32 | None, scale: float, down: int) -> Sums:
+    def _code_sums(self, v: F32, wv: F32, w: F32 | None, scale: float, down: int) -> LatticeSums:
         """Every octet's sums with its best code at one scale and shift: two (octets, n)."""
         cell, first = self._cells(v, scale, down), np.uint16(down * len(self.ternary))
         sums = point_sums(wv, w, self.listed[0].take(cell) + first, self)[:2]

@@ -178,7 +178,7 @@ class Matrix:
         return MatrixReport(
             name=self.name,
             shape=self.tensor.shape,
-            rotation=describe(self.rotation.sides.get(self.name, Sides())),
+            rotation=sides_in_words(self.rotation.sides.get(self.name, Sides())),
             sampled=int(powers[0, 0]),
             kurtosis=metrics.kurtosis_of(powers[0]),
             kurtosis_rotated=metrics.kurtosis_of(powers[1]),
@@ -192,7 +192,7 @@ class Matrix:
         )
 
 
-def describe(sides: Sides) -> str:
+def sides_in_words(sides: Sides) -> str:
     """The steps of a rotation without the names of their vectors: `in gain residual, out value`."""
     parts = (("in", sides.columns), ("out", sides.rows))
     return ", ".join(

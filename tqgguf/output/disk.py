@@ -49,7 +49,7 @@ class Slot:
         return "" if left else f"{crc:08x}"
 
 
-def allocate(fd: int, size: int) -> None:
+def reserve(fd: int, size: int) -> None:
     """Reserve space where the system and the file system can."""
     if not hasattr(os, "posix_fallocate"):
         return

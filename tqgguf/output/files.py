@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tqgguf.errors import OutputError, ToolError, TqggufError
 from tqgguf.models.gguf import SHARD_NAME
-from tqgguf.output.disk import Slot, allocate, sync, sync_folder
+from tqgguf.output.disk import Slot, reserve, sync, sync_folder
 from tqgguf.output.journal import Journal, Record, journal_path, open_journal
 from tqgguf.output.layout import Layout
 from tqgguf.output.targets import check_sidecars, check_targets
@@ -109,7 +109,7 @@ class _Shard:
         with self.partial.open(mode) as file:
             file.write(self.layout.header)
             file.flush()
-            allocate(file.fileno(), self.layout.size)
+            reserve(file.fileno(), self.layout.size)
             file.truncate(self.layout.size)
 
 

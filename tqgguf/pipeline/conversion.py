@@ -16,7 +16,7 @@ from tqgguf.output.files import Output, check_output, is_finished, open_output, 
 from tqgguf.output.layout import Split, lay_out_shards
 from tqgguf.pipeline.report import Outcome, Report, recorded, report_on
 from tqgguf.pipeline.run import Run, infos
-from tqgguf.pipeline.workers import Staff, Workers, staff_for, start_workers, tiles_of
+from tqgguf.pipeline.workers import Pool, Staff, staff_for, start_workers, tiles_of
 from tqgguf.planning.plan import Plan, PlannedTensor
 
 
@@ -87,7 +87,7 @@ def output_files(model: Model, plan: Plan, path: Path, split: Split) -> list[Pat
 
 
 def _reports(
-    run: Run, output: Output, workers: Workers, advance: Callable[[int], object]
+    run: Run, output: Output, workers: Pool, advance: Callable[[int], object]
 ) -> Iterator[Report]:
     """Keep the workers fed with tiles in file order and report each tensor when it is complete."""
     done: dict[str, Report] = {}

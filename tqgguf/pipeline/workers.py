@@ -72,7 +72,7 @@ def staff_for(run: Run, machine: Machine) -> Staff:
 
 
 @dataclass(frozen=True)
-class Workers:
+class Pool:
     """Who encodes: an executor, how many tasks it runs at once, and how a tensor becomes tasks."""
 
     pool: Executor
@@ -81,21 +81,19 @@ class Workers:
 
 
 @contextmanager
-def start_workers(model: Model, pool: Executor, staff: Staff) -> Iterator[Workers]:
+def start_workers(model: Model, pool: Executor, staff: Staff) -> Iterator[Pool]:
     """Threads or processes of this machine, with a task per tile, or a cluster."""
     path = model.path.resolve()
     find = partial(_find, path, "".join(map(state_of, model_files(model.path))))
     if staff.cluster:
         with clusters.cluster(staff.cluster) as remote:
             remote.check_sight(path)
-            yield Workers(remote.pool, remote.count, partial(_cluster_tasks, find))
+            yield Pool(remote.pool, remote.count, partial(_cluster_tasks, find))
     elif staff.processes:
         with start_processes(staff.count, preload=__name__) as pool:
-            yield Workers(pool, staff.count, partial(_process_tasks, find, 1))
+            yield Pool(pool, staff.count, partial(_process_tasks, find, 1))
     else:
-        yield Workers(
-            pool, staff.count, lambda encoder, cut: [partial(encoder, tile) for tile in cut]
-        )
+        yield Pool(pool, staff.count, lambda encoder, cut: [partial(encoder, tile) for tile in cut])
 
 
 def _process_tasks(

@@ -120,7 +120,7 @@ def relative_error(type: str) -> float:
     return metrics.relative_mse(x, dequantize(quantize(x, type, threads=1), type, 256))
 
 
-def candidates(n_in: int) -> list[str]:
+def fitting_types(n_in: int) -> list[str]:
     """The types that rows of n_in weights may become; none where only float types hold them."""
     types = (*SCALAR_TYPES, *SMALL_BLOCK_TYPES, *LATTICE_TYPES)
     return [n for n in types if n_in % FORMATS[n].block_size == 0]
@@ -136,7 +136,7 @@ class _Choice:
 def _choices(item: Item, extra: Sequence[str]) -> list[_Choice]:
     """What an item may become, ascending in bytes and descending in cost."""
     no = {*item.without, *LATTICE_TYPES} - set(extra)
-    names = [n for n in candidates(item.n_in) if n not in no] or ["F16"]
+    names = [n for n in fitting_types(item.n_in) if n not in no] or ["F16"]
     sized = [_Choice(n, stored_bytes(n, item.weights), item.cost(n)) for n in names]
     sized.sort(key=lambda c: (c.n_bytes, c.cost))
     best: list[_Choice] = []

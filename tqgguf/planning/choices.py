@@ -21,7 +21,7 @@ from tqgguf.models import Model
 from tqgguf.models.damage import naming_damage
 from tqgguf.network.forward import Tokens
 from tqgguf.output.layout import TensorInfo, lay_out
-from tqgguf.planning.allocation import Errors, candidates
+from tqgguf.planning.allocation import Errors, fitting_types
 from tqgguf.planning.header import output_metadata
 from tqgguf.planning.inputs import Inputs, find_inputs
 from tqgguf.planning.matrices import is_matrix
@@ -253,7 +253,9 @@ def _type_errors(
     """The errors of the types that each matrix may become."""
     folded = fold(model, plan.rotation.with_vectors_of(model))
     types = {
-        t.name: candidates(t.shape[-1]) for t in plan.tensors if is_matrix(model.tensors[t.source])
+        t.name: fitting_types(t.shape[-1])
+        for t in plan.tensors
+        if is_matrix(model.tensors[t.source])
     }
     return measure_errors(folded, types, energies, threads=threads)
 

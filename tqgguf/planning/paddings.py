@@ -23,7 +23,7 @@ from tqgguf.rotation.padding import Padding, read_padding
 from tqgguf.rotation.recorded import read_rotation
 
 PADS = ("auto", "none")
-LARGEST = 1.07  # as many times the width
+MOST = 1.07  # as many times the width
 FEWEST = 4.25  # bits of the smallest type of 32 weights that holds 16 levels
 _LOW_BITS = "Q3_K"  # what a budget of fewer bits stands for
 _NOTHING = Padding()
@@ -86,8 +86,8 @@ def _pays(type: str, n_in: int, inner: bool) -> bool:
     grown, bits = whole_blocks(n_in) / n_in, FORMATS[type].bits_per_weight
     if inner:  # ffn_gate and ffn_up grow as well
         bits *= 3 - 2 / grown
-        return grown <= LARGEST and bits * grown < FORMATS[fitting(type, n_in)[0]].bits_per_weight
-    return grown <= LARGEST and bits < FEWEST
+        return grown <= MOST and bits * grown < FORMATS[fitting(type, n_in)[0]].bits_per_weight
+    return grown <= MOST and bits < FEWEST
 
 
 def _few_bits(model: Model, options: Options) -> bool:

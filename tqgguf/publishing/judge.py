@@ -50,7 +50,7 @@ def _usual_type(model: Model) -> str:
     return max(sizes, key=sizes.__getitem__)
 
 
-def prepare_original(ladder: Ladder, path: Path, text: Path, settings: Settings) -> Original:
+def record_original(ladder: Ladder, path: Path, text: Path, settings: Settings) -> Original:
     """The original's predictions, from the cache if they are there, and the record of them.
 
     What was measured against others is forgotten.

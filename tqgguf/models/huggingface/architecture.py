@@ -71,7 +71,7 @@ class Merging:
 
 Plain = int | float | list[bool] | list[int]
 Change = Callable[[Tensor, Config], Tensor]
-Split = Callable[[Tensor, Config], list[Tensor]]
+Splitter = Callable[[Tensor, Config], list[Tensor]]
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ class Architecture:
     experts_may_turn: bool = False  # fused: some files hold them turned, rows along the last axis
     experts_stay_fused: bool = False  # gate and up are one tensor in GGUF too
     remark: Callable[[Config], str | None] | None = None  # what is said of a model
-    splits: tuple[tuple[re.Pattern[str], Split], ...] = ()  # one tensor that becomes several
+    splits: tuple[tuple[re.Pattern[str], Splitter], ...] = ()  # one tensor that becomes several
     layer_kind: Callable[[Config, int], str] = lambda config, layer: ""  # noqa: ARG005
     transposed: re.Pattern[str] | None = None
     always_tied: bool = False  # the graph never loads output.weight

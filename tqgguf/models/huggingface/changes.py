@@ -11,7 +11,7 @@ from tqgguf.errors import FileFormatError
 from tqgguf.kernels.dtypes import F32, I64
 from tqgguf.models.model import Tensor
 
-FLOATS = ("F32", "F16", "BF16")  # whose bytes are what rows are
+RAW_FLOATS = ("F32", "F16", "BF16")  # whose bytes are what rows are
 
 
 def stacked(experts: Sequence[Tensor]) -> Tensor:
@@ -25,7 +25,7 @@ def stacked(experts: Sequence[Tensor]) -> Tensor:
         )
     shape = (len(experts), *first.shape)
     rows = partial(_rows_of_stack, [t.rows for t in experts], first.n_rows)
-    if first.type in FLOATS or any(t.raw is None for t in experts):
+    if first.type in RAW_FLOATS or any(t.raw is None for t in experts):
         return Tensor(first.name, shape, first.type, rows)
     scales = [t.scales for t in experts if t.scales is not None]
     raw = partial(_rows_of_stack, [t.stored for t in experts], first.n_rows)
@@ -62,7 +62,7 @@ def reordered(tensor: Tensor, order: I64) -> Tensor:
     if len(tensor.shape) == 1:
         return tensor.derived(partial(_columns_in_order, tensor, order))
     rows = partial(_rows_in_order, tensor.rows, order)
-    if tensor.type in FLOATS or tensor.raw is None:
+    if tensor.type in RAW_FLOATS or tensor.raw is None:
         return tensor.derived(rows)
     return replace(tensor, rows=rows, raw=partial(_rows_in_order, tensor.raw, order), tile=None)
 
@@ -74,7 +74,7 @@ def chosen(tensor: Tensor, order: I64, name: str) -> Tensor:
     return replace(tensor, name=name, shape=shape, rows=rows, raw=None, tile=None)
 
 
-def halved(tensor: Tensor, part: str, names: tuple[str, str]) -> list[Tensor]:
+def in_halves(tensor: Tensor, part: str, names: tuple[str, str]) -> list[Tensor]:
     """The first and the second half of a matrix's rows, each with a name of its own."""
     rows, half = np.arange(tensor.shape[0]), tensor.shape[0] // 2
     orders = rows[:half], rows[half:]

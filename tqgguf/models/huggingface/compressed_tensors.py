@@ -4,11 +4,11 @@ import numpy as np
 
 from tqgguf.errors import UnsupportedModelError
 from tqgguf.kernels.dtypes import F32
-from tqgguf.models.huggingface.parts import Parts, groups_of, scale_rows, unpacked
-from tqgguf.models.huggingface.stored import Rows
+from tqgguf.models.huggingface.parts import Parts, groups_of, scale_rows, unpacked_words
+from tqgguf.models.huggingface.stored import RowReader
 
 
-def packed_integers(parts: Parts) -> tuple[tuple[int, ...], Rows]:
+def packed_integers(parts: Parts) -> tuple[tuple[int, ...], RowReader]:
     """compressed-tensors: (n_out, n_words) words along the inputs, codes offset to be unsigned."""
     codes, listed = parts.matrix(".weight_packed"), parts.tensors[".weight_shape"].integers()
     if listed.shape != (2,) or listed[0] != codes.shape[0]:
@@ -24,13 +24,13 @@ def packed_integers(parts: Parts) -> tuple[tuple[int, ...], Rows]:
     zero = _zero(parts, (n_out, n_in), bits)
 
     def rows(start: int, stop: int) -> F32:
-        q = unpacked(codes.integers(slice(start, stop)), bits)[:, :n_in]
+        q = unpacked_words(codes.integers(slice(start, stop)), bits)[:, :n_in]
         return (q - zero(start, stop)) * scale(start, stop)
 
     return (n_out, n_in), rows
 
 
-def _zero(parts: Parts, shape: tuple[int, int], bits: int) -> Rows:
+def _zero(parts: Parts, shape: tuple[int, int], bits: int) -> RowReader:
     """Zero points of compressed-tensors' packed codes: the middle, or packed along the rows."""
     stored = parts.tensors.get(".weight_zero_point")
     if stored is None:
@@ -45,13 +45,13 @@ def _zero(parts: Parts, shape: tuple[int, int], bits: int) -> Rows:
     def rows(start: int, stop: int) -> F32:
         first = start // per_word
         words = stored.integers(slice(first, -(-stop // per_word)))
-        lines = unpacked(words.T, bits).T[start - first * per_word :][: stop - start]
+        lines = unpacked_words(words.T, bits).T[start - first * per_word :][: stop - start]
         return lines[:, groups].astype(np.float32)
 
     return rows
 
 
-def bytewise_integers(parts: Parts) -> tuple[tuple[int, ...], Rows]:
+def bytewise_integers(parts: Parts) -> tuple[tuple[int, ...], RowReader]:
     """Signed codes in bytes: (q - zero) * scale."""
     codes = parts.matrix(".weight")
     shape = (codes.shape[0], codes.shape[1])

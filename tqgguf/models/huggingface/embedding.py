@@ -13,7 +13,7 @@ from tqgguf.errors import FileFormatError, UnsupportedModelError
 from tqgguf.kernels.dtypes import F32
 from tqgguf.models.hub import display_name
 from tqgguf.models.huggingface.architecture import Architecture
-from tqgguf.models.huggingface.folder import Config, read_json, read_text
+from tqgguf.models.huggingface.folder import Config, read_json, read_utf8
 from tqgguf.models.huggingface.safetensors import read_weights
 from tqgguf.models.metadata import Value, encode
 from tqgguf.models.model import Tensor
@@ -72,7 +72,7 @@ def _modules(folder: Path) -> Iterator[tuple[str, Path]]:
     if not path.is_file():
         return
     try:
-        modules = json.loads(read_text(path))
+        modules = json.loads(read_utf8(path))
     except ValueError as error:
         raise FileFormatError(f"{path}: not JSON: {error}") from None
     for module in modules if isinstance(modules, list) else []:
@@ -132,7 +132,7 @@ def is_reranker(folder: Path, config: Config) -> bool:
     """Whether a Qwen3 model answers yes or no: only its name and card tell."""
     card = folder / "README.md"
     texts = [display_name(folder), str(config.get("_name_or_path") or "")]
-    texts += [read_text(card)] if card.is_file() else []
+    texts += [read_utf8(card)] if card.is_file() else []
     return any("qwen3-reranker" in text.lower() for text in texts)
 
 

@@ -47,7 +47,7 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def read_text(path: Path) -> str:
+def read_utf8(path: Path) -> str:
     """A file as UTF-8; FileFormatError if it is anything else."""
     try:
         return path.read_text("utf-8")

@@ -12,7 +12,7 @@ from tqgguf.errors import FileFormatError
 from tqgguf.ggml import TYPES, dequantize
 from tqgguf.kernels.dtypes import F32, U8
 from tqgguf.models.huggingface.parts import Parts
-from tqgguf.models.huggingface.stored import Packed, Rows, Stored
+from tqgguf.models.huggingface.stored import Packed, RowReader, Stored
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Fp4:
         factor = np.array([self.factor], np.float32) if self.type == "NVFP4" else None
         return Packed(self.type, self._raw, factor)
 
-    def rows(self) -> Rows:
+    def rows(self) -> RowReader:
         """What reads the weights."""
         return self._rows
 
@@ -109,7 +109,7 @@ def _one_number(parts: Parts, end: str) -> float:
     return float(values[0])
 
 
-def fp4_rows(parts: Parts) -> tuple[tuple[int, ...], Rows]:
+def fp4_rows(parts: Parts) -> tuple[tuple[int, ...], RowReader]:
     """The shape of a matrix of 4-bit floats, and what reads its rows."""
     found = _fp4(parts)
     return found.shape, found.rows()

@@ -8,12 +8,12 @@ import numpy as np
 from tqgguf.errors import FileFormatError
 from tqgguf.models.huggingface.folder import Config
 from tqgguf.models.huggingface.parts import Parts, scale_rows
-from tqgguf.models.huggingface.stored import Rows, Stored
+from tqgguf.models.huggingface.stored import RowReader, Stored
 
 DTYPES = ("F8_E4M3", "F8_E5M2")
 
 
-def fp8(parts: Parts) -> tuple[tuple[int, ...], Rows]:
+def fp8(parts: Parts) -> tuple[tuple[int, ...], RowReader]:
     """FP8 weights with one scale a matrix, a row or a block; or with none."""
     codes = parts.tensors[""]
     end = next((end for end in ("_scale_inv", "_scale") if end in parts.tensors), None)
@@ -30,7 +30,7 @@ def fp8(parts: Parts) -> tuple[tuple[int, ...], Rows]:
     return codes.shape, lambda start, stop: codes.rows(start, stop) * scale(start, stop)
 
 
-def _fp8_vector(codes: Stored, scale: Any) -> tuple[tuple[int, ...], Rows]:
+def _fp8_vector(codes: Stored, scale: Any) -> tuple[tuple[int, ...], RowReader]:
     matrix = codes.array.reshape(-1, codes.shape[-1]) if codes.shape else codes.array.reshape(1, 1)
     flat, factor = replace(codes, array=matrix), np.float32(np.asarray(scale).reshape(-1)[0])
     return codes.shape or (1,), lambda start, stop: flat.rows(start, stop) * factor

@@ -6,13 +6,13 @@ from numpy.typing import NDArray
 
 from tqgguf.errors import UnsupportedModelError
 from tqgguf.kernels.dtypes import F32
-from tqgguf.models.huggingface.parts import Parts, groups_of, unpacked
-from tqgguf.models.huggingface.stored import Rows, Stored
+from tqgguf.models.huggingface.parts import Parts, groups_of, unpacked_words
+from tqgguf.models.huggingface.stored import RowReader, Stored
 
 _AWQ_ORDER = [0, 4, 1, 5, 2, 6, 3, 7]  # where a word of AWQ keeps its first, second ... column
 
 
-def gptq_or_awq(parts: Parts) -> tuple[tuple[int, ...], Rows]:
+def gptq_or_awq(parts: Parts) -> tuple[tuple[int, ...], RowReader]:
     """Codes in 32-bit words along the inputs (GPTQ) or the outputs (AWQ): (q - zero) * scale."""
     codes, zeros, scales = (parts.matrix(end) for end in (".qweight", ".qzeros", ".scales"))
     n_groups, n_out = scales.shape
@@ -29,7 +29,7 @@ def gptq_or_awq(parts: Parts) -> tuple[tuple[int, ...], Rows]:
     raise parts.wrong(f"codes of shape {codes.shape} do not fit scales of shape {scales.shape}")
 
 
-def _gptq(parts: Parts, bits: int) -> tuple[tuple[int, ...], Rows]:
+def _gptq(parts: Parts, bits: int) -> tuple[tuple[int, ...], RowReader]:
     """GPTQ: (n_in * bits / 32, n_out) words; its first format stores zeros less one."""
     form = parts.settings.get("checkpoint_format") or "gptq"
     if form not in ("gptq", "gptq_v2"):
@@ -42,10 +42,10 @@ def _gptq(parts: Parts, bits: int) -> tuple[tuple[int, ...], Rows]:
     offset, per_word = int(form == "gptq"), 32 // bits
 
     def rows(start: int, stop: int) -> F32:
-        q = unpacked(codes.integers((slice(None), slice(start, stop))).T, bits)
+        q = unpacked_words(codes.integers((slice(None), slice(start, stop))).T, bits)
         first = start // per_word
         words = zeros.integers((slice(None), slice(first, -(-stop // per_word))))
-        zero = unpacked(words, bits)[:, start - first * per_word :][:, : stop - start]
+        zero = unpacked_words(words, bits)[:, start - first * per_word :][:, : stop - start]
         zero = (zero + offset) & ((1 << bits) - 1)
         scale = scales.values((slice(None), slice(start, stop)))
         weights: F32 = (q - zero.T[:, groups]) * scale.T[:, groups]
@@ -54,7 +54,7 @@ def _gptq(parts: Parts, bits: int) -> tuple[tuple[int, ...], Rows]:
     return (n_out, n_in), rows
 
 
-def _awq(parts: Parts) -> tuple[tuple[int, ...], Rows]:
+def _awq(parts: Parts) -> tuple[tuple[int, ...], RowReader]:
     """AWQ, 4 bits: (n_in, n_out / 8) words, whose columns are interleaved."""
     version = str(parts.settings.get("version") or "gemm").lower()
     if version != "gemm":
@@ -68,7 +68,7 @@ def _awq(parts: Parts) -> tuple[tuple[int, ...], Rows]:
     def columns(stored: Stored, start: int, stop: int) -> NDArray[Any]:
         first = start // 8
         words = stored.integers((slice(None), slice(first, -(-stop // 8))))
-        nibbles = unpacked(words, 4).reshape(*words.shape, 8)[:, :, _AWQ_ORDER]
+        nibbles = unpacked_words(words, 4).reshape(*words.shape, 8)[:, :, _AWQ_ORDER]
         return nibbles.reshape(len(words), 8 * words.shape[1])[:, start - 8 * first :][
             :, : stop - start
         ]

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from tqgguf.errors import FileFormatError
 from tqgguf.kernels.dtypes import F32, I64
 from tqgguf.models.huggingface.folder import Config
-from tqgguf.models.huggingface.stored import Rows, Stored
+from tqgguf.models.huggingface.stored import RowReader, Stored
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Parts:
         return FileFormatError(f"{self.name}: {fact}")
 
 
-def unpacked(words: NDArray[Any], bits: int) -> NDArray[Any]:
+def unpacked_words(words: NDArray[Any], bits: int) -> NDArray[Any]:
     """Unsigned numbers in 32-bit words, lowest first: (n, m) -> (n, m * 32 / bits) int16."""
     shifts = np.arange(0, 32 // bits * bits, bits, dtype=np.uint32)
     numbers = np.ascontiguousarray(words).view(np.uint32)[:, :, None] >> shifts
@@ -63,7 +63,7 @@ def scale_rows(
     *,
     block: tuple[int, int] | None = None,
     grouped: bool = False,
-) -> Rows:
+) -> RowReader:
     """Scales (or zero points) of rows start..stop, broadcastable to (stop - start, n_in).
 
     They are one number, one a row, one a block of rows and columns, or, grouped, one for each of

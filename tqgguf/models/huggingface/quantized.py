@@ -17,7 +17,7 @@ from tqgguf.models.huggingface.fp4 import fp4_packed, fp4_rows
 from tqgguf.models.huggingface.fp8 import DTYPES, fp8
 from tqgguf.models.huggingface.gptq import gptq_or_awq
 from tqgguf.models.huggingface.parts import Parts
-from tqgguf.models.huggingface.stored import Packed, Rows, Stored
+from tqgguf.models.huggingface.stored import Packed, RowReader, Stored
 
 # Methods whose layouts are found by their tensors, or, of the first five, whose tensors are plain.
 _MAY_BE_PLAIN = ("mxfp4", "fp8", "fbgemm_fp8", "compressed-tensors", "modelopt")
@@ -32,7 +32,7 @@ class Packing:
     codes: str
     dtypes: tuple[str, ...]
     beside: tuple[str, ...]
-    decode: Callable[[Parts], tuple[tuple[int, ...], Rows]] | None = None
+    decode: Callable[[Parts], tuple[tuple[int, ...], RowReader]] | None = None
     optional: tuple[str, ...] = ()
     pack: Callable[[Parts], Packed | None] = lambda _: None
 

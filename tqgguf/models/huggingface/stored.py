@@ -13,7 +13,7 @@ from tqgguf.kernels.halves import single_from_half
 from tqgguf.models.mapped import give_back
 from tqgguf.models.model import Tensor
 
-Rows = Callable[[int, int], F32]
+RowReader = Callable[[int, int], F32]
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Stored:
     name: str
     dtype: str
     array: NDArray[Any] = field(repr=False)
-    decoded: Rows | None = field(default=None, repr=False)
+    decoded: RowReader | None = field(default=None, repr=False)
     shape: tuple[int, ...] = ()
     packed: Packed | None = field(default=None, repr=False)
 

@@ -102,7 +102,7 @@ LAYER_NORM = (
         "norm_eps",
     ),
 )
-HEADS = (
+HEAD_KEYS = (
     Key("attention.key_length", lambda c: c.head_dim),
     Key("attention.value_length", lambda c: c.head_dim),
 )

@@ -15,7 +15,7 @@ from tqgguf.models.huggingface.families._parts import (
     EXPERT_WIDTH,
     EXPERTS,
     GATED,
-    HEADS,
+    HEAD_KEYS,
     MOE,
     NO,
     QK_NORM,
@@ -153,7 +153,7 @@ _DOTS1 = Architecture(
     (
         *BASE,
         *RMS,
-        *HEADS,
+        *HEAD_KEYS,
         *MOE,
         *EXPERT_WIDTH,
         count("expert_shared_count", "n_shared_experts"),

@@ -10,7 +10,7 @@ from tqgguf.models.huggingface.families._parts import (
     EXPERT_WIDTH,
     EXPERTS,
     GATED,
-    HEADS,
+    HEAD_KEYS,
     MOE,
     NO,
     RMS,
@@ -26,7 +26,7 @@ from tqgguf.models.huggingface.folder import Config
 _ERNIE4_5 = Architecture(
     "ernie4_5",
     {**ENDS, **ATTENTION, **GATED},
-    (*BASE, *RMS, *HEADS),
+    (*BASE, *RMS, *HEAD_KEYS),
     assumes={"hidden_act": SILU, "use_bias": NO},
     defaults={"rope_theta": 500_000.0},
 )

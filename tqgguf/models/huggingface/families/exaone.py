@@ -7,7 +7,7 @@ from tqgguf.models.huggingface.families._parts import (
     BASE,
     ENDS,
     GATED,
-    HEADS,
+    HEAD_KEYS,
     POST_NORMS,
     QK_NORM,
     RMS,
@@ -49,7 +49,7 @@ _EXAONE4 = Architecture(
     (
         *BASE,
         *RMS,
-        *HEADS,
+        *HEAD_KEYS,
         optional_count("attention.sliding_window", "sliding_window"),
         Key("attention.sliding_window_pattern", _pattern),
     ),

@@ -10,7 +10,7 @@ from tqgguf.models.huggingface.families._parts import (
     ENDS,
     GATED,
     GELU,
-    HEADS,
+    HEAD_KEYS,
     NO,
     PLUS_ONE,
     POST_NORMS,
@@ -26,7 +26,7 @@ from tqgguf.models.huggingface.folder import Config
 _GEMMA = Architecture(
     "gemma",
     {**ENDS, **ATTENTION, **GATED},
-    (*BASE, *RMS, *HEADS),
+    (*BASE, *RMS, *HEAD_KEYS),
     assumes={"hidden_activation": GELU, "attention_bias": NO},
     changes=PLUS_ONE,
     always_tied=True,

@@ -12,7 +12,7 @@ from tqgguf.models.huggingface.families._parts import (
     EXPERT_WIDTH,
     EXPERTS,
     GATED,
-    HEADS,
+    HEAD_KEYS,
     MOE,
     POST_NORMS,
     QK_NORM,
@@ -48,7 +48,7 @@ _GLM4_MOE = Architecture(
     (
         *BASE,
         *RMS,
-        *HEADS,
+        *HEAD_KEYS,
         Key("rope.dimension_count", rope_width),
         *MOE,
         *EXPERT_WIDTH,
@@ -77,7 +77,7 @@ _GLM4 = Architecture(
         "blk.{}.ffn_up.weight": "G E",
         "blk.{}.ffn_down.weight": "E F",
     },
-    (*BASE, *RMS, *HEADS, Key("rope.dimension_count", rope_width)),
+    (*BASE, *RMS, *HEAD_KEYS, Key("rope.dimension_count", rope_width)),
     assumes={"hidden_act": SILU},
     defaults={"partial_rotary_factor": 0.5},
     special={

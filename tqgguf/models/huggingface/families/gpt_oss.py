@@ -7,7 +7,7 @@ from tqgguf.models.huggingface.families._parts import (
     BASE,
     ENDS,
     EXPERTS,
-    HEADS,
+    HEAD_KEYS,
     MOE,
     NO,
     RMS,
@@ -50,7 +50,7 @@ _GPT_OSS = Architecture(
     (
         *BASE,
         *RMS,
-        *HEADS,
+        *HEAD_KEYS,
         *MOE,
         count("expert_feed_forward_length", "intermediate_size"),
         count("attention.sliding_window", "sliding_window"),

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from tqgguf.models.huggingface.architecture import SIZES, Architecture, Key
-from tqgguf.models.huggingface.changes import halved
+from tqgguf.models.huggingface.changes import in_halves
 from tqgguf.models.huggingface.families._parts import (
     ATTENTION,
     ENDS,
@@ -75,7 +75,7 @@ _GRANITE_MOE = replace(
     splits=(
         (
             re.compile(r"\.shared_mlp\.input_linear\.weight$"),
-            lambda t, _: halved(t, "shared_mlp.input_linear", _SHARED_HALVES),
+            lambda t, _: in_halves(t, "shared_mlp.input_linear", _SHARED_HALVES),
         ),
     ),
     layer_kind=lambda c, _: "shared" if _has_shared(c) else "",
@@ -106,7 +106,7 @@ _GRANITE4 = replace(
     splits=(
         (
             re.compile(r"\.shared_mlp\.input_linear\.weight$"),
-            lambda t, _: halved(t, "shared_mlp.input_linear", _DENSE_HALVES),
+            lambda t, _: in_halves(t, "shared_mlp.input_linear", _DENSE_HALVES),
         ),
         (
             re.compile(r"\.shared_mlp\.output_linear\.weight$"),

@@ -11,7 +11,7 @@ from tqgguf.models.huggingface.families._parts import (
     EXPERTS,
     GATED,
     GATED_BIAS,
-    HEADS,
+    HEAD_KEYS,
     MOE,
     NO,
     PAIRS,
@@ -26,7 +26,7 @@ from tqgguf.models.huggingface.folder import Config
 LLAMA = Architecture(
     "llama",
     {**ENDS, **ATTENTION, **QKV_BIAS, **GATED, **GATED_BIAS},
-    (*BASE, *RMS, *HEADS, *ROPE_WIDTH),
+    (*BASE, *RMS, *HEAD_KEYS, *ROPE_WIDTH),
     assumes={"hidden_act": SILU},
     changes=PAIRS,
     rope_factors=("llama3", "longrope"),
@@ -48,7 +48,7 @@ def _every_fourth_without_rope(config: Config) -> str | None:
 _SMOLLM3 = Architecture(
     "smollm3",
     {**ENDS, **ATTENTION, **GATED},
-    (*BASE, *RMS, *HEADS, *ROPE_WIDTH),
+    (*BASE, *RMS, *HEAD_KEYS, *ROPE_WIDTH),
     assumes={
         "hidden_act": SILU,
         **dict.fromkeys(("attention_bias", "mlp_bias", "use_sliding_window"), NO),
@@ -79,7 +79,7 @@ _SEED_OSS = Architecture(
         "blk.{}.post_attention_norm.weight": "E",
         **GATED,
     },
-    (*BASE, *RMS, *HEADS),
+    (*BASE, *RMS, *HEAD_KEYS),
     assumes={"hidden_act": SILU, "attention_out_bias": NO, "mlp_bias": NO},
 )
 

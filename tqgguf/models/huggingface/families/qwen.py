@@ -12,7 +12,7 @@ from tqgguf.models.huggingface.families._parts import (
     EXPERTS,
     GATED,
     GATED_SHARED,
-    HEADS,
+    HEAD_KEYS,
     MOE,
     NO,
     QK_NORM,
@@ -34,7 +34,7 @@ _QWEN2 = Architecture(
 _QWEN3 = Architecture(
     "qwen3",
     {**ENDS, **ATTENTION, **QK_NORM, **GATED},
-    (*BASE, *RMS, *HEADS),
+    (*BASE, *RMS, *HEAD_KEYS),
     assumes={"hidden_act": SILU, "attention_bias": NO},
     ranks=True,
 )

@@ -18,7 +18,7 @@ from tqgguf.models.huggingface.families._parts import (
     EXPERTS,
     GATED,
     GATED_SHARED,
-    HEADS,
+    HEAD_KEYS,
     MOE,
     NO,
     QK_NORM,
@@ -93,7 +93,7 @@ _QWEN35 = Architecture(
     (
         *BASE,
         *RMS,
-        *HEADS,
+        *HEAD_KEYS,
         Key("rope.dimension_count", rope_width),
         *SECTIONS,
         count("ssm.conv_kernel", "linear_conv_kernel_dim"),

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tqgguf.errors import FileFormatError, UnsupportedModelError
-from tqgguf.models.huggingface.folder import read_json, read_text
+from tqgguf.models.huggingface.folder import read_json, read_utf8
 from tqgguf.models.huggingface.tokenizer.pretokenizer import QWEN2_WORDS
 from tqgguf.models.huggingface.tokenizer.vocabulary import CURE
 
@@ -43,7 +43,7 @@ def from_files(folder: Path) -> dict[str, Any]:
     does not say how it splits text.
     """
     normalizer, steps = _steps(folder)
-    merges = [line for line in read_text(folder / "merges.txt").splitlines() if line.strip()]
+    merges = [line for line in read_utf8(folder / "merges.txt").splitlines() if line.strip()]
     merges = [line for i, line in enumerate(merges) if i or not line.startswith("#version")]
     vocabulary = read_json(folder / "vocab.json")
     model = {"type": "BPE", "vocab": vocabulary, "merges": merges}

@@ -7,7 +7,7 @@ from typing import Any
 from gguf import Keys
 
 from tqgguf.errors import FileFormatError
-from tqgguf.models.huggingface.folder import Config, read_json, read_text
+from tqgguf.models.huggingface.folder import Config, read_json, read_utf8
 from tqgguf.models.huggingface.tokenizer.vocabulary import Vocabulary
 from tqgguf.models.metadata import Value, encode
 
@@ -121,9 +121,9 @@ def _templates(folder: Path) -> Iterator[tuple[str, str]]:
     """Templates by name; the unnamed one as "default"."""
     path = folder / "chat_template.jinja"
     if path.is_file():
-        yield "default", read_text(path)
+        yield "default", read_utf8(path)
         for extra in sorted((folder / "additional_chat_templates").glob("*.jinja")):
-            yield extra.stem, read_text(extra)
+            yield extra.stem, read_utf8(extra)
         return
     for name in ("tokenizer_config.json", "chat_template.json"):
         template = _optional_json(folder / name).get("chat_template")
