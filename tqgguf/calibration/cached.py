@@ -6,7 +6,7 @@ repeated one is read from disk; and what the original network computes on the te
 type of the same model needs as well.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -68,47 +68,69 @@ def calibrate_model(
     rotation = rotation.with_vectors_of(model)
     statistics = kept_statistics(model, rotation, tokens, shares=wanted.workers)
     key = _results_key(model, rotation, types, tokens, settings, device)
-    results = open_kept(_folder(), key)
-    known = {name: found[0] for name in types if (found := results.read(name))}
     folded = fold(model, rotation)
-    rows: dict[str, U8] = {}
     shares = forecast.shares(folded, types, tokens.shape)
+    done = _Rounded.of(open_kept(_folder(), key), types, lambda name: advance(shares[name]))
     experts, notes = _Experts(), [f"calibrated on {device.card}"] if not device.is_cpu else []
     rounding = partial(calibrate, *(folded, types, tokens, settings), on_experts=experts.saw)
-
-    def finish(found: Iterator[tuple[str, U8]]) -> None:
-        for name, data in found:
-            is_new = name not in rows
-            known[name] = rows[name] = (
-                known[name] if name in known else _kept_rows(results, name, data)
-            )
-            if is_new:
-                advance(shares[name])
-
-    try:
-        if not _on_device(device, rounding, known, finish, notes):
+    with done.kept(model.path):
+        if not _on_device(device, rounding, done, notes):
             with _crew(wanted, machine) as crew:
                 desks = user_cache() / "desks"
-                finish(rounding(known=known, kept=statistics, crew=crew, desks=desks))
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(
-            f"{model.path}: calibration was interrupted; {len(rows.keys() | known.keys())} "
-            "matrices are kept, and the same command goes on with them"
-        ) from None
-    return Calibrated(rows, key, (*notes, *experts.notes()))
+                done.take(rounding(known=done.known, kept=statistics, crew=crew, desks=desks))
+    return Calibrated(done.rows, key, (*notes, *experts.notes()))
+
+
+@dataclass(frozen=True)
+class _Rounded:
+    """Matrices that are rounded: those kept from an earlier run, and those taken over in this one.
+
+    on_new: told the name of each that is taken over.
+    """
+
+    results: Kept
+    known: dict[str, U8]
+    on_new: Callable[[str], object]
+    rows: dict[str, U8] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, results: Kept, names: Iterable[str], on_new: Callable[[str], object]) -> "_Rounded":
+        """With what the results of an earlier run hold."""
+        known = {name: found[0] for name in names if (found := results.read(name))}
+        return cls(results, known, on_new)
+
+    def take(self, found: Iterator[tuple[str, U8]]) -> None:
+        """Take over and keep each matrix as it is found; one may come again."""
+        for name, data in found:
+            is_new = name not in self.rows
+            if name not in self.known:
+                self.known[name] = _kept_rows(self.results, name, data)
+            self.rows[name] = self.known[name]
+            if is_new:
+                self.on_new(name)
+
+    @contextmanager
+    def kept(self, path: Path) -> Iterator[None]:
+        """Say after Ctrl-C what is kept of the model's matrices."""
+        try:
+            yield
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(
+                f"{path}: calibration was interrupted; {len(self.rows.keys() | self.known.keys())} "
+                "matrices are kept, and the same command goes on with them"
+            ) from None
 
 
 def _on_device(
     device: Device,
     rounding: Callable[..., Iterator[tuple[str, U8]]],
-    known: dict[str, U8],
-    finish: Callable[[Iterator[tuple[str, U8]]], None],
+    done: _Rounded,
     notes: list[str],
 ) -> bool:
     """Round on a device, in smaller and smaller pieces; False where that is for the CPU to do."""
     for sizes in () if device.is_cpu else SMALLER:
         try:
-            finish(rounding(known=known, device=device, sizes=sizes))
+            done.take(rounding(known=done.known, device=device, sizes=sizes))
         except device.exhausted:
             notes.append(
                 f"{device.card}: its memory does not do for {sizes.tokens:,} tokens and "
