@@ -140,6 +140,15 @@ def quantized(model: Path, path: Path, options: list[str], also: Sequence[str] =
 
 def main() -> None:
     """Parse the arguments, write both forms, measure each size of each, print a table."""
+    args = arguments()
+    with TemporaryDirectory(prefix="tqgguf-") as folder:
+        files = print_quality(args, forms(args, Path(folder)), Path(folder))
+        if args.rounds:
+            print_speeds(files, args.rounds, args.threads)
+
+
+def arguments() -> argparse.Namespace:
+    """What is measured, of which model."""
     parser = argparse.ArgumentParser(description="quantized files with rows padded and not")
     parser.add_argument("model", type=Path, help="a GGUF with RMSNorm")
     parser.add_argument("calibration", type=Path)
@@ -153,34 +162,43 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=0, help="of decode speed, of all files")
     parser.add_argument("--chunks", type=int, default=16)
     parser.add_argument("--threads", type=int)
-    args = parser.parse_args()
-    with TemporaryDirectory(prefix="tqgguf-") as folder:
-        wide, grown = Path(folder) / "wide.gguf", Path(folder) / "padded.gguf"
-        source = open_model(args.model)
-        spread = copies(int(source.get("{arch}.embedding_length")), args.width)
-        write(spread_out(source, spread), wide)
-        again = open_model(wide)
-        write(padded(again, padding(again, stream=True)), grown)
-        settings = Settings(evaluate.default_context(wide), args.chunks, args.threads)
-        original = evaluate.prepare_original(wide, args.text, settings)
-        print("| effort | what | form | bytes | bits per original weight | KLD | same top token |")
-        print("|---|---|---|---:|---:|---:|---:|")
-        forms = {"as it is": wide, "padded": grown}
-        files: list[tuple[str, Path]] = []
-        for effort, what, options in wanted(args, wide, Path(folder)):
-            for form, model in forms.items():
-                path = Path(folder) / f"{len(files)}.gguf"
-                refusal = quantized(model, path, options, list(filter(None, args.also.split(","))))
-                if refusal:
-                    line = f"{refusal.replace(folder, '')} | | |"
-                else:
-                    files.append((f"{effort}, {what}, {form}", path))
-                    row = evaluate.measure_quality(original, path, settings)
-                    size = f"{row.bytes:,} | {row.bpw:.2f}"
-                    line = f"{size} | {row.kld_mean:.3g} | {row.same_top:.1f} % |"
-                print(f"| {effort} | {what} | {form} | {line}", flush=True)
-        if args.rounds:
-            print_speeds(dict(files), args.rounds, args.threads)
+    return parser.parse_args()
+
+
+def forms(args: argparse.Namespace, folder: Path) -> dict[str, Path]:
+    """The model in rows of the asked width, and the same padded."""
+    wide, grown = folder / "wide.gguf", folder / "padded.gguf"
+    source = open_model(args.model)
+    spread = copies(int(source.get("{arch}.embedding_length")), args.width)
+    write(spread_out(source, spread), wide)
+    again = open_model(wide)
+    write(padded(again, padding(again, stream=True)), grown)
+    return {"as it is": wide, "padded": grown}
+
+
+def print_quality(
+    args: argparse.Namespace, models: dict[str, Path], folder: Path
+) -> dict[str, Path]:
+    """A line for each size of each form; the files by what they are."""
+    wide = models["as it is"]
+    settings = Settings(evaluate.default_context(wide), args.chunks, args.threads)
+    original = evaluate.prepare_original(wide, args.text, settings)
+    print("| effort | what | form | bytes | bits per original weight | KLD | same top token |")
+    print("|---|---|---|---:|---:|---:|---:|")
+    files: dict[str, Path] = {}
+    for effort, what, options in wanted(args, wide, folder):
+        for form, model in models.items():
+            path = folder / f"{len(files)}.gguf"
+            refusal = quantized(model, path, options, list(filter(None, args.also.split(","))))
+            if refusal:
+                line = f"{refusal.replace(str(folder), '')} | | |"
+            else:
+                files[f"{effort}, {what}, {form}"] = path
+                row = evaluate.measure_quality(original, path, settings)
+                size = f"{row.bytes:,} | {row.bpw:.2f}"
+                line = f"{size} | {row.kld_mean:.3g} | {row.same_top:.1f} % |"
+            print(f"| {effort} | {what} | {form} | {line}", flush=True)
+    return files
 
 
 def print_speeds(files: dict[str, Path], count: int, threads: int | None) -> None:
