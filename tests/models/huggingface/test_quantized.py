@@ -17,8 +17,8 @@ from tqgguf.ggml import dequantize
 from tqgguf.models import open_model
 from tqgguf.models.huggingface.changes import interleaved, stacked
 from tqgguf.models.huggingface.folder import Config
-from tqgguf.models.huggingface.fp4 import _fp4
-from tqgguf.models.huggingface.parts import Parts
+from tqgguf.models.huggingface.quantized.fp4 import _fp4
+from tqgguf.models.huggingface.quantized.parts import Parts
 from tqgguf.models.huggingface.stored import Stored
 
 DOWN = "model.layers.0.mlp.down_proj"

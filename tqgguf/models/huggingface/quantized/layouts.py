@@ -11,12 +11,15 @@ from itertools import chain
 from typing import Any
 
 from tqgguf.errors import UnsupportedModelError
-from tqgguf.models.huggingface.compressed_tensors import bytewise_integers, packed_integers
 from tqgguf.models.huggingface.folder import Config, base_model, read_json
-from tqgguf.models.huggingface.fp4 import fp4_packed, fp4_rows
-from tqgguf.models.huggingface.fp8 import DTYPES, fp8
-from tqgguf.models.huggingface.gptq import gptq_or_awq
-from tqgguf.models.huggingface.parts import Parts
+from tqgguf.models.huggingface.quantized.compressed_tensors import (
+    bytewise_integers,
+    packed_integers,
+)
+from tqgguf.models.huggingface.quantized.fp4 import fp4_packed, fp4_rows
+from tqgguf.models.huggingface.quantized.fp8 import DTYPES, fp8
+from tqgguf.models.huggingface.quantized.gptq import gptq_or_awq
+from tqgguf.models.huggingface.quantized.parts import Parts
 from tqgguf.models.huggingface.stored import Packed, RowReader, Stored
 
 # Methods whose layouts are found by their tensors, or, of the first five, whose tensors are plain.

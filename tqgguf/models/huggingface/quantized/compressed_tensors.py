@@ -4,7 +4,7 @@ import numpy as np
 
 from tqgguf.errors import UnsupportedModelError
 from tqgguf.kernels.dtypes import F32
-from tqgguf.models.huggingface.parts import Parts, groups_of, scale_rows, unpacked_words
+from tqgguf.models.huggingface.quantized.parts import Parts, groups_of, scale_rows, unpacked_words
 from tqgguf.models.huggingface.stored import RowReader
 
 

@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 
 from tqgguf.errors import UnsupportedModelError
 from tqgguf.kernels.dtypes import F32
-from tqgguf.models.huggingface.parts import Parts, groups_of, unpacked_words
+from tqgguf.models.huggingface.quantized.parts import Parts, groups_of, unpacked_words
 from tqgguf.models.huggingface.stored import RowReader, Stored
 
 _AWQ_ORDER = [0, 4, 1, 5, 2, 6, 3, 7]  # where a word of AWQ keeps its first, second ... column

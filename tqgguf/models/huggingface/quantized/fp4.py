@@ -11,7 +11,7 @@ import numpy as np
 from tqgguf.errors import FileFormatError
 from tqgguf.ggml import TYPES, dequantize
 from tqgguf.kernels.dtypes import F32, U8
-from tqgguf.models.huggingface.parts import Parts
+from tqgguf.models.huggingface.quantized.parts import Parts
 from tqgguf.models.huggingface.stored import Packed, RowReader, Stored
 
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from tqgguf.errors import FileFormatError
 from tqgguf.models.huggingface.folder import Config
-from tqgguf.models.huggingface.parts import Parts, scale_rows
+from tqgguf.models.huggingface.quantized.parts import Parts, scale_rows
 from tqgguf.models.huggingface.stored import RowReader, Stored
 
 DTYPES = ("F8_E4M3", "F8_E5M2")
