@@ -15,8 +15,9 @@ from tqgguf.models import open_model as _open_model
 from tqgguf.output.files import check_output
 from tqgguf.output.layout import Split
 from tqgguf.output.names import default_output
-from tqgguf.pipeline import Report
+from tqgguf.pipeline import Report, workers
 from tqgguf.planning.choices import Prepared, is_quick, prepare
+from tqgguf.planning.inputs import effort_of
 from tqgguf.planning.plan import Options, Plan
 
 AnyPath = str | PathLike[str]
@@ -179,7 +180,7 @@ def decide(
     """
     options = _with_paths(options)
     if _will_start_processes(model, machine):
-        expect_processes(preload=__name__)
+        expect_processes(preload=_work(options))
     given = (model.path, options.calibrate, options.imatrix, *inputs)
     read = [file for path in given if path for file in input_files(path)]
     if output is not None and not split:
@@ -190,6 +191,15 @@ def decide(
     count = len(files) if split else None
     check_output(path, inputs=read, force=resume or force, count=count, others=others)
     return Job(prepared, path, files, machine, split, resume, force)
+
+
+def _work(options: Options) -> str:
+    """The module whose work processes begin with."""
+    if effort_of(options) != "best":
+        return workers.__name__
+    from tqgguf.calibration import work  # slow to import, seldom needed
+
+    return work.__name__
 
 
 def _will_start_processes(model: Model, machine: Machine) -> bool:

@@ -14,6 +14,7 @@ from tests.processes import SLOW, alive, started, wait_for
 from tests.tiny_models import write_tensors
 from tqgguf.errors import WeightError
 from tqgguf.machine.machine import Machine
+from tqgguf.machine.processes import processes
 from tqgguf.models import open_model
 from tqgguf.output.files import partial_path
 from tqgguf.output.journal import journal_path
@@ -98,6 +99,13 @@ def test_processes_change_nothing(shallow, tmp_path, whole, monkeypatch, threads
     assert path.read_bytes() == whole
     expected = list(job(shallow, tmp_path / "t.gguf", machine=Machine(threads=1)))
     assert [(r.name, r.rel_mse) for r in reports] == [(r.name, r.rel_mse) for r in expected]
+
+
+def test_a_process_multiplies_on_one_thread():
+    before = os.environ.get("OPENBLAS_NUM_THREADS")
+    with processes(1, preload=workers.__name__) as pool:
+        assert pool.submit(os.getenv, "OPENBLAS_NUM_THREADS").result() == "1"
+    assert os.environ.get("OPENBLAS_NUM_THREADS") == before
 
 
 @pytest.mark.usefixtures("small")

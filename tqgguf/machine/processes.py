@@ -22,6 +22,7 @@ def processes(count: int, *, preload: str) -> Iterator[Executor]:
     this process and end with it, however it ends. The main module must be one that can be imported
     (`if __name__ == "__main__"`). Raises ToolError where one of them dies.
     """
+    expect_processes(preload=preload)
     context = _context(preload)
     try:
         with ProcessPoolExecutor(count, mp_context=context, initializer=_begin_worker) as pool:
@@ -34,11 +35,31 @@ def processes(count: int, *, preload: str) -> Iterator[Executor]:
 
 
 def expect_processes(*, preload: str) -> None:
-    """Let what processes are forked from import the module while this process goes on."""
+    """Let what processes are forked from import the module while this process goes on.
+
+    Matrix products run on one thread there. OpenBLAS would start one per core in each process, and
+    those wait busily: half a second on 16 cores.
+    """
     if _context(preload).get_start_method() == "forkserver":
         from multiprocessing import forkserver  # not everywhere
 
-        forkserver.ensure_running()
+        with _in_environment(OPENBLAS_NUM_THREADS="1"):
+            forkserver.ensure_running()
+
+
+@contextmanager
+def _in_environment(**variables: str) -> Iterator[None]:
+    """Let programs that are started inside see these variables."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def _context(preload: str) -> BaseContext:
