@@ -19,6 +19,7 @@ from tqgguf.output.journal import Journal, Record, journal_path, open_journal
 from tqgguf.output.layout import Layout
 from tqgguf.output.targets import check_sidecars, check_targets
 
+_READERS = 4  # a checksum takes 1 ns a byte, as long as 16 processes do
 _SYNC_SHARE = 10  # wait this many times as long between two syncs as a sync takes
 
 
@@ -121,7 +122,8 @@ class Output:
         self.is_mine = False  # whether the files are this run's, to be kept or removed
         self._pending: list[Record] = []
         self._synced, self._cost = time.monotonic(), 0.0
-        self._scribe = ThreadPoolExecutor(1)  # reads back and syncs while others go on working
+        self._readers = ThreadPoolExecutor(_READERS)  # read back while others go on working,
+        self._scribe = ThreadPoolExecutor(1)  # and so is noted and synced what they read
         self._noted: list[Future[None]] = []
 
     def create(self, run: Mapping[str, str], *, leftovers: Sequence[Path] = ()) -> None:
@@ -162,11 +164,11 @@ class Output:
             if noted.done():
                 noted.result()
         self._noted = [noted for noted in self._noted if not noted.done()]
-        self._noted.append(self._scribe.submit(self._note, name, note))
+        checksum = self._readers.submit(self.slot(name).checksum)
+        self._noted.append(self._scribe.submit(self._note, name, checksum, note))
 
-    def _note(self, name: str, note: Record) -> None:
-        checksum = self.slot(name).checksum()
-        self._pending.append({"tensor": name, "checksum": checksum, "note": note})
+    def _note(self, name: str, checksum: Future[str], note: Record) -> None:
+        self._pending.append({"tensor": name, "checksum": checksum.result(), "note": note})
         if time.monotonic() - self._synced >= self._cost * _SYNC_SHARE:
             self.sync()
 
@@ -183,9 +185,14 @@ class Output:
 
     def _settle(self) -> None:
         """Wait for all notes."""
-        self._scribe.shutdown()
+        self._stop()
         for noted in self._noted:
             noted.result()
+
+    def _stop(self) -> None:
+        """Let readers and scribe finish what they were given."""
+        self._scribe.shutdown()
+        self._readers.shutdown()
 
     def finish(self, replaces: Sequence[Path]) -> None:
         """Give the files their names, the first shard last, so that no loader sees a mixture."""
@@ -203,7 +210,7 @@ class Output:
 
     def set_aside(self) -> int:
         """After a failure: keep what can be resumed, and say how many tensors that is."""
-        self._scribe.shutdown()
+        self._stop()
         if self._pending:
             self.sync()
         if not self.journal.records:
@@ -213,6 +220,7 @@ class Output:
     def discard(self) -> None:
         """Remove the unfinished files and the journal."""
         self._scribe.shutdown(cancel_futures=True)
+        self._readers.shutdown(cancel_futures=True)
         for shard in self._shards:
             shard.partial.unlink(missing_ok=True)
         self.journal.delete()
