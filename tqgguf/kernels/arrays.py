@@ -94,10 +94,10 @@ def small_product(x: Any) -> Any:
 
 
 def dot(a: Any, b: Any) -> Any:
-    """Sum of a * b over axis 0: two (size, n) -> (n,)."""
+    """Sum of a * b over the last axis but one: two (..., size, n) -> (..., n)."""
     if is_numpy(a):
-        return np.einsum("in,in->n", a, b)
-    return namespace(a).sum(a * b, axis=0)
+        return np.einsum("...in,...in->...n", a, b)
+    return namespace(a).sum(a * b, axis=-2)
 
 
 def inner(a: Any, b: Any) -> Any:

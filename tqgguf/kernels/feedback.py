@@ -28,16 +28,15 @@ from tqgguf.kernels.arrays import (
 )
 from tqgguf.kernels.dtypes import F32, F64, U8, Blocks
 from tqgguf.kernels.protocols import ScalarFormat
-from tqgguf.kernels.refitting import Kind, Scales, refit_block, refit_group
+from tqgguf.kernels.refitting import Scales
+from tqgguf.kernels.revisiting import Revisit, Snap, panel, panels
 from tqgguf.kernels.search import indices, reciprocal, snapper
 
 DAMPING = 0.01  # of the mean of H's diagonal, added to it
 _SOLVED = 64  # rows of a triangular system at a time
 _SOLVED_AWAY = 1024  # the same where calls cost more than arithmetic
-_PULLED = 256  # rows of H e that are found by one product, fewer would cost as much
 _STRIP = 8  # columns between two updates of the rest of a group or block
 
-Snap = Callable[[F32], None]
 Runner = Callable[..., None]
 Each = Callable[[Callable[[Any], object], Sequence[Any]], Iterable[object]]
 
@@ -169,24 +168,38 @@ def round_matrix(
     is the same for every block is done, a graph of calls say. each: map, or one with threads, for
     packing codes, which NumPy does whatever the library of w.
     """
+    state = _State.begin(w, fmt, run)
     places = list(_slices(0, w.shape[0], fmt.block_size))
-    xp = namespace(w)
-    state = _State(xp.empty_like(w), xp.empty_like(w), snapper(fmt.levels, w), fmt, run)
-    columns = [_greedy(state, here, w[here, :], moments.v) for here in places]
-    panel = max(1, _PULLED // fmt.block_size)
-    for _ in range(sweeps):
-        for at in range(0, len(places), panel):
-            _revisit(state, columns[at : at + panel], places[at : at + panel], moments)
+    blocks = np.zeros((len(places), w.shape[1]), fmt.layout)
+    for i, here in enumerate(places):
+        _greedy(state, i, here, w[here, :], moments.v, blocks[i])
+    _sweep(state, moments, sweeps)
     codes = to_numpy(indices(state.units, fmt.levels))
-    todo = [(column.here(), codes[here]) for column, here in zip(columns, places, strict=True)]
-    list(each(partial(_pack, fmt), todo))
-    return np.stack([column.blocks for column in columns]), w - state.error
+    list(each(partial(_finish, state, blocks, codes), list(enumerate(places))))
+    return blocks, w - state.error
 
 
-def _pack(fmt: ScalarFormat, column: "tuple[Scales, U8]") -> None:
-    scales, codes = column
-    scales.write(fmt)
-    fmt.pack(scales.blocks, codes)
+def _sweep(state: "_State", moments: Moments, sweeps: int) -> None:
+    """Revisit all scales and codes so often."""
+    fmt, size = state.fmt, state.fmt.block_size
+    all_panels = [
+        panel(moments.block(here), here, size, fmt.group_size)
+        for here in (panels(state.units.shape[0]) if sweeps else ())
+    ]
+    work = Revisit(state.scales.kind, fmt.levels.tobytes(), state.snap)
+    for each in all_panels * sweeps:
+        here = each.here
+        changed = state.units[here, :], state.error[here, :]
+        scales = state.scales.of(here.start // size, here.stop // size)
+        pull = moments.pull(here, state.error)
+        state.run(work, *changed, *scales.arrays, pull, *each.arrays)
+
+
+def _finish(state: "_State", blocks: Blocks, codes: U8, at: tuple[int, slice]) -> None:
+    """Write a block's scales and codes down."""
+    i, here = at
+    state.scales.of(i, i + 1).write(blocks[i], state.fmt)
+    state.fmt.pack(blocks[i], codes[here])
 
 
 @dataclass
@@ -195,9 +208,16 @@ class _State:
 
     units: F32  # (n_in, n), the level of every weight
     error: F32  # (n_in, n), w - q
+    scales: Scales
     snap: Snap  # to the nearest level
     fmt: ScalarFormat
     run: Runner
+
+    @staticmethod
+    def begin(w: F32, fmt: ScalarFormat, run: Runner) -> "_State":
+        """Nothing is rounded yet."""
+        units, error = (namespace(w).empty_like(w) for _ in range(2))
+        return _State(units, error, Scales.blank(fmt, w), snapper(fmt.levels, w), fmt, run)
 
 
 def _slices(begin: int, end: int, size: int) -> Iterator[slice]:
@@ -205,8 +225,8 @@ def _slices(begin: int, end: int, size: int) -> Iterator[slice]:
         yield slice(at, min(at + size, end))
 
 
-def _greedy(state: _State, here: slice, w: F32, v: F32) -> "Scales":
-    """Fit the scales of a block to what earlier errors made of its weights, then round in turn.
+def _greedy(state: _State, i: int, here: slice, w: F32, v: F32, blocks: Blocks) -> None:
+    """Fit the scales of block i to what earlier errors made of its weights, then round in turn.
 
     H = V V^T, so the error is the sum over columns c of (V^T e)_c^2. That of c depends on e_c and
     the errors before it alone, and is least where e_c makes up for them: V_cc e_c = - carried_c.
@@ -215,15 +235,17 @@ def _greedy(state: _State, here: slice, w: F32, v: F32) -> "Scales":
     own = xp.asarray(v[here, here], copy=True)
     carried = v[: here.start, here].T @ state.error[: here.start, :]  # (size, n)
     corrected = w + _solve_lower(own, xp.asarray(carried, copy=True))
+    scales, results = state.scales.of(i, i + 1), (state.units[here, :], state.error[here, :])
+    then = _Greedy(state.fmt.group_size, state.fmt.levels.tobytes(), state.snap)
     if state.fmt.choose and not is_numpy(w):
-        return _fit_and_round(state, here, w, carried, own, corrected)
+        work = _FitAndRound(state.fmt.choose, then)
+        state.run(work, *results, *scales.arrays, carried, w, own, corrected)
+        return
     diagonal = to_numpy(xp.linalg.diagonal(own))[:, None]
-    blocks = state.fmt.fit(to_numpy(corrected), np.broadcast_to(diagonal**2, corrected.shape))
+    blocks[:] = state.fmt.fit(to_numpy(corrected), np.broadcast_to(diagonal**2, corrected.shape))
     step, offset = (moved(a, w) for a in state.fmt.grid(blocks))
-    results = state.units[here, :], state.error[here, :]
-    work = _Greedy(state.fmt.group_size, state.fmt.levels.tobytes(), state.snap)
-    state.run(work, *results, carried, w, own, step, offset)
-    return Scales.read(blocks, state.fmt, w)
+    state.run(then, *results, carried, w, own, step, offset)
+    scales.read(blocks, state.fmt)
 
 
 @dataclass(frozen=True)
@@ -248,18 +270,6 @@ class _Greedy:
             carried[at.stop :, :] += own[at, at.stop :].T @ error[at, :]
 
 
-def _fit_and_round(
-    state: _State, here: slice, w: F32, carried: F32, own: F32, corrected: F32
-) -> "Scales":
-    """What is left of `_greedy` where a type's scales can be fitted as one with the rest."""
-    fmt = state.fmt
-    scales = Scales.blank(fmt, w)
-    then = _Greedy(fmt.group_size, fmt.levels.tobytes(), state.snap)
-    results = state.units[here, :], state.error[here, :], *scales.arrays
-    state.run(_FitAndRound(fmt.choose, then), *results, carried, w, own, corrected)
-    return scales
-
-
 @dataclass(frozen=True)
 class _FitAndRound:
     """Fit the scales of a block, then round its weights in turn."""
@@ -274,6 +284,7 @@ class _FitAndRound:
         carried, w, own, corrected = arrays
         xp = namespace(w)
         squares = xp.linalg.diagonal(own)[:, None] ** 2
+        sub[...] = 1
         chosen = self.choose(corrected, xp.broadcast_to(squares, corrected.shape))
         for scales, found in zip((d, sub, dmin, minima), chosen, strict=False):
             scales[...] = found
@@ -298,68 +309,3 @@ def _round_in_turn(meant: F32, pushed: F32, v: F32, snap: Snap) -> F32:
         snap(level)
         subtract(own, level, out=error[c, :])
     return units
-
-
-def _revisit(state: _State, columns: list["Scales"], places: list[slice], moments: Moments) -> None:
-    """Refit the scales and round the weights of blocks anew, each given everything else."""
-    begin, end = places[0].start, places[-1].stop
-    pulls = moments.pull(slice(begin, end), state.error)
-    for scales, here in zip(columns, places, strict=True):
-        own, error = moments.block(here), state.error[here, :]
-        pull = pulls[: own.shape[0], :]
-        change = namespace(error).asarray(error, copy=True)
-        changed = state.units[here, :], error, *scales.arrays
-        work = _Revisit(scales.kind, state.fmt.group_size, state.fmt.levels.tobytes(), state.snap)
-        state.run(work, *changed, pull, own)
-        change -= error
-        pulls = pulls[own.shape[0] :, :]
-        pulls -= moments.h[here.stop : end, here] @ change
-
-
-@dataclass(frozen=True)
-class _Revisit:
-    """Refit the scales and round the weights of a block anew, given everything else."""
-
-    kind: "Kind"
-    group_size: int
-    levels: bytes
-    snap: Snap = field(compare=False)
-
-    def __call__(self, units: F32, error: F32, *arrays: F32) -> None:
-        """The block's units and error, (size, n), its scales' arrays, H e (size, n) and H."""
-        d, sub, dmin, minima, pull, own = arrays
-        scales = Scales(self.kind, d, sub, dmin, minima)
-        scales.settle()
-        for g, part in enumerate(_slices(0, own.shape[0], self.group_size)):
-            local = own[part, part]
-            change = refit_group(scales, g, units[part, :], pull[part, :], local)
-            wish = pull[part, :] - local @ change
-            step = scales.step(g)
-            wish *= reciprocal(step)
-            change += step * _reround(units[part, :], wish, local, self.snap)
-            error[part, :] -= change
-            pull -= own[:, part] @ change
-        refit_block(scales, units, error, pull, own, self.group_size)
-
-
-def _reround(units: F32, pull: F32, h: F32, snap: Snap) -> F32:
-    """Coordinate descent over a group's levels, (size, n); returns by how much they changed.
-
-    Given all others, the error is least where weight c moves by pull_c / H_cc. pull: in units of
-    the step; h: (size, size).
-    """
-    xp = namespace(h)
-    subtract, diagonal = in_place(xp.subtract), xp.linalg.diagonal(h)[:, None]
-    levels, h, times = pull / diagonal, h / diagonal, small_product(h)
-    levels += units
-    change: F32 = xp.empty_like(units)
-    for at in _slices(0, units.shape[0], _STRIP):
-        for c in range(at.start, at.stop):
-            level = levels[c, :]
-            if c > at.start:
-                level -= times(h[c, at.start : c], change[at.start : c, :])
-            snap(level)
-            subtract(level, units[c, :], out=change[c, :])
-        levels[at.stop :, :] -= h[at.stop :, at] @ change[at, :]
-    units[...] = levels
-    return change

@@ -1,9 +1,11 @@
 """The scales of a type while error feedback rounds: what moves them, and by how much.
 
-Element-major, as in `tqgguf.kernels.feedback`; error e and pull H e are those of a block.
+Element-major, as in `tqgguf.kernels.feedback`: arrays of weights are (n_in, n), and error e and
+pull H e are those of whole blocks.
 """
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,13 +25,24 @@ class Kind:
     offset_limits: tuple[int, int] | None = None
     fixed: bool = False
 
+    @staticmethod
+    def of(fmt: ScalarFormat) -> "Kind":
+        """What the sweeps may move of a type."""
+        fixed = not fmt.step_codes and not _has_half_d_alone(fmt.layout)
+        return Kind(fixed=True) if fixed else Kind(fmt.step_codes, fmt.offset_codes)
 
-@dataclass
+
+def _has_half_d_alone(layout: np.dtype[np.void]) -> bool:
+    names = layout.names or ()
+    return "m" not in names and "d" in names and layout["d"] == np.float16
+
+
+@dataclass(frozen=True)
 class Scales:
-    """A block column's scales: step of group g = d * sub[g], offset = -dmin * minima[g].
+    """Scales of some blocks: step of group g = d * sub[g], offset = -dmin * minima[g].
 
-    d, dmin: (n,), sub, minima: (groups, n). Of a type whose scales stay as fitted d is 1 and sub
-    the steps. blocks: what they were read from.
+    d, dmin: (n_blocks, n), sub, minima: (n_groups, n). Of a type whose scales stay as fitted d is 1
+    and sub the steps.
     """
 
     kind: Kind
@@ -37,64 +50,76 @@ class Scales:
     sub: F32
     dmin: F32
     minima: F32
-    blocks: Blocks = field(default_factory=lambda: np.empty(0, "V1"))
+
+    @staticmethod
+    def blank(fmt: ScalarFormat, like: F32) -> "Scales":
+        """Scales for all blocks of weights (n_in, n), in the library of `like`."""
+        n_in, n = like.shape
+        blocks, groups = ((n_in // size, n) for size in (fmt.block_size, fmt.group_size))
+        values = (np.zeros(s, np.float32) for s in (blocks, groups, blocks, groups))
+        return Scales(Kind.of(fmt), *(moved(a, like) for a in values))
 
     @property
     def arrays(self) -> tuple[F32, ...]:
-        """What a block's revision changes."""
+        """What a revision changes."""
         return self.d, self.sub, self.dmin, self.minima
 
-    @staticmethod
-    def read(blocks: Blocks, fmt: ScalarFormat, like: F32) -> "Scales":
-        """The scales in the library of `like`."""
+    def of(self, begin: int, end: int) -> "Scales":
+        """Those of some of the blocks; the arrays are views."""
+        groups = slice(begin * self.ratio, end * self.ratio)
+        blocks = slice(begin, end)
+        rows = (blocks, groups, blocks, groups)
+        views = (a[r, :] for a, r in zip(self.arrays, rows, strict=True))
+        return Scales(self.kind, *views)
+
+    @property
+    def ratio(self) -> int:
+        """Groups to a block."""
+        return int(self.sub.shape[0] // self.d.shape[0])
+
+    def read(self, blocks: Blocks, fmt: ScalarFormat) -> None:
+        """Take those of one block of every row, (n,)."""
         step, offset = fmt.grid(blocks)
         zeros = np.zeros_like(step)
-        if not fmt.step_codes and (offset.any() or not _has_half_d(blocks.dtype)):
-            kind, values = Kind(fixed=True), (np.ones_like(step[0]), step, zeros[0], zeros)
+        if self.kind.fixed:
+            values: Sequence[F32] = np.ones_like(step[0]), step, zeros[0], zeros
         else:
             d = blocks["d"].astype(np.float32)
             dmin = blocks["dmin"].astype(np.float32) if fmt.offset_codes else zeros[0]
             sub = np.rint(step * reciprocal(d)) if fmt.step_codes else np.ones_like(step)
-            minima = np.rint(-offset * reciprocal(dmin))
-            kind, values = Kind(fmt.step_codes, fmt.offset_codes), (d, sub, dmin, minima)
-        d, sub, dmin, minima = (moved(a, like) for a in values)
-        return Scales(kind, d, sub, dmin, minima, blocks)
+            values = d, sub, dmin, np.rint(-offset * reciprocal(dmin))
+        for ours, found in zip(self.arrays, values, strict=True):
+            ours[...] = moved(found, ours)
 
-    @staticmethod
-    def blank(fmt: ScalarFormat, like: F32) -> "Scales":
-        """Scales to be fitted, in the library of `like`, and blocks for them."""
-        n, groups = like.shape[1], fmt.block_size // fmt.group_size
-        d, dmin, minima = (np.zeros(s, np.float32) for s in (n, n, (groups, n)))
-        values = (d, np.ones((groups, n), np.float32), dmin, minima)
-        d, sub, dmin, minima = (moved(a, like) for a in values)
-        kind = Kind(fmt.step_codes, fmt.offset_codes)
-        return Scales(kind, d, sub, dmin, minima, np.zeros(n, fmt.layout))
-
-    def here(self) -> "Scales":
-        """The same as NumPy's arrays."""
+    def write(self, blocks: Blocks, fmt: ScalarFormat) -> None:
+        """Put those of one block of every row into (n,) blocks. Raises WeightError."""
+        if self.kind.fixed:
+            return
         d, sub, dmin, minima = (to_numpy(a) for a in self.arrays)
-        return Scales(self.kind, d, sub, dmin, minima, self.blocks)
+        blocks["d"] = to_half(d[0])
+        if self.kind.offset_limits:
+            blocks["dmin"] = to_half(dmin[0])
+        if fmt.store:
+            fmt.store(blocks, sub, minima)
 
     def settle(self) -> None:
         """Integers under a scale of 0 are 0, or they would come back with it."""
         if self.kind.limits:
-            self.sub *= _as(self.d != 0, self.d)
-            self.minima *= _as(self.dmin != 0, self.d)
+            self.sub[...] = self.sub * _as(self._spread(self.d) != 0, self.d)
+            self.minima[...] = self.minima * _as(self._spread(self.dmin) != 0, self.d)
 
-    def step(self, g: int) -> F32:
-        """The steps of group g, (n,)."""
-        step: F32 = self.d * self.sub[g, :]
-        return step
+    def _spread(self, scale: F32) -> F32:
+        """A block's scale for each of its groups: (n_blocks, n) -> (n_groups, n)."""
+        repeated: F32 = namespace(scale).repeat(scale, self.ratio, axis=0)
+        return repeated
 
-    def write(self, fmt: ScalarFormat) -> None:
-        """Put them into the blocks, NumPy's arrays into theirs. Raises WeightError."""
-        if self.kind.fixed:
-            return
-        self.blocks["d"] = to_half(self.d)
-        if self.kind.offset_limits:
-            self.blocks["dmin"] = to_half(self.dmin)
-        if fmt.store:
-            fmt.store(self.blocks, self.sub, self.minima)
+    def steps(self) -> F32:
+        """(n_groups, n)."""
+        return self.sub if self.kind.fixed else self._spread(self.d) * self.sub
+
+    def offsets(self) -> F32:
+        """(n_groups, n)."""
+        return -self._spread(self.dmin) * self.minima
 
 
 def _as(mask: Any, x: F32) -> F32:
@@ -103,12 +128,51 @@ def _as(mask: Any, x: F32) -> F32:
     return number
 
 
-def _has_half_d(layout: np.dtype[np.void]) -> bool:
-    return "d" in (layout.names or ()) and layout["d"] == np.float16
+def refit(scales: Scales, units: F32, pull: F32, h_blocks: F32, h_groups: F32) -> Scales:
+    """Every block's scales at their least-squares values, each given all other blocks as they are.
+
+    First d and dmin of a block, then every group's integers, where that helps. units: (n_in, n),
+    the levels of the weights; pull: like it; h_blocks, h_groups: (count, size, size), H within
+    every block and every group.
+    """
+    xp = namespace(units)
+    u, p = (xp.reshape(a, (*scales.d.shape[:1], -1, units.shape[1])) for a in (units, pull))
+    d, p = _refit_scale(scales.d, u * _along(scales.sub, u), p, h_blocks)
+    dmin = scales.dmin
+    if scales.kind.offset_limits:
+        dmin, p = _refit_scale(dmin, -_along(scales.minima, u), p, h_blocks)
+    moved = Scales(scales.kind, d, scales.sub, dmin, scales.minima)
+    if scales.kind.limits is None:
+        return moved
+    shape = (*scales.sub.shape[:1], -1, units.shape[1])
+    sub, minima = _refit_integers(moved, xp.reshape(units, shape), xp.reshape(p, shape), h_groups)
+    return Scales(scales.kind, d, sub, dmin, minima)
 
 
-def refit_group(scales: Scales, g: int, units: F32, pull: F32, h: F32) -> F32:
-    """Move a group's integer scale and minimum to their least-squares values, if that helps.
+def _along(integers: F32, like: F32) -> F32:
+    """A group's integer for each of its weights: (n_groups, n) -> (n_blocks, size, n)."""
+    xp = namespace(like)
+    size = like.shape[0] * like.shape[1] // integers.shape[0]
+    along: F32 = xp.reshape(xp.repeat(integers, size, axis=0), like.shape)
+    return along
+
+
+def _refit_scale(scale: F32, along: F32, pull: F32, h: F32) -> tuple[F32, F32]:
+    """Move float16 scales, (n_blocks, n), to their least-squares values, if that helps.
+
+    Moving one by a moves the weights by a u, u = along, and e^T H e falls by
+    2 a u^T p - a^2 u^T H u: most at a = u^T p / u^T H u. along, pull: (n_blocks, size, n),
+    h: (n_blocks, size, size) -> the scales, and the pull after that.
+    """
+    h_along = h @ along
+    slope, curve = dot(pull, along), dot(along, h_along)
+    change = as_half(scale + slope * reciprocal(curve)) - scale
+    change *= _as(change * (2 * slope - change * curve) > 0, change)
+    return scale + change, pull - change[:, None, :] * h_along
+
+
+def _refit_integers(scales: Scales, units: F32, pull: F32, h: F32) -> tuple[F32, F32]:
+    """Move groups' integer scales and minima to their least-squares values, if that helps.
 
     Moving the step by a and the offset by b moves the weights by m = a u + b 1, u their levels, and
     e^T H e falls by 2 m^T p - m^T H m, p = H e. That is largest where its slope is 0:
@@ -116,37 +180,30 @@ def refit_group(scales: Scales, g: int, units: F32, pull: F32, h: F32) -> F32:
         [u^T H u   u^T H 1] [a]   [u^T p]
         [u^T H 1   1^T H 1] [b] = [1^T p]
 
-    units, pull: (size, n), h: (size, size) -> m, (size, n).
+    units, pull: (n_groups, size, n), h: (n_groups, size, size) -> the integers, (n_groups, n).
     """
-    xp, limits, offset_limits = namespace(h), scales.kind.limits, scales.kind.offset_limits
+    xp, code, low = namespace(h), scales.sub, scales.minima
+    limits, offset_limits = scales.kind.limits, scales.kind.offset_limits
     if limits is None:
-        still: F32 = xp.zeros_like(units)
-        return still  # the group is the block: refit_block does it
-    code, low = scales.sub[g, :], scales.minima[g, :]
-    ones = xp.sum(h, axis=0)
-    up, uhu, uh1 = dot(units, pull), dot(units, h @ units), ones @ units
-    none = xp.zeros_like(up)
+        raise AssertionError(scales.kind)
+    d, dmin = (scales._spread(a) for a in (scales.d, scales.dmin))
+    hu = h @ units
+    up, uhu = dot(units, pull), dot(units, hu)
     if offset_limits is None:
-        sub = _moved(code, up * reciprocal(uhu), scales.d, limits)
-        a = (sub - code) * scales.d
-        better = a * (2 * up - a * uhu) > 0
-        scales.sub[g, :] = xp.where(better, sub, code)
-        moves: F32 = xp.where(better, a, none) * units
-        return moves
-    p1, h11 = xp.sum(pull, axis=0), xp.sum(ones)
+        sub = _moved(code, up * reciprocal(uhu), d, limits)
+        a = (sub - code) * d
+        return xp.where(a * (2 * up - a * uhu) > 0, sub, code), low
+    uh1, p1, h11 = xp.sum(hu, axis=1), xp.sum(pull, axis=1), xp.sum(h, axis=(1, 2))[:, None]
     det = uhu * h11 - uh1 * uh1
     sound = det > 1e-4 * uhu * h11  # or u is constant, and a step does what b does
     wish = xp.where(sound, (up * h11 - p1 * uh1) * reciprocal(det), up * reciprocal(uhu))
-    sub = _moved(code, wish, scales.d, limits)
-    a = (sub - code) * scales.d
+    sub = _moved(code, wish, d, limits)
+    a = (sub - code) * d
     # the offset that suits the step as it was rounded
-    minima = _moved(low, (a * uh1 - p1) / h11, scales.dmin, offset_limits)
-    b = (low - minima) * scales.dmin
+    minima = _moved(low, (a * uh1 - p1) / h11, dmin, offset_limits)
+    b = (low - minima) * dmin
     better = 2 * (a * up + b * p1) - a * (a * uhu + 2 * b * uh1) - b * b * h11 > 0
-    scales.sub[g, :] = xp.where(better, sub, code)
-    scales.minima[g, :] = xp.where(better, minima, low)
-    change: F32 = xp.where(better, a, none) * units + xp.where(better, b, none)
-    return change
+    return xp.where(better, sub, code), xp.where(better, minima, low)
 
 
 def _moved(code: F32, change: F32, scale: F32, limits: tuple[int, int]) -> F32:
@@ -154,28 +211,3 @@ def _moved(code: F32, change: F32, scale: F32, limits: tuple[int, int]) -> F32:
     nearest = rint(code + change * reciprocal(scale))
     moved: F32 = clip(nearest, float(limits[0]), float(limits[1]))
     return moved
-
-
-def refit_block(scales: Scales, units: F32, error: F32, pull: F32, h: F32, group: int) -> None:
-    """Move a block's d (and dmin) to their least-squares values, if that helps."""
-    if scales.kind.fixed:
-        return
-    repeat = namespace(units).repeat
-    _refit(scales.d, units * repeat(scales.sub, group, axis=0), error, pull, h)
-    if scales.kind.offset_limits:
-        _refit(scales.dmin, -repeat(scales.minima, group, axis=0), error, pull, h)
-
-
-def _refit(scale: F32, along: F32, error: F32, pull: F32, h: F32) -> None:
-    """Move a float16 scale, (n,), to its least-squares value, if that helps.
-
-    Moving it by a moves the weights by a u, u = along, and e^T H e falls by
-    2 a u^T p - a^2 u^T H u: most at a = u^T p / u^T H u.
-    """
-    h_along = h @ along
-    slope, curve = dot(pull, along), dot(along, h_along)
-    change = as_half(scale + slope * reciprocal(curve)) - scale
-    change *= _as(change * (2 * slope - change * curve) > 0, change)
-    scale += change
-    error -= change * along
-    pull -= change * h_along

@@ -1,0 +1,205 @@
+"""Visit the scales and codes of a rounded matrix again, each given all the others as they are.
+
+This is coordinate descent on e^T H e, e the error of a row, for `tqgguf.kernels.feedback`. Columns
+are cut into panels of about 256, one after the other. In a panel the same place of every 32 columns
+is visited at once: so a call works on eight times as many numbers, and few rows are enough. Codes
+that are visited together do not see each other move. Inputs that go together would make them
+overshoot, and networks have such at distances of powers of two (heads that share their values), so
+each run of 32 begins some places after that of the one before; and what did not lessen a row's
+error is undone.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from tqgguf.kernels.arrays import dot, in_place, moved, namespace, small_product
+from tqgguf.kernels.dtypes import F32, I64
+from tqgguf.kernels.refitting import Kind, Scales, refit
+from tqgguf.kernels.search import reciprocal
+
+Snap = Callable[[F32], None]
+
+_PANEL = 256  # columns between two products with all of H; a multiple of every type's block
+_SPAN = 32  # columns of which one is visited at a time
+_SKEW = 5  # places by which a span's order is ahead of that of the span before
+_STRIP = 8  # places between two updates of the rest of a panel
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Some columns of H, and what revisiting them takes.
+
+    own: (size, size), H within them, and `blocks` and `groups`, (count, size, size), within a
+    type's. The rest is in the order of visits: order, (size,), the columns; back, how to undo that;
+    group, the group of each; turned: own divided by its diagonal, (size, 1); together: (places,
+    spans, spans), H within the columns that are visited at once.
+    """
+
+    here: slice
+    own: F32
+    blocks: F32
+    groups: F32
+    order: I64
+    back: I64
+    group: I64
+    diagonal: F32
+    turned: F32
+    together: F32
+
+    @property
+    def arrays(self) -> tuple[F32 | I64, ...]:
+        """What a visit reads."""
+        return (
+            *(self.own, self.blocks, self.groups, self.order, self.back, self.group),
+            *(self.diagonal, self.turned, self.together),
+        )
+
+
+def panels(n_in: int) -> list[slice]:
+    """Columns that are revisited by one product with H: whole blocks of any type."""
+    unit = math.gcd(n_in, _PANEL)
+    units, count = n_in // unit, max(1, round(n_in / _PANEL))
+    return [slice(*e) for e in pairwise(unit * (units * k // count) for k in range(count + 1))]
+
+
+def panel(own: F32, here: slice, block: int, group: int) -> Panel:
+    """What there is to know of some columns of H: own (size, size); sizes of blocks and groups."""
+    xp, size = namespace(own), own.shape[0]
+    order = _order(size)
+    back, groups = np.argsort(order), order // group
+    order, back, groups = (moved(a, own) for a in (order, back, groups))
+    turned = xp.take(xp.take(own, order, axis=0), order, axis=1)
+    diagonal = xp.linalg.diagonal(turned)[:, None]
+    return Panel(
+        *(here, own, _within(own, block), _within(own, group), order, back, groups),
+        *(xp.asarray(diagonal, copy=True), turned / diagonal, _within(turned, _spans(size))),
+    )
+
+
+def _spans(size: int) -> int:
+    return max(1, size // _SPAN)
+
+
+def _order(size: int) -> I64:
+    """The columns of a panel in the order of visits: one of every span, then the next of each."""
+    spans = _spans(size)
+    length = size // spans
+    place, span = np.divmod(np.arange(size), spans)
+    order: I64 = span * length + (place + _SKEW * span) % length
+    return order
+
+
+def _within(h: F32, size: int) -> F32:
+    """Blocks on the diagonal: (n, n) -> (n / size, size, size)."""
+    if size == h.shape[0]:
+        return h[None, :, :]
+    parts: F32 = namespace(h).stack(
+        [h[at : at + size, at : at + size] for at in range(0, h.shape[0], size)]
+    )
+    return parts
+
+
+@dataclass(frozen=True)
+class Revisit:
+    """Refit the scales and round the weights of a panel anew, given everything else."""
+
+    kind: Kind
+    levels: bytes
+    snap: Snap = field(compare=False)
+
+    def __call__(self, units: F32, error: F32, *arrays: Any) -> None:
+        """The panel's units and error, (size, n), scales, H e (size, n), then `Panel`'s arrays."""
+        scales, pull = Scales(self.kind, *arrays[:4]), arrays[4]
+        own, blocks, groups, *order = arrays[5:]
+        if not self.kind.fixed:
+            scales.settle()
+            _rescale(scales, refit(scales, units, pull, blocks, groups), units, error, pull, own)
+        _recode(units, error, pull, scales.steps(), *order, snap=self.snap)
+
+
+def _rescale(scales: Scales, new: Scales, units: F32, error: F32, pull: F32, own: F32) -> None:
+    """Take new scales where all of them together lessen a row's error."""
+    xp = namespace(units)
+    shape = (*scales.sub.shape[:1], -1, units.shape[1])
+    move = xp.reshape(units, shape) * (new.steps() - scales.steps())[:, None, :]
+    if scales.kind.offset_limits:
+        move += (new.offsets() - scales.offsets())[:, None, :]
+    move = xp.reshape(move, units.shape)
+    pulled = own @ move
+    better = dot(move, 2 * pull - pulled) > 0
+    for old, found in zip(scales.arrays, new.arrays, strict=True):
+        old[...] = xp.where(better, found, old)
+    taken = xp.astype(better, units.dtype)
+    error -= move * taken
+    pull -= pulled * taken
+
+
+def _recode(
+    units: F32,
+    error: F32,
+    pull: F32,
+    steps: F32,
+    order: I64,
+    back: I64,
+    group: I64,
+    diagonal: F32,
+    turned: F32,
+    together: F32,
+    *,
+    snap: Snap,
+) -> None:
+    """Round all weights of a panel anew, where that lessens a row's error.
+
+    Given all others, the error is least where weight c moves by pull_c / H_cc.
+    """
+    xp = namespace(units)
+    old, wish = xp.take(units, order, axis=0), xp.take(pull, order, axis=0)
+    wish /= diagonal
+    step, inverse = (xp.take(a, group, axis=0) for a in (steps, reciprocal(steps)))
+    levels, change = xp.empty_like(old), xp.empty_like(old)
+    _visit(old, wish, step, inverse, turned, levels, change, together.shape[1], snap)
+    places = xp.reshape(change, (together.shape[0], -1, change.shape[1]))
+    wish *= 2 * diagonal
+    wish -= xp.reshape(together @ places, change.shape)
+    better = dot(change, wish) > 0
+    units[...] = xp.where(better, xp.take(levels, back, axis=0), units)
+    error -= xp.take(change, back, axis=0) * xp.astype(better, units.dtype)
+
+
+def _visit(
+    old: F32,
+    wish: F32,
+    step: F32,
+    inverse: F32,
+    turned: F32,
+    levels: F32,
+    change: F32,
+    spans: int,
+    snap: Snap,
+) -> None:
+    """Round place after place: all (size, n) and in the order of visits, but turned (size, size).
+
+    wish: how far weights should move, which is kept up to date until they are visited. Written:
+    levels, and change, by how much that moved the weights.
+    """
+    xp, size = namespace(old), old.shape[0]
+    multiply, subtract, times = in_place(xp.multiply), in_place(xp.subtract), small_product(old)
+    for begin in range(0, size, _STRIP * spans):
+        end = min(begin + _STRIP * spans, size)
+        for at in range(begin, end, spans):
+            here = slice(at, at + spans)
+            own, level, moved = wish[here, :], levels[here, :], change[here, :]
+            if at > begin:
+                own -= times(turned[here, begin:at], change[begin:at, :])
+            multiply(own, inverse[here, :], out=level)
+            level += old[here, :]
+            snap(level)
+            subtract(level, old[here, :], out=moved)
+            moved *= step[here, :]
+        if end < size:
+            wish[end:, :] -= turned[end:, begin:end] @ change[begin:end, :]
