@@ -3,6 +3,7 @@
 import subprocess
 import tempfile
 import time
+from contextlib import suppress
 from typing import NamedTuple
 
 import psutil
@@ -32,7 +33,8 @@ def run(command: list[str], *, env: dict[str, str] | None = None) -> Usage:
         while process.poll() is None:
             seen, alone = resident(process, times)
             peak, own = max(peak, seen), max(own, alone)
-            time.sleep(0.05)
+            with suppress(psutil.TimeoutExpired):
+                process.wait(0.05)
         seconds = time.perf_counter() - began
         if process.returncode:
             said.seek(0)

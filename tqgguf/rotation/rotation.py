@@ -147,7 +147,7 @@ class Rotation:
             return x + factor if (step.verb == "plus") != undo else x - factor
         if (step.verb == "gain") != undo:
             return x * factor
-        return _divide(x, factor, dead=x if undo else np.ones_like(x))
+        return _divide(x, factor, dead=x if undo else np.float32(1))
 
     def _turn(self, x: F32, step: Step, along: "Axis", *, undo: bool) -> F32:
         order, kind = self.order(step), self._kind(step)
@@ -262,11 +262,13 @@ def _from(start: int, x: F32, axis: int, order: int) -> F32:
     return np.concatenate([before, turned], axis=axis)
 
 
-def _divide(x: F32, factor: F32, *, dead: F32) -> F32:
+def _divide(x: F32, factor: F32, *, dead: F32 | np.float32) -> F32:
     """Divide by a gain; `dead` where it is zero.
 
     A norm's gain of zero becomes one like all its gains. Its readers' columns were multiplied by
     it, so there is nothing to restore: they stay.
     """
     zero = factor == 0
+    if not zero.any():
+        return x / factor
     return np.where(zero, dead, x / np.where(zero, np.float32(1), factor))
