@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import tqgguf.cli
 from tqgguf.cli import app
 
@@ -25,3 +27,26 @@ def test_the_main_job_imports_no_other_command_and_no_calibration():
     slow = {"cli.bench", "cli.ladder", "publishing", "measure", "turboquant", "models.huggingface"}
     slow |= {"calibration.calibrate", "calibration.cached", "calibration.forecast"}
     assert not {f"tqgguf.{name}" for name in slow} & loaded
+
+
+@pytest.mark.parametrize(("size", "begun"), [(1 << 28, True), (1 << 20, False)])
+def test_processes_for_a_large_model_begin_before_anything_is_imported(tmp_path, size, begun):
+    with (tmp_path / "model.gguf").open("wb") as file:
+        file.truncate(size)  # a hole
+    script = "import sys; from tqgguf.cli import _expect_processes; _expect_processes(sys.argv[1:])"
+    script += "; print(*sys.modules); from multiprocessing import forkserver as f"
+    script += "; print(f._forkserver._forkserver_pid is not None)"
+    command = [
+        sys.executable,
+        "-c",
+        script,
+        "quantize",
+        tmp_path / "model.gguf",
+        "--effort",
+        "fast",
+    ]
+    modules, started = subprocess.run(
+        command, capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    assert started == str(begun)
+    assert "numpy" not in modules.split()

@@ -7,8 +7,11 @@ start. `tqgguf.cli.app` has all of them.
 
 import sys
 from importlib import import_module
+from pathlib import Path
 from pkgutil import iter_modules
 from typing import Any
+
+_LARGE = 1 << 28  # bytes of a model that is quantized by processes (pipeline/workers.py)
 
 
 def __getattr__(name: str) -> Any:
@@ -26,9 +29,32 @@ def _with_commands(name: str) -> Any:
     return import_module(f"{__name__}.application").app
 
 
+def _expect_processes(arguments: list[str]) -> None:
+    """Let what a large model's processes are forked from import its modules while we do ours.
+
+    Where there is a text, that has time enough later: `tqgguf.api.decide` begins it.
+    """
+    is_fast = arguments[:1] == ["quantize"] and any(a.endswith("fast") for a in arguments)
+    if is_fast and any(map(_is_large, arguments[1:])):
+        from tqgguf.machine.processes import expect_processes
+
+        expect_processes(preload="tqgguf.pipeline.workers")
+
+
+def _is_large(argument: str) -> bool:
+    """Whether it is the name of a large model's file or folder."""
+    try:
+        path = Path(argument)
+        files = path.glob("*.safetensors") if path.is_dir() else [path]
+        return sum(file.stat().st_size for file in files) >= _LARGE
+    except (OSError, ValueError):
+        return False
+
+
 def main() -> None:
     """Run the command line: exit 0 done, 1 a TqggufError in one line, 2 usage."""
     try:
+        _expect_processes(sys.argv[1:])
         app = _with_commands("".join(sys.argv[1:2]))
     except KeyboardInterrupt:  # loading takes a while on a busy machine
         raise SystemExit(130) from None

@@ -38,13 +38,17 @@ def expect_processes(*, preload: str) -> None:
     """Let what processes are forked from import the module while this process goes on.
 
     Matrix products run on one thread there. OpenBLAS would start one per core in each process, and
-    those wait busily: half a second on 16 cores.
+    those wait busily: half a second on 16 cores. Ctrl-C is left to this process from the beginning.
     """
     if _context(preload).get_start_method() == "forkserver":
         from multiprocessing import forkserver  # not everywhere
 
         with _in_environment(OPENBLAS_NUM_THREADS="1"):
-            forkserver.ensure_running()
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+            try:
+                forkserver.ensure_running()
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager
