@@ -27,6 +27,7 @@ _SEQUENCES, _LENGTH = 2, 12
 _HEAD_ROWS = 512
 _LARGEST = 0.7
 _BYTES_PER_WEIGHT = 28  # of one matrix: in float64, and the one before, and parts as read
+_READERS = 8  # more would keep the interpreter from feeding those who encode meanwhile
 _TILE = 1 << 19  # weights that a thread reads and rotates at a time
 
 
@@ -109,7 +110,7 @@ def _both(
     pairs = (unpadded(model), NO_ROTATION), (fold(model, rotation), rotation)
     with (
         single_threaded_blas(),
-        ThreadPoolExecutor(threads) as readers,
+        ThreadPoolExecutor(min(threads, _READERS)) as readers,
         ThreadPoolExecutor(at_once) as runners,
     ):
         run = partial(_shortened, layers, readers)
