@@ -40,7 +40,7 @@ class Sizes:
     tile: int = 320
     rows: int = 1024
     pieces: int = 16
-    fewest: int = 256  # calls for fewer cost more than what they do
+    fewest: int = 128  # calls for fewer cost more than what they do
     holds: bool = True
 
     def count(self, rows: int) -> int:

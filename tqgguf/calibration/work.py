@@ -8,7 +8,8 @@ inputs of its own, chunk I's. `d.K.T` what is to be made up for: how far the ori
 from that, or, of a matrix whose product is added to the stream, how far the original's stream is
 after that from the quantized network's, were the matrix left as it is. `h.K.E` and `hd.K` the means
 of x x^T and x d^T over all tokens (of experts first `u.K.E`, which become `h.K.E` blended with
-`all.K`); `v.K.E` the factor of the damped `h.K.E`, `r.K` that of h with a ridge.
+`all.K`); `v.K.E` the factor of the damped `h.K.E`, `r.K` that of h with a ridge; `v.inverses.K.E`
+and `r.inverses.K` what `feedback.inverses` makes of them.
 `scales.SLOT.NAME`: what each of the matrices of a tensor is divided by before it is encoded.
 """
 
@@ -188,6 +189,7 @@ def factor(desk: AnyDesk, moments: str, out: str, name: str, damping: float) -> 
     added, v = feedback.factor(desk.get(moments), damping=damping)
     desk.put_object(f"{out}.added.{name}", added)
     desk.put(f"{out}.{name}", v)
+    desk.put(f"{out}.inverses.{name}", feedback.inverses(v))
 
 
 def blend(desk: AnyDesk, step: int, expert: int, share: float) -> None:
@@ -225,8 +227,8 @@ def round_rows(
     rows = namespace(parts[0]).concat(parts)
     if share > 0:
         rows += share * _correction(desk, step, rows, pieces)
-    h, v = (desk.get(f"{name}.{step}.{expert}") for name in ("h", "v"))
-    moments = feedback.Moments(h, v, desk.get_object(f"v.added.{step}.{expert}"))
+    h, v, inverses = (desk.get(f"{name}.{step}.{expert}") for name in ("h", "v", "v.inverses"))
+    moments = feedback.Moments(h, v, inverses, desk.get_object(f"v.added.{step}.{expert}"))
     steps = _steps(desk, pieces, rows) if FORMATS[type].is_scaled else None
     if steps is not None:
         rows /= steps
@@ -262,7 +264,8 @@ def _correction(desk: AnyDesk, step: int, rows: F32, pieces: Sequence[Rows]) -> 
         wanted = namespace(hd).concat([hd[:, p.begin : p.end] for p in pieces], axis=1)
     else:
         wanted = hd @ rows.T
-    solved: F32 = feedback.solve(desk.get(f"r.{step}"), wanted).T
+    v, inverses = (desk.get(f"{name}.{step}") for name in ("r", "r.inverses"))
+    solved: F32 = feedback.solve(v, inverses, wanted).T
     return solved
 
 

@@ -44,8 +44,8 @@ def _rounded(fmt: Format, rows: F32, moments: Moments, sweeps: int) -> tuple[U8,
 
 def _rounded_here(fmt: Format, rows: F32, moments: Moments, sweeps: int) -> tuple[U8, F32]:
     """Rows of a device rounded by this machine's threads: codes of lattices are looked up."""
-    h, v = to_numpy(moments.h), to_numpy(moments.v)
-    mine, here = to_numpy(rows), Moments(h, v, moments.added)
+    h, v, inverses = (to_numpy(a) for a in (moments.h, moments.v, moments.inverses))
+    mine, here = to_numpy(rows), Moments(h, v, inverses, moments.added)
     parts = [mine[at : at + _COLUMNS] for at in range(0, len(mine), _COLUMNS)]
     work = partial(_rounded, fmt, moments=here, sweeps=sweeps)
     data, values = zip(*map_in_order(work, parts, threads=None), strict=True)

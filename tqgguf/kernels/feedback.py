@@ -19,6 +19,7 @@ import numpy as np
 
 from tqgguf.kernels.arrays import (
     add_to_diagonal,
+    empty,
     in_place,
     is_numpy,
     moved,
@@ -35,7 +36,7 @@ from tqgguf.kernels.search import indices, reciprocal, snapper
 DAMPING = 0.01  # of the mean of H's diagonal, added to it
 _SOLVED = 64  # rows of a triangular system at a time
 _SOLVED_AWAY = 1024  # the same where calls cost more than arithmetic
-_STRIP = 8  # columns between two updates of the rest of a group or block
+_STRIP = 16  # columns between two updates of the rest of a block; no group has fewer
 
 Runner = Callable[..., None]
 Each = Callable[[Callable[[Any], object], Sequence[Any]], Iterable[object]]
@@ -48,16 +49,27 @@ def at_once(work: Callable[..., None], *arrays: Any) -> None:
 
 @dataclass(frozen=True)
 class Moments:
-    """H = h + added I and its factor: H = V V^T with V upper triangular, h and v (n_in, n_in)."""
+    """H = h + added I and its factor: H = V V^T with V upper triangular, h and v (n_in, n_in).
+
+    inverses: what `inverses` makes of v.
+    """
 
     h: F32
     v: F32
+    inverses: F32
     added: float = 0.0
 
     def block(self, here: slice) -> F32:
         """A block on H's diagonal, (size, size)."""
         own: F32 = namespace(self.h).asarray(self.h[here, here], copy=True)
         add_to_diagonal(own, self.added)
+        return own
+
+    def inverses_of(self, here: slice) -> F32:
+        """The same of a block on V's diagonal."""
+        width = self.inverses.shape[1]
+        begin = here.start % width
+        own: F32 = self.inverses[here, begin : min(begin + here.stop - here.start, width)]
         return own
 
     def pull(self, here: slice, error: F32) -> F32:
@@ -76,7 +88,7 @@ def factored(h: F32 | F64, *, damping: float = DAMPING) -> Moments:
     xp = namespace(h)
     full: F32 = xp.astype(h, xp.float32)
     added, v = factor(full, damping=damping)
-    return Moments(_with_added(full, added), v)
+    return Moments(_with_added(full, added), v, inverses(v))
 
 
 def factor(h: F32, *, damping: float) -> tuple[float, F32]:
@@ -99,7 +111,11 @@ def factor(h: F32, *, damping: float) -> tuple[float, F32]:
 
 def _panels(a: F32) -> list[slice]:
     """The rows of a that are worked on at a time."""
-    return list(_slices(0, a.shape[0], _SOLVED if is_numpy(a) else _SOLVED_AWAY))
+    return list(_slices(0, a.shape[0], _solved(a)))
+
+
+def _solved(a: F32) -> int:
+    return _SOLVED if is_numpy(a) else _SOLVED_AWAY
 
 
 def _cholesky(a: F32) -> F32:
@@ -116,20 +132,31 @@ def _cholesky(a: F32) -> F32:
     return a
 
 
-def solve(v: F32, b: F32) -> F32:
+def inverses(v: F32) -> F32:
+    """The inverses of the blocks on V's diagonal, one below the other: (n, n) -> (n, size).
+
+    Those of smaller blocks of a power of two are parts of them, for V is triangular.
+    """
+    found: F32 = empty((v.shape[0], min(v.shape[0], _solved(v))), v)
+    for here in _panels(v):
+        found[here, : here.stop - here.start] = _inverse(v[here, here])
+    return found
+
+
+def solve(v: F32, inverses: F32, b: F32) -> F32:
     """The x of V V^T x = b, a block of rows at a time: v (n, n) upper triangular, b (n, m)."""
     x: F32 = namespace(b).asarray(b, copy=True)
-    for here in reversed(_panels(v)):
+    for here in reversed(list(_slices(0, *inverses.shape))):
         rest = x[here, :] - v[here, here.stop :] @ x[here.stop :, :]
-        x[here, :] = _inverse(v[here, here]) @ rest
-    return _solve_lower(v, x)
+        x[here, :] = inverses[here, : here.stop - here.start] @ rest
+    return _solve_lower(v, inverses, x)
 
 
-def _solve_lower(v: F32, b: F32) -> F32:
+def _solve_lower(v: F32, inverses: F32, b: F32) -> F32:
     """The x of V^T x = b: v (n, n) upper triangular, b (n, m), which is written over."""
-    for here in _panels(v):
+    for here in _slices(0, *inverses.shape):
         rest = b[here, :] - v[: here.start, here].T @ b[: here.start, :]
-        b[here, :] = _inverse(v[here, here]).T @ rest
+        b[here, :] = inverses[here, : here.stop - here.start].T @ rest
     return b
 
 
@@ -172,7 +199,7 @@ def round_matrix(
     places = list(_slices(0, w.shape[0], fmt.block_size))
     blocks = np.zeros((len(places), w.shape[1]), fmt.layout)
     for i, here in enumerate(places):
-        _greedy(state, i, here, w[here, :], moments.v, blocks[i])
+        _greedy(state, i, here, w[here, :], moments, blocks[i])
     _sweep(state, moments, sweeps)
     codes = to_numpy(indices(state.units, fmt.levels))
     list(each(partial(_finish, state, blocks, codes), list(enumerate(places))))
@@ -225,16 +252,16 @@ def _slices(begin: int, end: int, size: int) -> Iterator[slice]:
         yield slice(at, min(at + size, end))
 
 
-def _greedy(state: _State, i: int, here: slice, w: F32, v: F32, blocks: Blocks) -> None:
+def _greedy(state: _State, i: int, here: slice, w: F32, moments: Moments, blocks: Blocks) -> None:
     """Fit the scales of block i to what earlier errors made of its weights, then round in turn.
 
     H = V V^T, so the error is the sum over columns c of (V^T e)_c^2. That of c depends on e_c and
     the errors before it alone, and is least where e_c makes up for them: V_cc e_c = - carried_c.
     """
     xp = namespace(w)
-    own = xp.asarray(v[here, here], copy=True)
-    carried = v[: here.start, here].T @ state.error[: here.start, :]  # (size, n)
-    corrected = w + _solve_lower(own, xp.asarray(carried, copy=True))
+    own = xp.asarray(moments.v[here, here], copy=True)
+    carried = moments.v[: here.start, here].T @ state.error[: here.start, :]  # (size, n)
+    corrected = w + _solve_lower(own, moments.inverses_of(here), xp.asarray(carried, copy=True))
     scales, results = state.scales.of(i, i + 1), (state.units[here, :], state.error[here, :])
     then = _Greedy(state.fmt.group_size, state.fmt.levels.tobytes(), state.snap)
     if state.fmt.choose and not is_numpy(w):
@@ -298,12 +325,11 @@ def _round_in_turn(meant: F32, pushed: F32, v: F32, snap: Snap) -> F32:
     with its columns divided by its diagonal -> the levels, (size, n).
     """
     xp = namespace(meant)
-    add, subtract, times = in_place(xp.add), in_place(xp.subtract), small_product(v)
-    units: F32 = xp.empty_like(meant)
+    subtract, times = in_place(xp.subtract), small_product(v)
+    units: F32 = meant + pushed
     error: F32 = xp.empty_like(meant)
     for c in range(meant.shape[0]):
         own, level = meant[c, :], units[c, :]
-        add(own, pushed[c, :], out=level)
         if c:
             level += times(v[:c, c], error[:c, :])
         snap(level)

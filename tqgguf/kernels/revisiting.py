@@ -17,7 +17,14 @@ from typing import Any
 
 import numpy as np
 
-from tqgguf.kernels.arrays import dot, in_place, moved, namespace, small_product
+from tqgguf.kernels.arrays import (
+    dot,
+    in_place,
+    moved,
+    namespace,
+    replace_where,
+    small_product,
+)
 from tqgguf.kernels.dtypes import F32, I64
 from tqgguf.kernels.refitting import Kind, Scales, refit
 from tqgguf.kernels.search import reciprocal
@@ -167,7 +174,7 @@ def _recode(
     wish *= 2 * diagonal
     wish -= xp.reshape(together @ places, change.shape)
     better = dot(change, wish) > 0
-    units[...] = xp.where(better, xp.take(levels, back, axis=0), units)
+    replace_where(units, better, xp.take(levels, back, axis=0))
     error -= xp.take(change, back, axis=0) * xp.astype(better, units.dtype)
 
 

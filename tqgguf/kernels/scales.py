@@ -31,6 +31,7 @@ from tqgguf.kernels.search import reciprocal, snap
 _HALF_LIMIT = 65520.0  # from here on float16 rounds to infinity
 _BEGIN = np.float32(0.77)  # what makes it the best ternary scale of Gaussian weights
 _ROUNDS = 2
+_TRIED = 1 << 16  # numbers that are tried at once: a call takes some time however few there are
 _INSIDE = 0.49  # steps that an end of a range may move inwards before a code leaves 0..levels
 
 Ranges = tuple[tuple[float, float], ...]
@@ -71,11 +72,11 @@ def from_groups(codes: U8, n: int) -> U8:
 
 
 def dot(a: F32, b: F32, out: F32 | None = None) -> F32:
-    """Sum of a * b over axis 0: two (size, n) -> (n,) float32."""
+    """Sum of a * b over the last axis but one: two (..., size, n) -> (..., n) float32."""
     if is_numpy(a):
-        sums: F32 = np.einsum("in,in->n", a, b, out=out)
+        sums: F32 = np.einsum("...in,...in->...n", a, b, out=out)
         return sums
-    sums = namespace(a).sum(a * b, axis=0)
+    sums = namespace(a).sum(a * b, axis=-2)
     if out is not None:
         out[...] = sums
     return sums
@@ -116,15 +117,15 @@ def symmetric(x: F32, w: F32 | None, *, levels: F32, factors: tuple[float, ...])
     u = x * reciprocal(unit)
     weighted = u if w is None else u * w
     tried = empty((len(factors), 2, x.shape[1]), x)
-    q: F32 = xp.empty_like(u)
-    heavy: F32 = q if w is None else xp.empty_like(q)
-    for i, factor in enumerate(factors):
-        multiply(u, constant(factor, u), out=q)
+    each = max(1, _TRIED // (x.shape[0] * x.shape[1]))
+    for at in range(0, len(factors), each):
+        some = factors[at : at + each]
+        found, q = tried[at : at + len(some), ...], empty((len(some), *x.shape), x)
+        for i, factor in enumerate(some):
+            multiply(u, constant(factor, u), out=q[i, ...])
         snap(q, levels, out=q)
-        if w is not None:
-            multiply(q, w, out=heavy)
-        dot(q, weighted, out=tried[i, 0, :])
-        dot(q, heavy, out=tried[i, 1, :])
+        dot(q, weighted, out=found[:, 0, :])
+        dot(q, q if w is None else q * w, out=found[:, 1, :])
     qu, qq = tried[:, 0, :], tried[:, 1, :]
     best = pick(tried, qu * qu * reciprocal(qq))
     return best[0, :] * unit, best[1, :]

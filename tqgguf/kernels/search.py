@@ -65,8 +65,12 @@ def _taker(levels: F32, x: F32) -> Callable[..., None]:
     xp, table = namespace(x), nearest_table(levels.tobytes())
     values = _values_where(levels.tobytes(), x)
 
+    two, start = np.float32(2), np.float32(2 * table.start)
+
     def take(u: F32, out: F32) -> None:
-        np.take(values, _cells(u, table, out), out=out, mode="clip")
+        np.multiply(u, two, out=out)
+        np.subtract(out, start, out=out)
+        values.take(out.astype(np.uint16), out=out, mode="clip")
 
     def take_elsewhere(u: F32, out: F32) -> None:
         cells = xp.reshape(_cells(u, table, out), (-1,))
