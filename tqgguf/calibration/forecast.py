@@ -31,7 +31,7 @@ _MOMENTS = 3.0  # products of n_in^2 for each token: x x^T, x d^T
 _BARRIERS = 17  # of a layer: times at which all wait for all
 _HAND_OVER = 3e-4  # seconds that a task takes to reach a worker and come back
 _RUNS = 3
-_PROBE = 256  # weights along either side of the matrix that is rounded
+_PROBE = 256  # inputs of the matrix that is rounded, which has as many rows as small pieces
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ def _rounding(step: _Step, workers: int) -> float:
 @cache
 def _rate(type: str) -> float:
     """Seconds for a weight that is rounded, its share of H's products left out."""
-    x = np.random.default_rng(0).standard_normal((_PROBE, _PROBE)).astype(np.float32)
+    x = np.random.default_rng(0).standard_normal((_PROBE, SIZES.fewest)).astype(np.float32)
     moments = feedback.factored(np.eye(_PROBE, dtype=np.float32))
     encode, sweeps = FORMATS[type].encode_matrix, sweeps_of(type, Feedback().sweeps)
     return _timed(lambda: encode(x, moments, sweeps=sweeps)) / x.size

@@ -20,6 +20,7 @@ _SCORES_BYTES = 3 * (64 << 20)  # of attention, see network.ops
 _SHORT_SCORES_BYTES = 16 << 20  # the same of a few hundred tokens
 _STREAMS, _INNER = 12, 6  # arrays as wide as the stream, and as wide as the widest, in a pass
 _ROUNDING = 9  # copies of the rows in work
+_PANELS = 5 * 256  # numbers for each of their columns that revisiting takes
 _FACTORING = 3  # copies of the second moments
 _WORTH_PROCESSES = 1 << 35  # weights times tokens: starting processes takes about half a second
 
@@ -127,7 +128,7 @@ class _Need:
             weights,
             4 * chunk * (_STREAMS * n_embd + _INNER * widest) + _SCORES_BYTES,
             8 * n_tokens * (widest + 4 * n_embd),
-            4 * _ROUNDING * SIZES.rows * n_in,
+            4 * (_ROUNDING * SIZES.rows + _PANELS) * n_in,
             4 * _FACTORING * n_in * n_in,
             4 * (4 * largest + 2 * table + n_tokens * (4 * n_embd + 2 * steps) + 8 * n_in * n_in),
         )

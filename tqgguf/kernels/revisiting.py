@@ -5,8 +5,8 @@ are cut into panels of about 256, one after the other. In a panel the same place
 is visited at once: so a call works on eight times as many numbers, and few rows are enough. Codes
 that are visited together do not see each other move. Inputs that go together would make them
 overshoot, and networks have such at distances of powers of two (heads that share their values), so
-each run of 32 begins some places after that of the one before; and what did not lessen a row's
-error is undone.
+each run of 32 begins some places after that of the one before. Where they still go together, fewer
+are visited at once; and what did not lessen a row's error is undone.
 """
 
 import math
@@ -32,9 +32,10 @@ from tqgguf.kernels.search import reciprocal
 Snap = Callable[[F32], None]
 
 _PANEL = 256  # columns between two products with all of H; a multiple of every type's block
-_SPAN = 32  # columns of which one is visited at a time
+_SPAN = 32  # columns of which one is visited at a time, or more
+_TOGETHER = 2.0  # sum of the correlations with an input of those visited with it, at most
 _SKEW = 5  # places by which a span's order is ahead of that of the span before
-_STRIP = 8  # places between two updates of the rest of a panel
+_STRIP = 64  # columns between two updates of the rest of a panel, about
 
 
 @dataclass(frozen=True)
@@ -76,25 +77,44 @@ def panels(n_in: int) -> list[slice]:
 
 def panel(own: F32, here: slice, block: int, group: int) -> Panel:
     """What there is to know of some columns of H: own (size, size); sizes of blocks and groups."""
-    xp, size = namespace(own), own.shape[0]
-    order = _order(size)
+    xp = namespace(own)
+    order, turned, spans = _turned(own)
     back, groups = np.argsort(order), order // group
     order, back, groups = (moved(a, own) for a in (order, back, groups))
-    turned = xp.take(xp.take(own, order, axis=0), order, axis=1)
-    diagonal = xp.linalg.diagonal(turned)[:, None]
+    diagonal = xp.asarray(xp.linalg.diagonal(turned)[:, None], copy=True)
     return Panel(
         *(here, own, _within(own, block), _within(own, group), order, back, groups),
-        *(xp.asarray(diagonal, copy=True), turned / diagonal, _within(turned, _spans(size))),
+        *(diagonal, turned / diagonal, _within(turned, spans)),
     )
 
 
-def _spans(size: int) -> int:
-    return max(1, size // _SPAN)
+def _turned(own: F32) -> tuple[I64, F32, int]:
+    """The order of visits, H in that order, and how many columns may be visited at once."""
+    xp, size = namespace(own), own.shape[0]
+    spans = max(1, size // _SPAN)
+    while True:
+        order = _order(size, spans)
+        index = moved(order, own)
+        turned = xp.take(xp.take(own, index, axis=0), index, axis=1)
+        if spans <= 2 or _going_together(_within(turned, spans)) <= _TOGETHER:
+            return order, turned, spans
+        spans = next(count for count in range(spans // 2, 0, -1) if size % count == 0)
 
 
-def _order(size: int) -> I64:
+def _going_together(h: F32) -> float:
+    """The mean over inputs of the sum of |correlations| with those visited with it, and itself.
+
+    Below 2 all of them may move at once (Jacobi's method converges). h: (places, spans, spans).
+    """
+    xp = namespace(h)
+    root = xp.sqrt(xp.linalg.diagonal(h))
+    correlations = xp.abs(h) / (root[:, :, None] * root[:, None, :])
+    count: int = math.prod(root.shape)
+    return float(xp.sum(correlations)) / count
+
+
+def _order(size: int, spans: int) -> I64:
     """The columns of a panel in the order of visits: one of every span, then the next of each."""
-    spans = _spans(size)
     length = size // spans
     place, span = np.divmod(np.arange(size), spans)
     order: I64 = span * length + (place + _SKEW * span) % length
@@ -196,8 +216,9 @@ def _visit(
     """
     xp, size = namespace(old), old.shape[0]
     multiply, subtract, times = in_place(xp.multiply), in_place(xp.subtract), small_product(old)
-    for begin in range(0, size, _STRIP * spans):
-        end = min(begin + _STRIP * spans, size)
+    strip = max(1, _STRIP // spans) * spans
+    for begin in range(0, size, strip):
+        end = min(begin + strip, size)
         for at in range(begin, end, spans):
             here = slice(at, at + spans)
             own, level, moved = wish[here, :], levels[here, :], change[here, :]
