@@ -24,7 +24,7 @@ from tqgguf.llamacpp.tools import find
 
 HERE = Path(__file__).parent
 SIZES = {"0.5b": [], "3.2b": ["--hidden", "3072", "--ffn", "8192", "--vocab", "48000"]}
-RUNS = ["Q4_K:none", "Q4_K:fused", "Q4_K:auto", "Q4_0:none", "Q4_0:auto", "Q3_K:none", "Q3_K:auto"]
+RUNS = ["Q4_K:auto", "Q4_K:fused", "Q4_0:none", "Q4_0:auto", "Q3_K:none", "Q3_K:auto"]
 BARS = {"Q4_K": 0.5}  # of theirs; 1 for other types
 
 
