@@ -13,7 +13,7 @@ from tests.tiny_models import TINY, write_tiny
 from tqgguf.errors import MismatchError
 from tqgguf.models.gguf import read_gguf
 from tqgguf.models.metadata import encode
-from tqgguf.network import equivalence
+from tqgguf.network import lazy
 from tqgguf.network.equivalence import check_fold, measure_difference
 from tqgguf.output.tiles import tiles
 from tqgguf.rotation import folding
@@ -40,7 +40,7 @@ def test_a_right_fold_passes(tmp_path, name):
 def test_parts_read_by_several_threads_are_the_same_check(tmp_path, monkeypatch):
     model, rotation = folded(tmp_path, "llama-tied-llama3-rope")
     alone = check_fold(model, rotation, memory=PLENTY)
-    monkeypatch.setattr(equivalence, "_TILE", 512)
+    monkeypatch.setattr(lazy, "_TILE", 512)
     shapes = [t.shape for t in fold(model, rotation).tensors.values()]
     granules = [rotation.granule(name) for name in fold(model, rotation).tensors]
     assert any(

@@ -11,13 +11,13 @@ from tqgguf.errors import MismatchError, UnsupportedModelError
 from tqgguf.kernels.arrays import to_numpy
 from tqgguf.machine.devices import CPU, Device
 from tqgguf.machine.threads import single_threaded_blas
-from tqgguf.models import Model, Tensor
+from tqgguf.models import Model
 from tqgguf.network import forward, ops
 from tqgguf.network.forward import Tokens
 from tqgguf.network.graph import read_graph
+from tqgguf.network.lazy import LazyWeights
 from tqgguf.network.ops import Array
 from tqgguf.network.rows import ARCHITECTURES
-from tqgguf.output.tiles import Tile, tiles
 from tqgguf.rotation.folded import fold
 from tqgguf.rotation.padding import read_padding, unpadded
 from tqgguf.rotation.rotation import NO_ROTATION, Rotation
@@ -26,9 +26,8 @@ FOLD_TOLERANCE = 1e-4  # relative difference of logits that float32 explains
 _SEQUENCES, _LENGTH = 2, 12
 _HEAD_ROWS = 512
 _LARGEST = 0.7
-_BYTES_PER_WEIGHT = 28  # of one matrix: in float64, and the one before, and parts as read
+_BYTES_PER_WEIGHT = 28  # of one tensor, as a stack of experts takes: in float64, and as read
 _READERS = 8  # more would keep the interpreter from feeding those who encode meanwhile
-_TILE = 1 << 19  # weights that a thread reads and rotates at a time
 
 
 @dataclass(frozen=True)
@@ -131,22 +130,9 @@ def _shortened(layers: Iterable[int], readers: Executor, model: Model, rotation:
     ctx = forward.context(model, tokens.shape[1], np.float64)
     x = forward.embed(model, tokens, dtype=np.float64)
     for index in layers:
-        weights = forward.LazyWeights(model, index, partial(_read, readers, rotation))
+        weights = LazyWeights(model, index, rotation, readers)
         x = forward.drain(forward.layer(x, weights, ctx, index))
     return forward.products(model, forward.final_norm(model, x), 0, _HEAD_ROWS)
-
-
-def _read(readers: Executor, rotation: Rotation, tensor: Tensor) -> Array:
-    """All weights of a tensor in float64, parts of it read and rotated side by side."""
-    out = np.empty((tensor.n_rows, tensor.n_in))
-
-    def put(tile: Tile) -> None:
-        out[slice(*tile.rows), slice(*tile.columns)] = tensor.read_tile(tile.rows, tile.columns)
-
-    cut = tiles(tensor.shape, granule=rotation.granule(tensor.name), weights=_TILE)
-    for _ in readers.map(put, cut):
-        pass
-    return out.reshape(tensor.shape)
 
 
 def _largest(model: Model, layers: Iterable[int]) -> int:

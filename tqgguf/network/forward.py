@@ -6,7 +6,7 @@ replace the matrices by quantized ones, and let the layer go on with those: cali
 nothing else.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +16,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from tqgguf.errors import UnsupportedModelError
 from tqgguf.kernels.arrays import like, namespace
-from tqgguf.models.model import Model, Tensor
+from tqgguf.models.model import Model
 from tqgguf.network import ops
 from tqgguf.network.attention import attention, latent_attention
 from tqgguf.network.delta_net import delta_net
@@ -147,26 +147,6 @@ def layer_weights(model: Model, index: int, *, dtype: DTypeLike = np.float32) ->
         for name, tensor in model.tensors.items()
         if name.startswith(prefix)
     }
-
-
-class LazyWeights(Mapping[str, Array]):
-    """The tensors of a layer, each read by `read` when it is used and not kept."""
-
-    def __init__(self, model: Model, index: int, read: Callable[[Tensor], Array]) -> None:
-        self.model, self.prefix, self.read = model, f"blk.{index}.", read
-
-    def __getitem__(self, name: str) -> Array:
-        return self.read(self.model.tensors[self.prefix + name])
-
-    def __contains__(self, name: object) -> bool:
-        return isinstance(name, str) and self.prefix + name in self.model.tensors
-
-    def __iter__(self) -> Iterator[str]:
-        names = (n for n in self.model.tensors if n.startswith(self.prefix))
-        return (n.removeprefix(self.prefix) for n in names)
-
-    def __len__(self) -> int:
-        return sum(1 for _ in self)
 
 
 def final_norm(model: Model, x: Array) -> Array:

@@ -7,6 +7,7 @@ from itertools import pairwise
 from tqgguf.kernels.arrays import namespace
 from tqgguf.network import ops
 from tqgguf.network.graph import Graph
+from tqgguf.network.lazy import LazyWeights
 from tqgguf.network.ops import Array
 from tqgguf.network.rotary import Angles
 
@@ -68,7 +69,8 @@ def halves(x: Array) -> list[Array]:
 
 def linear(x: Array, w: Weights, name: str) -> Array:
     """Apply a matrix, and its bias where there is one. x: (..., n_in) -> (..., n_out)."""
-    out: Array = x @ w[f"{name}.weight"].T
+    matrix = f"{name}.weight"
+    out: Array = w.times(x, matrix) if isinstance(w, LazyWeights) else x @ w[matrix].T
     if f"{name}.bias" in w:
         out += w[f"{name}.bias"]
     return out
