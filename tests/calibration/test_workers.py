@@ -190,6 +190,7 @@ def test_memory_bounds_the_threads_of_a_short_pass(novels):
     much, little = (threads_of_passes(model, Machine(8, m << 20), 256) for m in (4096, 310))
     assert (much, little) == (8, 2)
     assert threads_of_passes(model, Machine(8), 256) == 8
+    assert threads_of_passes(model, Machine(8, 310 << 20), 256, layers=10) == 1
     with pytest.raises(PlanError, match=r"100 MiB is too little .* needs 2\d\d MiB; --effort fast"):
         threads_of_passes(model, Machine(8, 100 << 20), 256)
 

@@ -345,7 +345,7 @@ class _Conductor:
         todo, read = [], set()
         for name, each in sums.items():
             self.desk.make(name, each.shape)
-            rows, columns = (len(work.tile_edges(n, self.desk.sizes.tile)) - 1 for n in each.shape)
+            rows, columns = (len(self.desk.sizes.edges(n)) - 1 for n in each.shape)
             inputs = self.desk, name, each.left, each.right
             sides = (each.left, rows), (each.right, columns)
             read |= {f"{x}.{t}{part}" for x, n in sides for t in range(n) for part in each.parts}

@@ -31,17 +31,24 @@ _MOST_AXES = 6
 class Sizes:
     """How much is worked on at a time; results depend on it in their last bits.
 
-    tokens: that go through a layer. tile: columns of the inputs that are multiplied with each
-    other. rows, pieces, fewest: the rows of matrices are cut into pieces for rounding, of at most
-    so many rows, and into so many pieces where that leaves the fewest rows to each.
+    tokens: that go through a layer. tile: the columns of the inputs that are multiplied with each
+    other, at most; inputs are cut into three tiles where that leaves `narrowest` to each. rows,
+    pieces, fewest: the rows of matrices are cut into pieces for rounding, of at most so many rows,
+    and into so many pieces where that leaves the fewest rows to each.
     """
 
     tokens: int = 512
     tile: int = 320
+    narrowest: int = 192
     rows: int = 1024
     pieces: int = 16
     fewest: int = 128  # calls for fewer cost more than what they do
     holds: bool = True
+
+    def edges(self, n_in: int) -> list[int]:
+        """Where columns are cut into tiles of about the same size."""
+        count = max(-(-n_in // self.tile), min(3, n_in // self.narrowest))
+        return [n_in * t // count for t in range(count + 1)]
 
     def count(self, rows: int) -> int:
         """Into how many pieces rows that share their inputs are cut."""

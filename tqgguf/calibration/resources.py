@@ -73,16 +73,19 @@ def resources(
     return Resources(workers, apart, held, factors, memory, need.disk)
 
 
-def threads_of_passes(model: Model, machine: Machine, tokens: int) -> int | None:
+def threads_of_passes(
+    model: Model, machine: Machine, tokens: int, *, layers: int = 2
+) -> int | None:
     """How many threads may each run so many tokens through a layer that is in memory.
 
-    Those of the machine where no memory is given. Raises PlanError where it is too little for one.
+    layers: that are in memory, the next one among them. Those of the machine where no memory is
+    given. Raises PlanError where it is too little for one.
     """
     if machine.max_memory is None:
         return machine.threads
     inside = [t for t in model.tensors.values() if layer_prefix(t.name)]
-    layers = [sum(t.size for t in inside if layer_prefix(t.name) == p) for p in _layers(inside)]
-    layer, n_embd = 2 * 4 * max(layers, default=0), read_graph(model).n_embd  # and the next one
+    sizes = [sum(t.size for t in inside if layer_prefix(t.name) == p) for p in _layers(inside)]
+    layer, n_embd = layers * 4 * max(sizes, default=0), read_graph(model).n_embd
     widest = max((t.n_in for t in inside), default=n_embd)
     each = 4 * tokens * (_STREAMS * n_embd + _INNER * widest) + _SHORT_SCORES_BYTES
     free = machine.max_memory - _CONDUCTOR_BYTES - layer

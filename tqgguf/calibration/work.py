@@ -141,14 +141,8 @@ def pass_original(bench: Bench, chunk: int) -> None:
 
 def put_rows(desk: AnyDesk, name: str, x: Array, edges: Sequence[int], chunk: int) -> None:
     """Put a chunk's rows, (n, n_in), on the desk, in `NAME.T` the columns of tile T."""
-    for t, (begin, end) in enumerate(pairwise(tile_edges(x.shape[1], desk.sizes.tile))):
+    for t, (begin, end) in enumerate(pairwise(desk.sizes.edges(x.shape[1]))):
         desk.put_rows(f"{name}.{t}", x[:, begin:end], edges[chunk], edges[-1])
-
-
-def tile_edges(n_in: int, tile: int) -> list[int]:
-    """Where columns are cut into tiles of about the same size, at most `tile`."""
-    count = -(-n_in // tile)
-    return [n_in * t // count for t in range(count + 1)]
 
 
 def sum_products(
@@ -173,9 +167,9 @@ def sum_products(
     if total is None:
         raise AssertionError(out)
     total /= max(1, tokens)
-    whole, tile = desk.change(out), desk.sizes.tile
+    whole = desk.change(out)
     rows, columns = (
-        slice(*tile_edges(n, tile)[t : t + 2]) for n, t in zip(whole.shape, tiles, strict=True)
+        slice(*desk.sizes.edges(n)[t : t + 2]) for n, t in zip(whole.shape, tiles, strict=True)
     )
     whole[rows, columns] = total
     if left == right and tiles[0] != tiles[1]:
@@ -302,7 +296,6 @@ def _reached(
 ) -> Reached:
     """Put on the desk what rounding a step's matrices takes."""
     inputs, drifts = quantized.inputs, len(quantized.inputs) == 1
-    tile = bench.desk.sizes.tile
     streams = drifts and original.stream is not None and quantized.stream is not None
     if any(f"{matrix}.weight" in bench.todo for matrix in quantized.matrices):
         if drifts:
@@ -310,7 +303,7 @@ def _reached(
             drift = _drift(bench, original, quantized)
             put_rows(bench.desk, f"d.{stage}", drift, bench.edges, chunk)
         for e, x in enumerate(() if drifts else inputs):
-            for t, (begin, end) in enumerate(pairwise(tile_edges(x.shape[1], tile))):
+            for t, (begin, end) in enumerate(pairwise(bench.desk.sizes.edges(x.shape[1]))):
                 bench.desk.put(f"x.{stage}.{e}.{t}.{chunk}", x[:, begin:end])
     return Reached(quantized.matrices, tuple(x.shape[0] for x in inputs), drifts, streams)
 

@@ -9,7 +9,8 @@ import numpy as np
 
 from tqgguf.calibration.imatrix import UNROTATED, Imatrix, check_basis
 from tqgguf.calibration.kept import Arrays
-from tqgguf.calibration.sensitivity import measure_sensitivity
+from tqgguf.calibration.resources import threads_of_passes
+from tqgguf.calibration.sensitivity import TOKENS, measure_sensitivity
 from tqgguf.calibration.statistics import input_energies
 from tqgguf.calibration.tokens import DEFAULT_TOKENS, LONGEST_CONTEXT
 from tqgguf.errors import PlanError, UnsupportedModelError
@@ -226,7 +227,8 @@ def _sensitivity(
         return None, notes
     from tqgguf.calibration.cached import kept_statistics  # slow to import, seldom needed
 
-    device = find_device(machine.device)
+    device, at_once = find_device(machine.device), max(TOKENS, tokens.shape[1])
+    threads = threads_of_passes(model, machine, at_once, layers=3)  # one of them rounded
     names = [t.name for t in plan.tensors if is_matrix(model.tensors[t.source])]
     rotation = plan.rotation.with_vectors_of(model)
 
@@ -234,7 +236,7 @@ def _sensitivity(
         return measure_sensitivity(
             *(fold(model, rotation), names, tokens),
             energies=energies,
-            threads=machine.threads,
+            threads=threads,
             device=where,
         )
 
