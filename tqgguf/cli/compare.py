@@ -13,7 +13,7 @@ from tqgguf.cli.application import app
 from tqgguf.cli.console import progress, say_json
 from tqgguf.cli.error_plots import draw_files
 from tqgguf.cli.plots import check_plot
-from tqgguf.cli.tables import Printer, document, number, short
+from tqgguf.cli.tables import Printer, json_values, number, short
 from tqgguf.measure.compare import FileReport, TensorError, compare
 from tqgguf.models import open_model
 
@@ -46,7 +46,7 @@ def compare_command(
     if plot:
         draw_files(found, plot, title=original.name)
     if json:
-        say_json(document({"original": original, "models": [_document(r) for r in found]}))
+        say_json(json_values({"original": original, "models": [_document(r) for r in found]}))
         return
     out = Printer(markdown)
     for report in found:

@@ -14,7 +14,7 @@ from tqgguf.cli.console import progress, say_json
 from tqgguf.cli.error_plots import draw_synthetic, draw_weights
 from tqgguf.cli.plots import check_plot
 from tqgguf.cli.report import choice, reports
-from tqgguf.cli.tables import Printer, document, number, times
+from tqgguf.cli.tables import Printer, json_values, number, times
 from tqgguf.errors import PlanError
 from tqgguf.machine.machine import Machine
 from tqgguf.measure import gains, mse, synthetic
@@ -112,7 +112,7 @@ def _synthetic(study: Study, plot: Path | None, out: Printer | None) -> None:
     rows = synthetic.measure_synthetic(data, types=types, gguf_rows=size, threads=threads)
     if out is None:
         extra = {"seed": seed, "gguf_rows": min(size, synthetic.SIZE)}
-        say_json(document(extra | {"rows": [_synthetic_row(r) for r in rows]}))
+        say_json(json_values(extra | {"rows": [_synthetic_row(r) for r in rows]}))
     else:
         _say_synthetic(rows, size, out)
     if plot is not None:
@@ -160,7 +160,7 @@ def _weights(path: Path, study: Study, plot: Path | None, out: Printer | None, t
     advice = list(_advice(model, study, known.energies, gains.totals(found)))
     if out is None:
         content = _weights_document(path, rotation.mode, sentence, found)
-        say_json(document(content | {"inputs": known.notes, "advice": advice}))
+        say_json(json_values(content | {"inputs": known.notes, "advice": advice}))
     else:
         _say_weights(found, (sentence, *known.notes), advice, out, top)
     if plot is not None:

@@ -10,7 +10,7 @@ import typer
 from tqgguf.cli import options as o
 from tqgguf.cli.console import say_json
 from tqgguf.cli.report import choice, reports
-from tqgguf.cli.tables import Printer, document, number, times
+from tqgguf.cli.tables import Printer, json_values, number, times
 from tqgguf.errors import PlanError
 from tqgguf.measure import kv, turboquant
 
@@ -44,7 +44,9 @@ def turboquant_command(
     )
     if json:
         scaled = [asdict(r) | {"dim_d_prod": r.dim * r.d_prod} for r in rows]
-        say_json(document({"seed": seed, "rotation": rotation, "sketch": sketch, "rows": scaled}))
+        say_json(
+            json_values({"seed": seed, "rotation": rotation, "sketch": sketch, "rows": scaled})
+        )
         return
     _say_distortions(rows, Printer(markdown))
 
@@ -73,7 +75,7 @@ def kv_command(
         rotation=choice(rotation, turboquant.ROTATIONS, "--rotation"),
     )
     if json:
-        say_json(document({"dim": dim, "length": length, "rows": [asdict(r) for r in rows]}))
+        say_json(json_values({"dim": dim, "length": length, "rows": [asdict(r) for r in rows]}))
         return
     _say_caches(rows, Printer(markdown), length=length, dim=dim)
 

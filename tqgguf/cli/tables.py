@@ -36,14 +36,14 @@ class Printer:
         say(f"{text}\n" if self.markdown else text)
 
 
-def document(value: Any) -> Any:
+def json_values(value: Any) -> Any:
     """The value with only JSON's types: paths as text, NaN and infinities as null."""
     if isinstance(value, Mapping):
-        return {str(key): document(item) for key, item in value.items()}
+        return {str(key): json_values(item) for key, item in value.items()}
     if isinstance(value, np.ndarray):
-        return document(value.tolist())
+        return json_values(value.tolist())
     if isinstance(value, list | tuple):
-        return [document(item) for item in value]
+        return [json_values(item) for item in value]
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     return str(value) if isinstance(value, Path) else value

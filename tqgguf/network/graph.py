@@ -152,16 +152,16 @@ def _read(model: Model, row: Row) -> Graph:
         n_head_kv=_count(model, "attention.head_count_kv", 0) or n_head,
         head_dim=head_dim,
         n_ctx=_count(model, "context_length", 2048),
-        eps=number(model, f"attention.layer_norm{'_rms' * (row.norm == 'rms')}_epsilon", 1e-5),
+        eps=read_number(model, f"attention.layer_norm{'_rms' * (row.norm == 'rms')}_epsilon", 1e-5),
         routing=_routing(model, row),
         embedding_scale=_embedding_scale(model, row, n_embd),
-        residual_scale=optional(model, "residual_scale") or 1.0,
+        residual_scale=read_optional(model, "residual_scale") or 1.0,
         attention_scale=_attention_scale(model, row, n_layer, head_dim),
         logit_scale=_logit_scale(model, row),
-        score_cap=optional(model, "attn_logit_softcapping"),
-        logit_cap=optional(model, "final_logit_softcapping"),
-        projection_clamp=optional(model, "attention.clamp_kqv"),
-        max_alibi_bias=optional(model, "attention.max_alibi_bias"),
+        score_cap=read_optional(model, "attn_logit_softcapping"),
+        logit_cap=read_optional(model, "final_logit_softcapping"),
+        projection_clamp=read_optional(model, "attention.clamp_kqv"),
+        max_alibi_bias=read_optional(model, "attention.max_alibi_bias"),
         parallel=row.parallel == "as told" and bool(model.get("{arch}.use_parallel_residual")),
         rotary=_is_rotary(model, row),
         window_size=window_size,
@@ -170,7 +170,7 @@ def _read(model: Model, row: Row) -> Graph:
     )
 
 
-def number(model: Model, key: str, default: float = 0.0) -> float:
+def read_number(model: Model, key: str, default: float = 0.0) -> float:
     """A number from the metadata, from what llama.cpp takes without it, or else the default."""
     row = ARCHITECTURES[model.architecture]
     value = model.get(f"{{arch}}.{key}", row.defaults.get(key, default))
@@ -181,10 +181,10 @@ def number(model: Model, key: str, default: float = 0.0) -> float:
     return float(value)
 
 
-def optional(model: Model, key: str, default: float = 0.0) -> float:
+def read_optional(model: Model, key: str, default: float = 0.0) -> float:
     """The same of a key that only some graphs read; the default where this one does not."""
     row = ARCHITECTURES[model.architecture]
-    return number(model, key, default) if key in (*row.reads, *row.defaults) else default
+    return read_number(model, key, default) if key in (*row.reads, *row.defaults) else default
 
 
 def _count(model: Model, key: str, default: int | None = None) -> int:
@@ -203,7 +203,7 @@ def _windows(model: Model, row: Row, n_layer: int) -> tuple[int, int | Sequence[
     if windows is None or windows.n_layer not in (0, n_layer):
         return 0, 1
     pattern = model.get("{arch}.attention.sliding_window_pattern", windows.period)
-    return int(number(model, "attention.sliding_window")), pattern
+    return int(read_number(model, "attention.sliding_window")), pattern
 
 
 def _routing(model: Model, row: Row) -> Routing:
@@ -216,7 +216,7 @@ def _routing(model: Model, row: Row) -> Routing:
         n_used=_count(model, "expert_used_count", 0),
         gating=gating,
         renormalised=renormalised,
-        scale=optional(model, "expert_weights_scale") or 1.0,
+        scale=read_optional(model, "expert_weights_scale") or 1.0,
         n_groups=max(1, _count(model, "expert_group_count", 0)),
         n_groups_used=_count(model, "expert_group_used_count", 0),
     )
@@ -224,18 +224,20 @@ def _routing(model: Model, row: Row) -> Routing:
 
 def _embedding_scale(model: Model, row: Row, n_embd: int) -> float:
     return (
-        math.sqrt(n_embd) if row.embedding_by_width else optional(model, "embedding_scale") or 1.0
+        math.sqrt(n_embd)
+        if row.embedding_by_width
+        else read_optional(model, "embedding_scale") or 1.0
     )
 
 
 def _logit_scale(model: Model, row: Row) -> float:
     """What logits are multiplied by."""
-    told = optional(model, "logit_scale") or 1.0
+    told = read_optional(model, "logit_scale") or 1.0
     return told if row.multiplied_logits else 1 / told
 
 
 def _attention_scale(model: Model, row: Row, n_layer: int, head_dim: int) -> float:
-    told = optional(model, "attention.scale")
+    told = read_optional(model, "attention.scale")
     if told:
         return told
     n_embd, n_head = (_count(model, key) for key in ("embedding_length", "attention.head_count"))

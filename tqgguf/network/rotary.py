@@ -9,7 +9,7 @@ from numpy.typing import DTypeLike
 from tqgguf.errors import UnsupportedModelError
 from tqgguf.kernels.dtypes import F64
 from tqgguf.models.model import Model
-from tqgguf.network.graph import Graph, number, optional
+from tqgguf.network.graph import Graph, read_number, read_optional
 from tqgguf.network.ops import Array
 
 _KINDS = ("none", "linear", "longrope", "yarn")
@@ -50,12 +50,16 @@ def read_scaling(model: Model, graph: Graph) -> Scaling:
             f"{model.path.name}: no forward pass for rope scaling {kind!r}; there is one for "
             f"{', '.join(_KINDS)}"
         )
-    told = number(model, "rope.scaling.factor") or number(model, "rope.scale_linear") or 1.0
+    told = (
+        read_number(model, "rope.scaling.factor") or read_number(model, "rope.scale_linear") or 1.0
+    )
     factor = 1.0 if kind == "none" else told
     row = graph.row
-    multiplier = number(model, "rope.scaling.yarn_log_multiplier") if row.yarn_multiplier else 0.0
+    multiplier = (
+        read_number(model, "rope.scaling.yarn_log_multiplier") if row.yarn_multiplier else 0.0
+    )
     every = multiplier / (row.yarn_multiplier or 1.0)
-    magnitude = number(model, "rope.scaling.attn_factor", 1.0)
+    magnitude = read_number(model, "rope.scaling.attn_factor", 1.0)
     magnitude *= _yarn_magnitude(factor, every, row.yarn_scores) if kind == "yarn" else 1.0
     score_factor = 1.0
     if row.yarn_scores:
@@ -90,9 +94,9 @@ def angles(
     if not graph.rotary:
         return None
     windows = graph.row.windows if windowed else None
-    base = number(model, "rope.freq_base", 10000.0)
+    base = read_number(model, "rope.freq_base", 10000.0)
     if windows:
-        base = number(model, "rope.freq_base_swa", windows.base or base)
+        base = read_number(model, "rope.freq_base_swa", windows.base or base)
     frequencies = _frequencies(model, graph, n_tokens, base)
     magnitude = 1.0
     if windows is None or windows.scaled:
@@ -108,16 +112,16 @@ def angles(
 def temperatures(model: Model, graph: Graph, n_tokens: int) -> F64 | None:
     """What the queries of every position are multiplied by, (n_tokens,); None where by nothing."""
     key = graph.row.temperature_length
-    scale = number(model, "attention.temperature_scale") if key else 0.0
+    scale = read_number(model, "attention.temperature_scale") if key else 0.0
     if not scale:
         return None
-    length = number(model, key, graph.n_ctx)
+    length = read_number(model, key, graph.n_ctx)
     return np.asarray(np.log(np.floor(np.arange(n_tokens) / length) + 1) * scale + 1)
 
 
 def _frequencies(model: Model, graph: Graph, n_tokens: int, base: float) -> F64:
     """Radians per token, (n_rot / 2,), divided by the factors that a model may bring."""
-    n_rot = int(number(model, "rope.dimension_count", graph.head_dim))
+    n_rot = int(read_number(model, "rope.dimension_count", graph.head_dim))
     if not 0 < n_rot <= graph.head_dim:
         raise UnsupportedModelError(
             f"{model.path.name}: rope.dimension_count is {n_rot} of heads of {graph.head_dim}"
@@ -149,13 +153,13 @@ def _yarn_corrections(model: Model, graph: Graph, n_rot: int, base: float) -> tu
     def dimension(rotations: float) -> float:
         return n_rot * math.log(context / (rotations * 2 * math.pi)) / (2 * math.log(base))
 
-    fast = optional(model, "rope.scaling.yarn_beta_fast", 32.0)
-    slow = optional(model, "rope.scaling.yarn_beta_slow", 1.0)
+    fast = read_optional(model, "rope.scaling.yarn_beta_fast", 32.0)
+    slow = read_optional(model, "rope.scaling.yarn_beta_slow", 1.0)
     return max(0, math.floor(dimension(fast))), min(n_rot - 1, math.ceil(dimension(slow)))
 
 
 def _original_context(model: Model, graph: Graph) -> float:
-    return number(model, "rope.scaling.original_context_length", graph.n_ctx)
+    return read_number(model, "rope.scaling.original_context_length", graph.n_ctx)
 
 
 def _sections(model: Model) -> list[int]:

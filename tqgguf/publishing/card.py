@@ -131,7 +131,7 @@ def _advice(ladder: Ladder) -> Iterator[str]:
 
 
 def _kld(file: Finished) -> str:
-    return number(file.quality["kld_mean"]) if file.quality else "not measured"
+    return significant(file.quality["kld_mean"]) if file.quality else "not measured"
 
 
 def table(ladder: Ladder, *, short: bool = False) -> tuple[list[str], list[list[str]]]:
@@ -156,8 +156,8 @@ def table(ladder: Ladder, *, short: bool = False) -> tuple[list[str], list[list[
 
 def _quality_cells(file: Finished, *, short: bool) -> list[str]:
     q = file.quality or {}
-    rest = [] if short else [number(q["kld_p999"]), f"{q['same_top']:.1f} %"]
-    return [number(q["kld_mean"]), *rest, f"{q['ppl']:.3f}"]
+    rest = [] if short else [significant(q["kld_p999"]), f"{q['same_top']:.1f} %"]
+    return [significant(q["kld_mean"]), *rest, f"{q['ppl']:.3f}"]
 
 
 def _speed(file: Finished) -> str:
@@ -236,6 +236,6 @@ def _quoted(name: str) -> str:
     return shlex.quote(name)
 
 
-def number(value: float) -> str:
+def significant(value: float) -> str:
     """Three significant digits."""
     return f"{value:.3g}"
