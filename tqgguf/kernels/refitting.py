@@ -18,7 +18,7 @@ from tqgguf.kernels.search import reciprocal
 
 
 @dataclass(frozen=True)
-class Kind:
+class Movable:
     """Which scales of a type move: integers within limits under d and dmin, or none if fixed."""
 
     limits: tuple[int, int] | None = None
@@ -26,10 +26,10 @@ class Kind:
     fixed: bool = False
 
     @staticmethod
-    def of(fmt: ScalarFormat) -> "Kind":
+    def of(fmt: ScalarFormat) -> "Movable":
         """What the sweeps may move of a type."""
         fixed = not fmt.step_codes and not _has_half_d_alone(fmt.layout)
-        return Kind(fixed=True) if fixed else Kind(fmt.step_codes, fmt.offset_codes)
+        return Movable(fixed=True) if fixed else Movable(fmt.step_codes, fmt.offset_codes)
 
 
 def _has_half_d_alone(layout: np.dtype[np.void]) -> bool:
@@ -45,7 +45,7 @@ class Scales:
     and sub the steps.
     """
 
-    kind: Kind
+    kind: Movable
     d: F32
     sub: F32
     dmin: F32
@@ -57,7 +57,7 @@ class Scales:
         n_in, n = like.shape
         blocks, groups = ((n_in // size, n) for size in (fmt.block_size, fmt.group_size))
         values = (np.zeros(s, np.float32) for s in (blocks, groups, blocks, groups))
-        return Scales(Kind.of(fmt), *(moved(a, like) for a in values))
+        return Scales(Movable.of(fmt), *(moved(a, like) for a in values))
 
     @property
     def arrays(self) -> tuple[F32, ...]:

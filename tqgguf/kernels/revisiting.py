@@ -26,7 +26,7 @@ from tqgguf.kernels.arrays import (
     small_product,
 )
 from tqgguf.kernels.dtypes import F32, I64
-from tqgguf.kernels.refitting import Kind, Scales, refit
+from tqgguf.kernels.refitting import Movable, Scales, refit
 from tqgguf.kernels.search import reciprocal
 
 Snap = Callable[[F32], None]
@@ -135,7 +135,7 @@ def _within(h: F32, size: int) -> F32:
 class Revisit:
     """Refit the scales and round the weights of a panel anew, given everything else."""
 
-    kind: Kind
+    kind: Movable
     levels: bytes
     snap: Snap = field(compare=False)
 
