@@ -10,7 +10,7 @@ CACHE  := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/tqgguf
 RANDOM_MODEL := $(CACHE)/bench/random-0.5b-f16.gguf
 CHUNKS ?= 16
 FAST   := not oracle and not slow
-PYTEST := $(BIN)/python -m pytest -q -n auto --dist loadgroup
+PYTEST := $(BIN)/python -m pytest -q -n auto
 # a real model and a text for it, or the embedded one where there is no network
 REAL   := found=$$($(BIN)/python scripts/real_model.py --text) && { read -r model; read -r text; } <<< "$$found"
 FILES  := --baselines Q4_0,Q4_K_M,Q3_K_M,Q2_K --types tq-q4,tq-q3,tq-q2

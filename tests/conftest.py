@@ -1,4 +1,5 @@
 import os
+import re
 import shutil
 import sys
 from collections.abc import Iterator
@@ -94,6 +95,30 @@ def pytest_collection_modifyitems(config, items):
         left_out = [item for item in items if item.get_closest_marker("tools")]
         items[:] = [item for item in items if item not in left_out]
         config.hook.pytest_deselected(items=left_out)
+
+
+# What is costly to make is made by one worker of xdist, which runs all tests that need it: ggml's
+# tables for types of few bits, and fixtures of a module.
+TOGETHER = re.compile(
+    r"formats/test_(?:error|lattice)\.py.*(IQ1|IQ2_X*S)"
+    r"|(calibration/test_workers|machine/\w+|measure/test_(?:mse|synthetic)|output/test_resume)\.py"
+)
+
+
+def pytest_xdist_make_scheduler(config, log):
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            found = TOGETHER.search(nodeid)
+            return found[1] or found[2] if found else nodeid
+
+    return Scheduling(config, log)
+
+
+def pytest_xdist_auto_num_workers():
+    """One more than there are processors: tests wait for disks, other programs and each other."""
+    return 1 + len(os.sched_getaffinity(0))
 
 
 def pytest_terminal_summary(terminalreporter):

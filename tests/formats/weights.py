@@ -16,20 +16,12 @@ KINDS = ("gaussian", "heavy-tailed", "real")
 
 
 # ggml makes a table when a process first encodes to one of these, which takes it seconds
-TABLES = {"IQ1_S": "IQ1", "IQ1_M": "IQ1"} | {name: name for name in ("IQ2_XXS", "IQ2_XS", "IQ2_S")}
+TABLES = ("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S")
 
 
 def encoded_by_ggml(names):
-    """Parameters of a test that encodes to these types by ggml: one worker of xdist for each table,
-    and those with one are slow.
-    """
-    return [pytest.param(name, marks=_marks(name)) for name in names]
-
-
-def _marks(name):
-    if name not in TABLES:
-        return ()
-    return (pytest.mark.xdist_group(f"ggml's table of {TABLES[name]}"), pytest.mark.slow)
+    """Parameters of a test that encodes to these types by ggml."""
+    return [pytest.param(n, marks=pytest.mark.slow if n in TABLES else ()) for n in names]
 
 
 @cache
