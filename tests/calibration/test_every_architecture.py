@@ -8,7 +8,7 @@ import pytest
 from tests.llama import kl_divergence, logprobs
 from tests.network.graphs import write_graph
 from tests.tiny_models import TINY, write_tensors
-from tqgguf.calibration.calibrate import Feedback, calibrate
+from tqgguf.calibration.calibrate import calibrate
 from tqgguf.calibration.statistics import input_energies
 from tqgguf.formats import dequantize, quantize
 from tqgguf.machine.threads import single_threaded_blas
@@ -44,7 +44,7 @@ def rounded(model: Model, data: dict, path: Path) -> Path:
 def test_a_calibrated_model_is_nearer_than_a_rounded_one(tmp_path, name):
     model = open_model(write_graph(tmp_path / "model.gguf", name))
     types = matrices(model)
-    found = dict(calibrate(model, types, TOKENS, Feedback(sweeps=1)))
+    found = dict(calibrate(model, types, TOKENS))
     assert found.keys() == types.keys()
     plain = {
         n: quantize(model.tensors[n].read().reshape(-1, model.tensors[n].n_in), TYPE) for n in types
