@@ -28,7 +28,7 @@ _BASE: dict[Kind, F64] = {
     "regular": np.array([[1, 1, 1, -1], [1, 1, -1, 1], [1, -1, 1, 1], [-1, 1, 1, 1]]) / 2.0,
 }
 _GRID_BITS = 38  # of an exact product's weights below their largest; 38 + 14 < 53
-_PART = 1 << 18  # weights multiplied exactly at a time
+_PART = 1 << 16  # weights multiplied exactly at a time
 _LARGEST_FACTOR = 16  # matrices multiplied with densely; more small products beat fewer large ones
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from tqgguf.kernels.dtypes import F32
 
-_SLAB = 1 << 19  # weights rotated at a time
+_SLAB = 1 << 18  # weights rotated at a time
 
 
 @dataclass(frozen=True)
