@@ -33,20 +33,19 @@ def test_the_main_job_imports_no_other_command_and_no_calibration():
 def test_processes_for_a_large_model_begin_before_anything_is_imported(tmp_path, size, begun):
     with (tmp_path / "model.gguf").open("wb") as file:
         file.truncate(size)  # a hole
-    script = "import sys; from tqgguf.cli import _expect_processes; _expect_processes(sys.argv[1:])"
-    script += "; print(*sys.modules); from multiprocessing import forkserver as f"
-    script += "; print(f._forkserver._forkserver_pid is not None)"
-    command = [
-        sys.executable,
-        "-c",
-        script,
-        "quantize",
-        tmp_path / "model.gguf",
-        "--effort",
-        "fast",
-    ]
-    modules, started = subprocess.run(
-        command, capture_output=True, text=True, check=True
-    ).stdout.splitlines()
-    assert started == str(begun)
+    script = (
+        "import os, signal, sys, time\n"
+        "from tqgguf.cli import _expect_processes\n"
+        "_expect_processes(sys.argv[1:])\n"
+        "print(*sys.modules)\n"
+        "from multiprocessing import forkserver\n"
+        "pid = forkserver._forkserver._forkserver_pid\n"
+        "print(pid is not None)\n"
+        "if pid: time.sleep(0.1); os.kill(pid, signal.SIGINT); time.sleep(0.3)\n"
+        "print(not pid or os.waitpid(pid, os.WNOHANG) == (0, 0))  # Ctrl-C is ours alone\n"
+    )
+    command = [sys.executable, "-c", script, "quantize", tmp_path / "model.gguf"]
+    done = subprocess.run([*command, "--effort", "fast"], capture_output=True, text=True)
+    modules, started, lives = done.stdout.splitlines()
+    assert (started, lives, done.stderr) == (str(begun), "True", "")
     assert "numpy" not in modules.split()

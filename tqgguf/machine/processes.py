@@ -41,14 +41,21 @@ def expect_processes(*, preload: str) -> None:
     those wait busily: half a second on 16 cores. Ctrl-C is left to this process from the beginning.
     """
     if _context(preload).get_start_method() == "forkserver":
-        from multiprocessing import forkserver  # not everywhere
+        from multiprocessing import forkserver, resource_tracker  # not everywhere
 
-        with _in_environment(OPENBLAS_NUM_THREADS="1"):
-            before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
-            try:
-                forkserver.ensure_running()
-            finally:
-                signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        resource_tracker.ensure_running()  # which would let Ctrl-C through again
+        with _in_environment(OPENBLAS_NUM_THREADS="1"), _without_interrupts():
+            forkserver.ensure_running()
+
+
+@contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """Hold Ctrl-C back for a moment; programs that are started inside never see it."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager
