@@ -78,6 +78,7 @@ def test_calibrated_too(tmp_path, shallow, calibration, monkeypatch):
     assert done.files[0].read_bytes() == (tmp_path / "a.gguf").read_bytes()
 
 
+@pytest.mark.slow
 def test_the_plan_is_that_of_the_command(shallow):
     said = json.loads(succeeds("plan", shallow, "--type", "tq-q2", "--json"))
     plan = tqgguf.plan(shallow, tqgguf.Options(type="tq-q2"))

@@ -151,6 +151,7 @@ def test_the_sizes_of_the_recipes_are_true(novels, tmp_path):
         assert f"{convert(novels, tmp_path / name, options).n_bytes:,}" == size, name
 
 
+@pytest.mark.slow
 def test_the_picture_shows_the_table(tmp_path):
     made, script = tmp_path / "front.svg", ROOT / "scripts" / "draw_table.py"
     command = [sys.executable, script, ROOT / "docs" / "calibrate.md", made]

@@ -97,6 +97,7 @@ def test_a_device_goes_on_in_smaller_pieces(model, monkeypatch, tmp_path):
     assert made.rows.keys() == types.keys()
 
 
+@pytest.mark.slow
 def test_smaller_pieces_take_less_of_the_device(model):
     """What does not depend on the size of pieces, what waits for later, is not kept there."""
     types = types_of(model, "blk.0", "blk.1")

@@ -21,6 +21,7 @@ def wheel_alone(tmp_path, monkeypatch):
     monkeypatch.setenv("LLAMA_CPP_BIN", str(tmp_path / "nowhere"))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("fresh", "wheel_alone")
 def test_the_wheel_writes_it_and_it_is_kept(novels, monkeypatch):
     monkeypatch.setattr("tqgguf.calibration.own_text._PASSAGE", 64)

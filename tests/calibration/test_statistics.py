@@ -1,6 +1,7 @@
 """Sums of squares of inputs, with llama-imatrix's own file as the oracle."""
 
 import numpy as np
+import pytest
 
 from tests.llama import tokenize
 from tqgguf.calibration.imatrix import read_imatrix
@@ -11,6 +12,7 @@ from tqgguf.models.gguf import read_gguf
 CHUNKS, CONTEXT = 40, 256  # that llama-imatrix was given
 
 
+@pytest.mark.slow
 def test_energies_are_those_of_llama_imatrix(novels):
     """Windows of a text, each begun by BOS, cut through documents and not padded."""
     theirs = read_imatrix(novels.with_name("novels-5m.imatrix.gguf"))

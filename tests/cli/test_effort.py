@@ -128,6 +128,7 @@ def test_the_plan_of_a_large_model_says_what_will_be_measured(shallow, monkeypat
     assert (shown["effort"], shown["text"]) == ("good", None)
 
 
+@pytest.mark.slow
 def test_decisions_are_said_before_and_what_more_would_bring_afterwards(shallow, tmp_path):
     shown = succeeds("quantize", shallow, "-o", tmp_path / "q.gguf", "-t", "tq-q2")
     before, _, after = shown.partition("q.gguf")

@@ -15,7 +15,9 @@ TOKENS = np.random.default_rng(1).integers(3, 2048, 48).tolist()
 SIZES = {"D": 480, "F": 480, "Q": 512, "K": 256, "H": 64, "R": 32}  # 480 is 15/16 of 512
 
 
-@pytest.fixture(params=["llama", "qwen3", "granite"])
+@pytest.fixture(
+    params=["llama", *(pytest.param(n, marks=pytest.mark.slow) for n in ("qwen3", "granite"))]
+)
 def original(request, tmp_path):
     return write_tiny(tmp_path / "a.gguf", request.param, sizes=SIZES)
 
@@ -54,6 +56,7 @@ def test_workers_that_open_the_model_themselves_pad_it_too(tmp_path, monkeypatch
     assert paths[0].read_bytes() == paths[1].read_bytes()
 
 
+@pytest.mark.slow
 def test_what_is_not_padded(tmp_path):
     def planned(name, *options, **sizes):
         path = write_tiny(tmp_path / "a.gguf", name, sizes={**SIZES, **sizes})

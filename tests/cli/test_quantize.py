@@ -62,6 +62,7 @@ def test_json_is_one_document_with_the_contract_s_keys(shallow, tmp_path):
     assert by_name["blk.0.attn_norm.weight"]["rel_mse"] == 0
 
 
+@pytest.mark.slow
 def test_plan_and_dry_run_write_nothing_and_agree(shallow, tmp_path):
     plan = run("plan", shallow, "-t", "tq-q2", "--json")
     dry = run("quantize", shallow, "-t", "tq-q2", "--dry-run", "--json", "-o", tmp_path / "q.gguf")

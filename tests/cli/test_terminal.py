@@ -40,6 +40,7 @@ def closed():
     return writing
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
 def test_a_name_that_the_terminal_cannot_show(stories, tmp_path, encoding):
     source, output = tmp_path / "größe→é.gguf", tmp_path / "→.gguf"
@@ -53,6 +54,7 @@ def test_a_name_that_the_terminal_cannot_show(stories, tmp_path, encoding):
     assert rb"\u2192\u2192: no such file" in missing.stderr
 
 
+@pytest.mark.slow
 def test_names_that_are_no_utf_8(stories, novels, calibration, tmp_path):
     """And those that a picture would take for a formula."""
     name = os.fsdecode(b"no\xff$x_{$")
@@ -76,6 +78,7 @@ def test_names_that_are_no_utf_8(stories, novels, calibration, tmp_path):
     assert run("plan", folder, "--effort", "fast").exit_code == 0
 
 
+@pytest.mark.slow
 @needs_full
 def test_a_full_disk_behind_stdout(stories, tmp_path):
     output = tmp_path / "o.gguf"
@@ -91,6 +94,7 @@ def test_a_full_disk_behind_stdout(stories, tmp_path):
     assert output.exists()
 
 
+@pytest.mark.slow
 @needs_full
 def test_a_full_disk_behind_stderr(stories, tmp_path):
     output = tmp_path / "o.gguf"
@@ -101,6 +105,7 @@ def test_a_full_disk_behind_stderr(stories, tmp_path):
     assert output.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("streams", [("stdout",), ("stderr",), ("stdout", "stderr")])
 def test_a_reader_that_left(stories, tmp_path, streams):
     output = tmp_path / "o.gguf"

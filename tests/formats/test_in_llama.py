@@ -17,6 +17,7 @@ BLOCKS = [name for name, fmt in FORMATS.items() if fmt.block_size > 1 and name n
 MIXTURES = [NEW, *(tuple(BLOCKS[i : i + 7]) for i in range(0, len(BLOCKS), 7))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("types", MIXTURES, ids=" ".join)
 def test_llama_cpp_computes_what_the_decoded_weights_do(tmp_path, types):
     rules = [(f"{role}.weight", type) for role, type in zip(ROLES, types, strict=False)]

@@ -14,6 +14,7 @@ def is_strict(x):
     return type(x) is type(xp.zeros(1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["Q4_0", "Q4_1", "Q4_K", "IQ4_XS"])
 def test_feedback_rounds_alike(name):
     rng = np.random.default_rng(11)

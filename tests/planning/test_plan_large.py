@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.clock import effort
 from tqgguf.models import open_model
 from tqgguf.models.metadata import encode
@@ -69,6 +71,7 @@ def test_a_model_of_400_billion_weights_is_planned_from_its_header(tmp_path):
     path.unlink()
 
 
+@pytest.mark.slow
 def test_the_command_plans_it_too(tmp_path):
     path = tmp_path / "m.gguf"
     write_header(path)

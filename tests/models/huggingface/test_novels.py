@@ -66,6 +66,7 @@ def test_a_single_safetensors_file_is_a_model_too():
     assert file.metadata == folder.metadata
 
 
+@pytest.mark.slow
 def test_a_quantized_folder_runs_in_llama_cpp(tmp_path):
     quantize(FOLDER, "-t", "tq-q4", "-o", tmp_path / "q4.gguf")
     ids = tokenize(GGUF, "She opened the letter with a trembling hand, and read it twice.")
