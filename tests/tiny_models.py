@@ -380,15 +380,19 @@ def write_tiny(
     layers: int = 2,
     seed: int = 0,
     sizes: Mapping[str, int] | None = None,
+    words: bool = True,
 ) -> Path:
-    """Write the tiny model `name` of TINY in F32; sizes overrides SIZES, tied drops the head."""
+    """Write the tiny model `name` of TINY in F32; sizes overrides SIZES, tied drops the head.
+
+    words: with a vocabulary, which llama.cpp takes longer to read than all else.
+    """
     model = TINY[name] if isinstance(name, str) else name
     model = replace(model, sizes={**model.sizes, **(sizes or {})})
     outside = model.outside.replace(HEAD, "") if tied else model.outside
     if outside == model.outside and tied:
         raise ValueError(f"{name} has no head to drop")
     writer = _Writer(path, model.arch)
-    _write_keys(writer, model, layers)
+    _write_keys(writer, model, layers, words)
     rng = np.random.default_rng(seed)
     shapes = _shapes(outside, "", model)
     for index in range(layers):
@@ -466,7 +470,7 @@ class _Writer(gguf.GGUFWriter):
         return super()._pack_val(val, vtype, add_vtype, sub_type)
 
 
-def _write_keys(writer: gguf.GGUFWriter, model: Tiny, layers: int) -> None:
+def _write_keys(writer: gguf.GGUFWriter, model: Tiny, layers: int, words: bool) -> None:
     head = model.size("H")
     keys = {
         "context_length": model.size("C"),
@@ -487,8 +491,11 @@ def _write_keys(writer: gguf.GGUFWriter, model: Tiny, layers: int) -> None:
     for key, value in {**keys, **model.keys}.items():
         prefix = "" if key.startswith("xielu.") else f"{model.arch}."
         add[type(value)](f"{prefix}{key}", value)
-    for key, value in _tokenizer().items():
+    tokenizer = _tokenizer() if words else {"tokenizer.ggml.model": encode("none")}
+    for key, value in tokenizer.items():
         writer.add_key_value(key, value, value.type)
+    if not words:
+        writer.add_vocab_size(model.size("V"))
 
 
 @cache

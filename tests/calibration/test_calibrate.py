@@ -129,7 +129,7 @@ def counted(monkeypatch):
 def test_another_type_does_not_run_the_original_again(tmp_path, monkeypatch, name, memory):
     """The same bytes as without what was kept, from the quantized network's passes alone."""
     model = read_gguf(write_model(tmp_path / "model.gguf", RECIPES[name]))
-    tokens, settings = sequences(1, 48), Feedback(memory=memory, sweeps=1)
+    tokens, settings = sequences(1, 24), Feedback(memory=memory, sweeps=1)
     passes = counted(monkeypatch)
     alone = dict(calibrate(model, types_of(model, "q4_0"), tokens, settings))
     in_all = len(passes)

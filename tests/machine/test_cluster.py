@@ -100,6 +100,7 @@ def test_workers_need_no_tokenizer(novels, tmp_path):
     folder = write_folder(tmp_path / "hf")
     (folder / "tokenizer.model").unlink()
     command = [sys.executable, "-m", "tqgguf", "quantize", folder, "--vocab-from", novels]
+    command += ["--effort", "fast"]
     for name, options in (("here", []), ("there", ["--cluster", "local:1"])):
         done = subprocess.run([*command, "-o", tmp_path / name, *options], cwd=ROOT, check=False)
         assert done.returncode == 0

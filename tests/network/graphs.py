@@ -203,9 +203,9 @@ def architecture(name: str) -> str:
 def write_graph(path: Path, name: str) -> Path:
     """Write the tiny model of VARIANTS or, where there is none, of TINY."""
     if name not in VARIANTS:
-        return write_tiny(path, name)
+        return write_tiny(path, name, words=False)
     variant = VARIANTS[name]
-    write_tiny(path, _applied(variant), layers=variant.layers)
+    write_tiny(path, _applied(variant), layers=variant.layers, words=False)
     tensors = {n: t.read() for n, t in open_model(path).tensors.items()}
     for tensor in tensors:
         tensors[tensor] = tensors[tensor] / np.float32(variant.quiet.get(tensor.split(".")[-2], 1))

@@ -5,13 +5,15 @@ so no entry is there by luck.
 """
 
 import dataclasses
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from tests import tiny_models
 from tests.llama import NotFiniteError, kl_divergence, logprobs
-from tests.tiny_models import ODD, TINY, write_tensors, write_tiny
+from tests.tiny_models import ODD, TINY, write_tensors
 from tqgguf.errors import UnsupportedModelError
 from tqgguf.machine.machine import Machine
 from tqgguf.models import Model, open_model
@@ -25,6 +27,7 @@ from tqgguf.rotation.folded import fold
 from tqgguf.rotation.restored import restored
 from tqgguf.rotation.stream import Stream
 
+write_tiny = partial(tiny_models.write_tiny, words=False)
 TOKENS = np.random.default_rng(1).integers(3, 2048, 64).tolist()
 TIED = [name for name in TINY if "output V D" in TINY[name].outside]
 # llama.cpp refuses these without output.weight
