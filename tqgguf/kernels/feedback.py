@@ -13,6 +13,7 @@ one product (the lazy batches of the same paper).
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -213,9 +214,10 @@ def _sweep(state: "_State", moments: Moments, sweeps: int) -> None:
         panel(moments.block(here), here, size, fmt.group_size)
         for here in (panels(state.units.shape[0]) if sweeps else ())
     ]
-    work = Revisit(state.scales.kind, fmt.levels.tobytes(), state.snap)
-    for each in all_panels * sweeps:
-        here = each.here
+    kind = state.scales.kind
+    for sweep, each in product(range(sweeps), all_panels):
+        whole, here = kind.limits is None or sweep % 2 == 0, each.here
+        work = Revisit(kind, whole, fmt.levels.tobytes(), state.snap)
         changed = state.units[here, :], state.error[here, :]
         scales = state.scales.of(here.start // size, here.stop // size)
         pull = moments.pull(here, state.error)

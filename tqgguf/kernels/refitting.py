@@ -128,25 +128,19 @@ def _as(mask: Any, x: F32) -> F32:
     return number
 
 
-def refit(scales: Scales, units: F32, pull: F32, h_blocks: F32, h_groups: F32) -> Scales:
-    """Every block's scales at their least-squares values, each given all other blocks as they are.
+def refit_scales(scales: Scales, units: F32, pull: F32, h: F32) -> Scales:
+    """Every block's d and dmin at their least-squares values, given all other blocks as they are.
 
-    First d and dmin of a block, then every group's integers, where that helps. units: (n_in, n),
-    the levels of the weights; pull: like it; h_blocks, h_groups: (count, size, size), H within
-    every block and every group.
+    units: (n_in, n), the levels of the weights; pull: like it; h: (n_blocks, size, size), H within
+    every block.
     """
     xp = namespace(units)
     u, p = (xp.reshape(a, (*scales.d.shape[:1], -1, units.shape[1])) for a in (units, pull))
-    d, p = _refit_scale(scales.d, u * _along(scales.sub, u), p, h_blocks)
+    d, p = _refit_scale(scales.d, u * _along(scales.sub, u), p, h)
     dmin = scales.dmin
     if scales.kind.offset_limits:
-        dmin, p = _refit_scale(dmin, -_along(scales.minima, u), p, h_blocks)
-    moved = Scales(scales.kind, d, scales.sub, dmin, scales.minima)
-    if scales.kind.limits is None:
-        return moved
-    shape = (*scales.sub.shape[:1], -1, units.shape[1])
-    sub, minima = _refit_integers(moved, xp.reshape(units, shape), xp.reshape(p, shape), h_groups)
-    return Scales(scales.kind, d, sub, dmin, minima)
+        dmin, _ = _refit_scale(dmin, -_along(scales.minima, u), p, h)
+    return Scales(scales.kind, d, scales.sub, dmin, scales.minima)
 
 
 def _along(integers: F32, like: F32) -> F32:
@@ -171,8 +165,8 @@ def _refit_scale(scale: F32, along: F32, pull: F32, h: F32) -> tuple[F32, F32]:
     return scale + change, pull - change[:, None, :] * h_along
 
 
-def _refit_integers(scales: Scales, units: F32, pull: F32, h: F32) -> tuple[F32, F32]:
-    """Move groups' integer scales and minima to their least-squares values, if that helps.
+def refit_integers(scales: Scales, units: F32, pull: F32, h: F32) -> Scales:
+    """Every group's integers at their least-squares values, given all other groups, if that helps.
 
     Moving the step by a and the offset by b moves the weights by m = a u + b 1, u their levels, and
     e^T H e falls by 2 m^T p - m^T H m, p = H e. That is largest where its slope is 0:
@@ -180,19 +174,21 @@ def _refit_integers(scales: Scales, units: F32, pull: F32, h: F32) -> tuple[F32,
         [u^T H u   u^T H 1] [a]   [u^T p]
         [u^T H 1   1^T H 1] [b] = [1^T p]
 
-    units, pull: (n_groups, size, n), h: (n_groups, size, size) -> the integers, (n_groups, n).
+    units, pull: (n_in, n), h: (n_groups, size, size).
     """
     xp, code, low = namespace(h), scales.sub, scales.minima
     limits, offset_limits = scales.kind.limits, scales.kind.offset_limits
     if limits is None:
         raise AssertionError(scales.kind)
     d, dmin = (scales._spread(a) for a in (scales.d, scales.dmin))
+    units, pull = (xp.reshape(a, (h.shape[0], -1, a.shape[1])) for a in (units, pull))
     hu = h @ units
     up, uhu = dot(units, pull), dot(units, hu)
     if offset_limits is None:
         sub = _moved(code, up * reciprocal(uhu), d, limits)
         a = (sub - code) * d
-        return xp.where(a * (2 * up - a * uhu) > 0, sub, code), low
+        sub = xp.where(a * (2 * up - a * uhu) > 0, sub, code)
+        return Scales(scales.kind, scales.d, sub, scales.dmin, low)
     uh1, p1, h11 = xp.sum(hu, axis=1), xp.sum(pull, axis=1), xp.sum(h, axis=(1, 2))[:, None]
     det = uhu * h11 - uh1 * uh1
     sound = det > 1e-4 * uhu * h11  # or u is constant, and a step does what b does
@@ -203,7 +199,8 @@ def _refit_integers(scales: Scales, units: F32, pull: F32, h: F32) -> tuple[F32,
     minima = _moved(low, (a * uh1 - p1) / h11, dmin, offset_limits)
     b = (low - minima) * dmin
     better = 2 * (a * up + b * p1) - a * (a * uhu + 2 * b * uh1) - b * b * h11 > 0
-    return xp.where(better, sub, code), xp.where(better, minima, low)
+    sub, minima = xp.where(better, sub, code), xp.where(better, minima, low)
+    return Scales(scales.kind, scales.d, sub, scales.dmin, minima)
 
 
 def _moved(code: F32, change: F32, scale: F32, limits: tuple[int, int]) -> F32:

@@ -10,7 +10,7 @@ are visited at once; and what did not lessen a row's error is undone.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -26,7 +26,7 @@ from tqgguf.kernels.arrays import (
     small_product,
 )
 from tqgguf.kernels.dtypes import F32, I64
-from tqgguf.kernels.refitting import Movable, Scales, refit
+from tqgguf.kernels.refitting import Movable, Scales, refit_integers, refit_scales
 from tqgguf.kernels.search import reciprocal
 
 Snap = Callable[[F32], None]
@@ -35,6 +35,7 @@ _PANEL = 256  # columns between two products with all of H; a multiple of every 
 _SPAN = 32  # columns of which one is visited at a time, or more
 _TOGETHER = 2.0  # sum of the correlations with an input of those visited with it, at most
 _SKEW = 5  # places by which a span's order is ahead of that of the span before
+_RESCALED = 64  # columns whose scales change together
 _STRIP = 64  # columns between two updates of the rest of a panel, about
 
 
@@ -136,6 +137,7 @@ class Revisit:
     """Refit the scales and round the weights of a panel anew, given everything else."""
 
     kind: Movable
+    whole: bool  # also the scales of whole blocks that have integers for their groups
     levels: bytes
     snap: Snap = field(compare=False)
 
@@ -143,27 +145,44 @@ class Revisit:
         """The panel's units and error, (size, n), scales, H e (size, n), then `Panel`'s arrays."""
         scales, pull = Scales(self.kind, *arrays[:4]), arrays[4]
         own, blocks, groups, *order = arrays[5:]
+        rest = units, error, pull, own
         if not self.kind.fixed:
             scales.settle()
-            _rescale(scales, refit(scales, units, pull, blocks, groups), units, error, pull, own)
+            if self.whole:
+                _rescale(scales, refit_scales(scales, units, pull, blocks), *rest, blocks.shape[1])
+            if self.kind.limits:
+                _rescale(scales, refit_integers(scales, units, pull, groups), *rest, 0)
         _recode(units, error, pull, scales.steps(), *order, snap=self.snap)
 
 
-def _rescale(scales: Scales, new: Scales, units: F32, error: F32, pull: F32, own: F32) -> None:
-    """Take new scales where all of them together lessen a row's error."""
-    xp = namespace(units)
+def _rescale(
+    scales: Scales, new: Scales, units: F32, error: F32, pull: F32, own: F32, block: int
+) -> None:
+    """Take new scales where they lessen a row's error, those of a few columns after the other.
+
+    block: columns that share what is new.
+    """
+    xp, size = namespace(units), units.shape[0]
     shape = (*scales.sub.shape[:1], -1, units.shape[1])
     move = xp.reshape(units, shape) * (new.steps() - scales.steps())[:, None, :]
     if scales.kind.offset_limits:
         move += (new.offsets() - scales.offsets())[:, None, :]
     move = xp.reshape(move, units.shape)
-    pulled = own @ move
-    better = dot(move, 2 * pull - pulled) > 0
-    for old, found in zip(scales.arrays, new.arrays, strict=True):
-        old[...] = xp.where(better, found, old)
-    taken = xp.astype(better, units.dtype)
-    error -= move * taken
-    pull -= pulled * taken
+    for here in _slices(size, max(_RESCALED, block)):
+        pulled = own[:, here] @ move[here, :]
+        better = dot(move[here, :], 2 * pull[here, :] - pulled[here, :]) > 0
+        taken = xp.astype(better, units.dtype)
+        error[here, :] -= move[here, :] * taken
+        pull -= pulled * taken
+        for old, found in zip(scales.arrays, new.arrays, strict=True):
+            count = old.shape[0]
+            rows = slice(here.start * count // size, here.stop * count // size)
+            old[rows, :] = xp.where(better, found[rows, :], old[rows, :])
+
+
+def _slices(end: int, size: int) -> Iterator[slice]:
+    for at in range(0, end, size):
+        yield slice(at, min(at + size, end))
 
 
 def _recode(
