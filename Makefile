@@ -97,8 +97,8 @@ fuzz: $(VENV)/.installed   ## many more accidents and broken files than `make te
 build: $(VENV)/.installed   ## wheel and source archive, tried in an environment with the core dependencies alone
 	PYTHON=$(BIN)/python scripts/build.sh
 
-bench-quantize: $(VENV)/.installed   ## a whole run against llama-quantize: time and memory
-	$(BIN)/python scripts/bench_quantize.py
+bench-quantize: $(VENV)/.installed   ## whole runs against llama-quantize: time and memory
+	$(BIN)/python scripts/bench_quantize.py $(BENCH)
 
 check: lint types layers test   ## everything a change must pass; never edits
 
