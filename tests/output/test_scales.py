@@ -23,7 +23,7 @@ def rows(names):
 def test_llama_cpp_multiplies_by_every_scale(tmp_path, name):
     own = "exps" in TINY[name].layer or name == "qwen"
     sizes = {} if own else {"F": 128}  # so that ffn_down's rows fit
-    source = write_tiny(tmp_path / "source.gguf", name, sizes=sizes)
+    source = write_tiny(tmp_path / "source.gguf", name, sizes=sizes, words=False)
     packed, decoded = tmp_path / "packed.gguf", tmp_path / "decoded.gguf"
     plan = convert(source, packed, Options(type="NVFP4", **PLAIN)).plan
     assert any(t.is_scaled for t in plan.tensors)

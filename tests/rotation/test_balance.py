@@ -80,7 +80,7 @@ def test_the_factors_do_not_depend_on_chunks(rng, monkeypatch):
 
 @pytest.mark.parametrize("name", ["llama-biased", "qwen2moe", "gemma"])
 def test_half_a_balance_breaks_the_network(tmp_path, monkeypatch, name):
-    source = write_tiny(tmp_path / "a.gguf", name)
+    source = write_tiny(tmp_path / "a.gguf", name, words=False)
     whole = channels.ffn_scaled
 
     def half(model, row, tensor):
@@ -160,7 +160,7 @@ def uneven(tensors):
 
 
 def write_uneven(path, name):
-    source = write_tiny(path.with_suffix(".even"), name)
+    source = write_tiny(path.with_suffix(".even"), name, words=False)
     tensors = {n: t.read().copy() for n, t in open_model(source).tensors.items()}
     return write_tensors(path, source, uneven(tensors))
 

@@ -124,7 +124,7 @@ def test_scales_by_energies_lower_the_output_error(rng):
     ],
 )
 def test_scales_by_energies_change_nothing_in_llama_cpp(tmp_path, rng, name, rotate):
-    source, target = write_tiny(tmp_path / "a.gguf", name), tmp_path / "b.gguf"
+    source, target = write_tiny(tmp_path / "a.gguf", name, words=False), tmp_path / "b.gguf"
     model = open_model(source)
     plan = make_plan(model, Options(type="F32", rotate=rotate), energies=made_up(model, rng))
     list(pipeline.convert(model, plan, target))

@@ -31,7 +31,9 @@ DELTA_NETS = {"qwen35", "qwen35moe", "qwen3next"}
 
 def tiny(folder, name) -> Model:
     """A tiny model with a width of 96 and FFNs of 96."""
-    return open_model(write_tiny(folder / "a.gguf", name, sizes={**ODD, **TINY[name].sizes}))
+    return open_model(
+        write_tiny(folder / "a.gguf", name, sizes={**ODD, **TINY[name].sizes}, words=False)
+    )
 
 
 def write(model: Model, path, rotate="none") -> Model:
