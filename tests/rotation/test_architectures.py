@@ -5,7 +5,7 @@ so no entry is there by luck.
 """
 
 import dataclasses
-from functools import partial
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -27,12 +27,17 @@ from tqgguf.rotation.folded import fold
 from tqgguf.rotation.restored import restored
 from tqgguf.rotation.stream import Stream
 
-write_tiny = partial(tiny_models.write_tiny, words=False)
-TOKENS = np.random.default_rng(1).integers(3, 2048, 64).tolist()
+TOKENS = np.random.default_rng(1).integers(3, 512, 64).tolist()
 TIED = [name for name in TINY if "output V D" in TINY[name].outside]
 # llama.cpp refuses these without output.weight
 HEAD_REQUIRED = {"apertus", "bailingmoe2", "dots1", "gpt-oss", "gptneox", "internlm2", "nemotron"}
 HEAD_REQUIRED |= {"olmo2", "olmoe", "phi2", "phimoe", "qwen", "qwen2moe", "stablelm"}
+
+
+def write_tiny(path: Path, name: str, *, sizes: Mapping[str, int] = {}, **more: bool) -> Path:
+    """With few tokens and no words for them."""
+    few = {"V": 512, **sizes}
+    return tiny_models.write_tiny(path, name, sizes=few, words=False, **more)
 
 
 def folded(source: Path, target: Path) -> Path:
