@@ -16,6 +16,7 @@ from pathlib import Path
 from tqgguf import pipeline
 from tqgguf.machine.machine import Machine
 from tqgguf.models import open_model
+from tqgguf.output import files
 from tqgguf.output.files import partial_path, shard_paths
 from tqgguf.output.journal import journal_path
 from tqgguf.output.layout import Split
@@ -53,6 +54,7 @@ def start(source: Path, path: Path, split: Split) -> int:
     """Quantize in a child process; its id."""
     pid = os.fork()
     if pid == 0:
+        files._SYNC_SHARE = 0  # on a slow disk a run this short would note all tensors at once
         convert(source, path, split, force=True)
         os._exit(0)
     return pid
