@@ -4,11 +4,13 @@ from collections.abc import Callable
 
 import numpy as np
 
-from tqgguf.formats._quick import Quick
+from tqgguf.formats._format import Direct
+from tqgguf.formats._quick import by_strips
 from tqgguf.formats._scalar import Grid, ScalarFormat
 from tqgguf.kernels.bits import pack_planes
-from tqgguf.kernels.dtypes import F32, U8, Blocks
+from tqgguf.kernels.dtypes import F32, U8, U32, Blocks
 from tqgguf.kernels.protocols import Choice
+from tqgguf.kernels.quick import Strip, ternary
 from tqgguf.kernels.scales import Ranges, affine_pair, halved, symmetric, ternary_scale, to_half
 from tqgguf.kernels.search import reciprocal
 
@@ -24,7 +26,8 @@ def scale_format(
     size: int = 32,
     factors: tuple[float, ...],
     pack: Pack,
-    quick: Quick | None = None,
+    quick: Direct | None = None,
+    plain: Direct | None = None,
 ) -> ScalarFormat:
     """A type of w = d * level, blocks of size weights.
 
@@ -41,19 +44,32 @@ def scale_format(
         return blocks
 
     return ScalarFormat(
-        *(name, layout, levels, size, fit, scale_grid, pack), quick=quick, choose=choose
+        *(name, layout, levels, size, fit, scale_grid, pack),
+        quick=quick,
+        plain=plain,
+        choose=choose,
     )
 
 
-def ternary_format(name: str, layout: np.dtype[np.void], pack: Pack) -> ScalarFormat:
-    """A type of w = d * (q - 1), q in 0..2, blocks of 256."""
+def ternary_format(
+    name: str, layout: np.dtype[np.void], pack: Pack, pack_words: Callable[[Blocks, U32], None]
+) -> ScalarFormat:
+    """A type of w = d * (q - 1), q in 0..2, blocks of 256.
+
+    pack_words: writes codes as `tqgguf.kernels.quick` has them, (64, n).
+    """
 
     def fit(x: F32, importance: F32 | None) -> Blocks:
         blocks = np.zeros(x.shape[1], layout)
         blocks["d"] = to_half(ternary_scale(x, importance))
         return blocks
 
-    return ScalarFormat(name, layout, TERNARY, 256, fit, scale_grid, pack)
+    def fill(strip: Strip, blocks: Blocks) -> None:
+        blocks["d"], words = ternary(strip)
+        pack_words(blocks, words)
+
+    plain = by_strips(fill)
+    return ScalarFormat(name, layout, TERNARY, 256, fit, scale_grid, pack, plain=plain)
 
 
 def minimum_format(
@@ -63,7 +79,7 @@ def minimum_format(
     *,
     ranges: Ranges,
     pack: Pack,
-    quick: Quick | None = None,
+    quick: Direct | None = None,
 ) -> ScalarFormat:
     """A type of w = d * q + m; ranges are what `tqgguf.kernels.scales.affine` tries."""
 

@@ -10,6 +10,8 @@ from tqgguf.ggml import TYPES
 from tqgguf.kernels.dtypes import F32, Blocks
 from tqgguf.kernels.feedback import Moments
 
+Direct = Callable[[F32, Blocks], None]  # weights, (n, block_size), into blocks, (n,)
+
 
 @dataclass(frozen=True)
 class Format(ABC):
@@ -17,14 +19,16 @@ class Format(ABC):
 
     Kernels work element-major: x is (block_size, n) float32, one column per block, so that sums
     and maxima over a block run along axis 0. is_scaled: whether a float32 scale of the whole matrix
-    belongs to it, in a tensor of its own; what is encoded are weights divided by that. quick: an
-    encoder of blocks as they lie in memory, (n, block_size) -> (n,), that tries little.
+    belongs to it, in a tensor of its own; what is encoded are weights divided by that. quick and
+    plain: encoders without importance, of blocks as they lie in memory; quick tries little, plain
+    takes the place of `encode` because it is as good and faster.
     """
 
     name: str
     layout: np.dtype[np.void]
     is_scaled: bool = field(default=False, kw_only=True)
-    quick: Callable[[F32], Blocks] | None = field(default=None, kw_only=True)
+    quick: Direct | None = field(default=None, kw_only=True)
+    plain: Direct | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         if self.layout.itemsize != self.type_size:

@@ -8,7 +8,7 @@ from functools import partial
 
 import numpy as np
 
-from tqgguf.formats._quick import Quick
+from tqgguf.formats._format import Direct
 from tqgguf.formats._scalar import Grid, ScalarFormat
 from tqgguf.kernels.bits import pack_6bit_pairs, unpack_6bit_pairs
 from tqgguf.kernels.dtypes import F32, I8, U8, Blocks
@@ -28,7 +28,7 @@ def symmetric_format(
     read: Callable[[Blocks], F32 | I8],
     store: Callable[[Blocks, F32], None],
     pack: Callable[[Blocks, U8], None],
-    quick: Quick | None = None,
+    quick: Direct | None = None,
 ) -> ScalarFormat:
     """A type of w = d * sc[g] * level, sc within limits."""
     low, high = limits

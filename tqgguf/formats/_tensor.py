@@ -1,17 +1,16 @@
 """Whole tensors: cut rows into chunks of element-major blocks and encode them on threads."""
 
-from collections.abc import Callable
-
 import numpy as np
 
 from tqgguf import ggml
 from tqgguf.errors import ShapeError, WeightError
-from tqgguf.formats._format import Format
+from tqgguf.formats._format import Direct, Format
 from tqgguf.kernels.dtypes import F32, U8, Blocks
 from tqgguf.machine.threads import default_threads, run_all
 
 CHUNK = 5 << 17  # weights: calls must outlast the hand-over of the interpreter's lock (LOG.md)
 _CHUNK_ALONE = 1 << 18  # of a single thread, which waits for no lock and keeps more in its cache
+_CHUNK_DIRECT = 5 << 20  # where what is encoded needs no room of its size
 _LANES = 16  # a chunk is padded to whole vectors, so that sums do not depend on where it was cut
 _STRIP = 1 << 13  # weights transposed at a time: a fifth of the time that all at once take
 _LIMIT = np.float32(1e15)  # squares of anything larger overflow float32; no block type reaches it
@@ -42,13 +41,15 @@ def quantize_rows(
     blocks = None if weight is None else weight.reshape(-1, fmt.block_size).T
     out = np.empty(n_rows * per_row, fmt.layout)
     rows = np.ascontiguousarray(x).reshape(-1, fmt.block_size)
-    chunk = chunk or (_CHUNK_ALONE if threads == 1 else CHUNK)
+    direct = None if importance is not None else (quick and fmt.quick) or fmt.plain
+    alone = _CHUNK_ALONE if threads == 1 else CHUNK
+    chunk = chunk or (_CHUNK_DIRECT if direct else alone)
     size = _even_share(len(rows), max(1, chunk // fmt.block_size), threads or default_threads())
 
     def encode(start: int) -> None:
         part = rows[start : start + size]
-        if quick and fmt.quick and blocks is None:
-            out[start : start + len(part)] = _encode_quickly(fmt, fmt.quick, part)
+        if direct:
+            _encode_directly(fmt, direct, part, out[start : start + len(part)])
             return
         columns = np.arange(start, start + len(part))
         local = None if blocks is None else blocks[:, columns % blocks.shape[1]]
@@ -95,13 +96,12 @@ def _encode_chunk(fmt: Format, part: F32, weight: F32 | None) -> Blocks:
         raise WeightError(f"{fmt.name}: {error}") from None
 
 
-def _encode_quickly(fmt: Format, quick: Callable[[F32], Blocks], part: F32) -> Blocks:
+def _encode_directly(fmt: Format, encode: Direct, part: F32, blocks: Blocks) -> None:
     """Encode a run of blocks that is only looked at closely where a scale is out of bounds."""
     try:
-        return quick(part)
-    except WeightError as error:
-        _check_weights(fmt, part)
-        raise WeightError(f"{fmt.name}: {error}") from None
+        encode(part, blocks)
+    except WeightError:
+        blocks[:] = _encode_chunk(fmt, part, None)  # says what is wrong
 
 
 def element_major(rows: F32) -> F32:

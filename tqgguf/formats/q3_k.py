@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from tqgguf.formats._quick import Quick, by
+from tqgguf.formats._format import Direct
+from tqgguf.formats._quick import by
 from tqgguf.formats._scalar import ScalarFormat
 from tqgguf.formats._superblock import symmetric_format
 from tqgguf.kernels.bits import pack_6bit, pack_planes, unpack_6bit
@@ -34,7 +35,7 @@ def pack(blocks: Blocks, codes: U8) -> None:
     blocks["hmask"] = pack_planes((codes >> np.uint8(2)).reshape(8, 32, -1), bits=1).T
 
 
-def _tried(factors: tuple[float, ...], quick: Quick | None = None) -> ScalarFormat:
+def _tried(factors: tuple[float, ...], quick: Direct | None = None) -> ScalarFormat:
     return symmetric_format(
         "Q3_K",
         LAYOUT,

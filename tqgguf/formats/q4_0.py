@@ -16,11 +16,11 @@ FACTORS = (1.04, 0.9, 0.98, 1.12)
 
 def fill(strip: Strip, blocks: Blocks) -> None:
     """Encode a strip, the weight of largest magnitude on -8 d."""
-    d = quick.signed_scale(*quick.extremes(strip.y), 8)
+    d = quick.signed_peak(strip.y) * np.float32(-1 / 8)
     blocks["d"] = to_half(d)
-    blocks["qs"] = quick.nibbles(quick.codes(strip, d, np.float32(8.5), 15))
+    quick.store(quick.nibbles(quick.codes(strip, d, 8.5, 15)), blocks["qs"])
 
 
 FORMAT = scale_format(
-    "Q4_0", LAYOUT, LEVELS, factors=FACTORS, pack=pack_4_bits, quick=by_strips(LAYOUT, fill)
+    "Q4_0", LAYOUT, LEVELS, factors=FACTORS, pack=pack_4_bits, quick=by_strips(fill)
 )

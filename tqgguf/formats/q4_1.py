@@ -9,7 +9,6 @@ from tqgguf.kernels import quick
 from tqgguf.kernels.dtypes import Blocks
 from tqgguf.kernels.quick import Strip
 from tqgguf.kernels.scales import to_half
-from tqgguf.kernels.search import reciprocal
 
 LAYOUT = np.dtype([("d", "<f2"), ("m", "<f2"), ("qs", "u1", (16,))])
 LEVELS = np.arange(16, dtype=np.float32)
@@ -21,10 +20,9 @@ def fill(strip: Strip, blocks: Blocks) -> None:
     low, high = quick.extremes(strip.y)
     d = (high - low) * np.float32(1 / 15)
     blocks["d"], blocks["m"] = to_half(d), to_half(low)
-    codes = quick.codes(strip, d, np.float32(0.5) - low * reciprocal(d), 15)
-    blocks["qs"] = quick.nibbles(codes)
+    quick.store(quick.nibbles(quick.codes_above(strip, low, d, 15)), blocks["qs"])
 
 
 FORMAT = minimum_format(
-    "Q4_1", LAYOUT, LEVELS, ranges=RANGES, pack=pack_4_bits, quick=by_strips(LAYOUT, fill)
+    "Q4_1", LAYOUT, LEVELS, ranges=RANGES, pack=pack_4_bits, quick=by_strips(fill)
 )

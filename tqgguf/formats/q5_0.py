@@ -16,13 +16,13 @@ FACTORS = (1.01, 0.94, 0.99, 1.03, 0.88, 0.96, 0.92, 1.05)
 
 def fill(strip: Strip, blocks: Blocks) -> None:
     """Encode a strip, the weight of largest magnitude on -16 d."""
-    d = quick.signed_scale(*quick.extremes(strip.y), 16)
+    d = quick.signed_peak(strip.y) * np.float32(-1 / 16)
     blocks["d"] = to_half(d)
-    codes = quick.codes(strip, d, np.float32(16.5), 31)
-    blocks["qh"] = quick.fifth_bits(codes)
-    blocks["qs"] = quick.nibbles(quick.low_nibbles(codes))
+    codes = quick.codes(strip, d, 16.5, 31)
+    quick.store(quick.fifth_bits(codes), blocks["qh"])
+    quick.store(quick.nibbles(codes & np.uint32(0x0F0F0F0F)), blocks["qs"])
 
 
 FORMAT = scale_format(
-    "Q5_0", LAYOUT, LEVELS, factors=FACTORS, pack=pack_5_bits, quick=by_strips(LAYOUT, fill)
+    "Q5_0", LAYOUT, LEVELS, factors=FACTORS, pack=pack_5_bits, quick=by_strips(fill)
 )

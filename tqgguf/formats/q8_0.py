@@ -30,8 +30,7 @@ def fill(strip: Strip, blocks: Blocks) -> None:
     """Encode a strip."""
     low, high = quick.extremes(strip.y)
     blocks["d"] = to_half(np.maximum(high, -low) * np.float32(1 / 127))
-    codes = quick.signed_codes(strip, blocks["d"])
-    blocks["qs"] = quick.rows_of(codes).view(np.int8)
+    quick.store(quick.signed_codes(strip, blocks["d"]), blocks["qs"])
 
 
 FORMAT = ScalarFormat(
@@ -40,5 +39,5 @@ FORMAT = ScalarFormat(
     fit=fit,
     grid=scale_grid,
     pack=pack,
-    quick=by_strips(LAYOUT, fill),
+    quick=by_strips(fill),
 )

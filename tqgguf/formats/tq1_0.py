@@ -8,7 +8,8 @@ import numpy as np
 
 from tqgguf.formats._block import ternary_format
 from tqgguf.kernels.bits import pack_trits
-from tqgguf.kernels.dtypes import U8, Blocks
+from tqgguf.kernels.dtypes import U8, U32, Blocks
+from tqgguf.kernels.quick import store
 
 LAYOUT = np.dtype([("qs", "u1", (48,)), ("qh", "u1", (4,)), ("d", "<f2")])
 
@@ -21,4 +22,13 @@ def pack(blocks: Blocks, codes: U8) -> None:
     blocks["qh"] = pack_trits(last.reshape(4, 4, -1)).T
 
 
-FORMAT = ternary_format("TQ1_0", LAYOUT, pack)
+def pack_words(blocks: Blocks, words: U32) -> None:
+    """Write codes, (64, n) words of four neighbours."""
+    codes = words.view(np.uint8)
+    long, short, last = codes[:40], codes[40:60], codes[60:]
+    store(pack_trits(long.reshape(5, 8, -1)).view(np.uint32), blocks["qs"][:, :32])
+    store(pack_trits(short.reshape(5, 4, -1)).view(np.uint32), blocks["qs"][:, 32:])
+    store(pack_trits(last.reshape(4, 1, -1)).view(np.uint32), blocks["qh"])
+
+
+FORMAT = ternary_format("TQ1_0", LAYOUT, pack, pack_words)

@@ -29,8 +29,8 @@ from tqgguf.kernels.dtypes import F16, F32, I32, U8
 from tqgguf.kernels.search import reciprocal, snap
 
 _HALF_LIMIT = 65520.0  # from here on float16 rounds to infinity
-_BEGIN = np.float32(0.77)  # what makes it the best ternary scale of Gaussian weights
-_ROUNDS = 2
+TERNARY_BEGIN = np.float32(0.77)  # what makes it the best ternary scale of Gaussian weights
+TERNARY_ROUNDS = 2
 _TRIED = 1 << 16  # numbers that are tried at once: a call takes some time however few there are
 _INSIDE = 0.49  # steps that an end of a range may move inwards before a code leaves 0..levels
 
@@ -229,8 +229,8 @@ def ternary_scale(x: F32, w: F32 | None) -> F32:
     a = np.abs(x) * reciprocal(top)  # cubes of what is left neither overflow nor vanish
     weighted = a if w is None else a * w
     energy = a * weighted
-    d = dot(energy, a) * (_BEGIN * reciprocal(energy.sum(axis=0)))
-    for _ in range(_ROUNDS):
+    d = dot(energy, a) * (TERNARY_BEGIN * reciprocal(energy.sum(axis=0)))
+    for _ in range(TERNARY_ROUNDS):
         far = (a > d / 2).astype(np.float32)
         total = far.sum(axis=0) if w is None else dot(far, w)
         d = dot(far, weighted) * reciprocal(total)
