@@ -9,6 +9,8 @@ from tqgguf.formats._tensor import element_major
 from tqgguf.kernels.dtypes import F32, Blocks
 from tqgguf.kernels.quick import Strip, strips
 
+_PIECE = 5 << 16  # weights at a time
+
 
 def by_strips(fill: Callable[[Strip, Blocks], None]) -> Direct:
     """An encoder that fills blocks a strip at a time."""
@@ -25,6 +27,9 @@ def by(fmt: Format) -> Direct:
     """The encoder of a format of the same blocks that tries less."""
 
     def encode(rows: F32, blocks: Blocks) -> None:
-        blocks[:] = fmt.encode(element_major(rows))[: len(rows)]
+        step = _PIECE // fmt.block_size
+        for here in (slice(at, at + step) for at in range(0, len(rows), step)):
+            part = rows[here]
+            blocks[here] = fmt.encode(element_major(part))[: len(part)]
 
     return encode

@@ -42,9 +42,14 @@ def quantize_rows(
     out = np.empty(n_rows * per_row, fmt.layout)
     rows = np.ascontiguousarray(x).reshape(-1, fmt.block_size)
     direct = None if importance is not None else (quick and fmt.quick) or fmt.plain
+<<<<<<< HEAD
     alone = _CHUNK_ALONE if threads == 1 else CHUNK
     chunk = chunk or (_CHUNK_DIRECT if direct else alone)
     size = _even_share(len(rows), max(1, chunk // fmt.block_size), threads or default_threads())
+=======
+    most = chunk * (_DIRECT if direct else 1)
+    size = _even_share(len(rows), max(1, most // fmt.block_size), threads or default_threads())
+>>>>>>> 3690cbc (Encoders that read blocks as they lie: ternary and two-bit types, faster quick ones; measure_real spreads models and packs plainly)
 
     def encode(start: int) -> None:
         part = rows[start : start + size]

@@ -33,7 +33,7 @@ def pack_trits(codes: U8) -> U8:
 
     The first is the highest: byte / 256 = sum of digit i / 3^(i + 1), rounded up.
     """
-    number = codes[0].copy()
+    number: U8 = codes[0].copy()
     for digit in codes[1:]:
         number *= np.uint8(3)
         number += digit

@@ -1,8 +1,8 @@
 """Encode blocks at reading speed, from their extremes or a few sums.
 
-x: (n, size) float32, blocks as they lie in memory. Four neighbours move as one number of 16 bytes, so
-that this is all the transposing there is: (size / 4, 4 n), column 4 j + i holds weights i, i + 4 ...
-of block j. Sums over a block then run along axis 0, and over four lanes at the end.
+x: (n, size) float32, blocks as they lie in memory. Four neighbours move as one number of 16 bytes,
+so that this is all the transposing there is: (size / 4, 4 n), column 4 j + i holds weights i, i + 4
+... of block j. Sums over a block then run along axis 0, and over four lanes at the end.
 
 What takes time is told in docs/LOG.md: calls on small arrays count as much as passes over large
 ones, an array's minimum with a number takes twice that with an array.
@@ -21,7 +21,7 @@ _LANES = 4
 _STRIP = 1 << 17  # weights at a time
 _LEAST = np.float32(1e-37)  # has a reciprocal
 _FARTHEST = np.float32(2.4)
-_QUATERNARY_ROUNDS = 2
+_QUATERNARY_ROUNDS = 1
 
 _Fold = Callable[[F32, F32], F32]
 
@@ -66,7 +66,8 @@ def signed_peak(y: F32) -> F32:
     """The weight of largest magnitude of every block: (rows, 4 n) -> (n,)."""
     low, high = extremes(y)
     size = np.maximum(high, -low)
-    return np.copysign(size, high + low, out=size)
+    np.copysign(size, high + low, out=size)
+    return size
 
 
 def codes(strip: Strip, scale: F32, shift: float, top: int) -> U32:
@@ -82,7 +83,8 @@ def codes_above(strip: Strip, low: F32, scale: F32, top: int) -> U32:
     """What of 0..top is nearest to (x - low) / scale: uses the strip up -> (rows, n) words."""
     y, start = strip.y, low - scale * np.float32(0.5)
     y -= _lanes(start)
-    y *= _lanes(1 / np.maximum(scale, _LEAST))
+    inverse: F32 = 1 / np.maximum(scale, _LEAST)
+    y *= _lanes(inverse)
     if (np.abs(low) * np.float32(2**-18) > scale).any():  # else there is nothing above top + 0.52
         np.minimum(y, _row(y, top), out=y)
     return _whole(strip)
@@ -194,13 +196,16 @@ def quaternary(strip: Strip) -> tuple[F16, U32]:
 
 
 def _first_quaternary_scale(u: F32, strip: Strip) -> F32:
-    """The better of two scales for weights whose largest is 1: (16, 4 n) -> (n,)."""
+    """The better of two scales for weights whose largest is 1: (16, 4 n) -> (n,).
+
+    Codes of the second have the other sign, so one rounding serves both.
+    """
     whole = np.multiply(u, _FARTHEST, out=strip.room)
     np.rint(whole, out=whole)
     q = np.maximum(whole, _row(u, -1))
     up, gain_up = _fitted(q, u)
     down, gain_down = _fitted(np.minimum(whole, _row(u, 1), out=q), u)
-    return np.where(gain_up < gain_down, down, up)
+    return np.where(gain_up < gain_down, -down, up)
 
 
 def _fitted(q: F32, u: F32) -> tuple[F32, F32]:
