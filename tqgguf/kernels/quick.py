@@ -83,7 +83,7 @@ def codes_above(strip: Strip, low: F32, scale: F32, top: int) -> U32:
     """What of 0..top is nearest to (x - low) / scale: uses the strip up -> (rows, n) words."""
     y, start = strip.y, low - scale * np.float32(0.5)
     y -= _lanes(start)
-    inverse: F32 = 1 / np.maximum(scale, _LEAST)
+    inverse: F32 = np.reciprocal(np.maximum(scale, _LEAST))
     y *= _lanes(inverse)
     if (np.abs(low) * np.float32(2**-18) > scale).any():  # else there is nothing above top + 0.52
         np.minimum(y, _row(y, top), out=y)
