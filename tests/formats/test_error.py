@@ -83,3 +83,11 @@ def test_the_quick_encoders_error_is_at_most_that_of_ggmls_default(name, kind):
     ties = 1 + 1e-4  # where ggml's fused multiply-add rounds the other way
     assert weights.error(x, quick) <= weights.error(x, default) * ties
     assert weights.error(x, ours(x, name)) <= weights.error(x, quick)
+
+
+@pytest.mark.parametrize("name", [name for name, fmt in FORMATS.items() if fmt.plain])
+@pytest.mark.parametrize("kind", weights.KINDS)
+def test_the_encoders_without_importance_are_as_good_as_those_with(name, kind):
+    x = weights.rows(kind)
+    searched = ours(x, name, np.ones(x.shape[1], np.float32))
+    assert weights.error(x, ours(x, name)) <= weights.error(x, searched) * 1.002
