@@ -10,7 +10,7 @@ from tqgguf.machine.threads import default_threads, run_all
 
 CHUNK = 5 << 17  # weights: calls must outlast the hand-over of the interpreter's lock (LOG.md)
 _CHUNK_ALONE = 1 << 18  # of a single thread, which waits for no lock and keeps more in its cache
-_CHUNK_DIRECT = 5 << 20  # where what is encoded needs no room of its size
+_CHUNK_DIRECT = 5 << 20  # the same, where what is encoded needs no room of its size
 _LANES = 16  # a chunk is padded to whole vectors, so that sums do not depend on where it was cut
 _STRIP = 1 << 13  # weights transposed at a time: a fifth of the time that all at once take
 _LIMIT = np.float32(1e15)  # squares of anything larger overflow float32; no block type reaches it
@@ -42,14 +42,9 @@ def quantize_rows(
     out = np.empty(n_rows * per_row, fmt.layout)
     rows = np.ascontiguousarray(x).reshape(-1, fmt.block_size)
     direct = None if importance is not None else (quick and fmt.quick) or fmt.plain
-<<<<<<< HEAD
-    alone = _CHUNK_ALONE if threads == 1 else CHUNK
-    chunk = chunk or (_CHUNK_DIRECT if direct else alone)
+    alone = _CHUNK_DIRECT if direct else _CHUNK_ALONE
+    chunk = chunk or (alone if threads == 1 else CHUNK)
     size = _even_share(len(rows), max(1, chunk // fmt.block_size), threads or default_threads())
-=======
-    most = chunk * (_DIRECT if direct else 1)
-    size = _even_share(len(rows), max(1, most // fmt.block_size), threads or default_threads())
->>>>>>> 3690cbc (Encoders that read blocks as they lie: ternary and two-bit types, faster quick ones; measure_real spreads models and packs plainly)
 
     def encode(start: int) -> None:
         part = rows[start : start + size]
