@@ -200,12 +200,13 @@ def architecture(name: str) -> str:
     return TINY[VARIANTS[name].base if name in VARIANTS else name].arch
 
 
-def write_graph(path: Path, name: str) -> Path:
+def write_graph(path: Path, name: str, n_vocab: int = 2048) -> Path:
     """Write the tiny model of VARIANTS or, where there is none, of TINY."""
+    few = {"V": n_vocab}
     if name not in VARIANTS:
-        return write_tiny(path, name, words=False)
+        return write_tiny(path, name, sizes=few, words=False)
     variant = VARIANTS[name]
-    write_tiny(path, _applied(variant), layers=variant.layers, words=False)
+    write_tiny(path, _applied(variant), layers=variant.layers, sizes=few, words=False)
     tensors = {n: t.read() for n, t in open_model(path).tensors.items()}
     for tensor in tensors:
         tensors[tensor] = tensors[tensor] / np.float32(variant.quiet.get(tensor.split(".")[-2], 1))

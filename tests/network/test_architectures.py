@@ -20,7 +20,7 @@ from tqgguf.network.graph import Graph, read_graph
 from tqgguf.network.rows import ARCHITECTURES
 from tqgguf.rotation import architectures as rotation_table
 
-TOKENS = np.random.default_rng(1).integers(3, 2048, 160)  # longer than any window, and a chunk
+TOKENS = np.random.default_rng(1).integers(3, 512, 160)  # longer than any window, and a chunk
 WINDOWED = ["gemma2", "gemma3-windowed", "gpt-oss", "cohere2-deep", "olmo2-windowed", "exaone4-32b"]
 
 
@@ -42,7 +42,7 @@ def proof(tmp_path_factory):
 
     def find(name: str) -> tuple[Model, np.ndarray]:
         if name not in made:
-            path = write_graph(tmp_path_factory.mktemp("graph") / "model.gguf", name)
+            path = write_graph(tmp_path_factory.mktemp("graph") / "model.gguf", name, 512)
             made[name] = open_model(path), logprobs(path, TOKENS.tolist())
         return made[name]
 

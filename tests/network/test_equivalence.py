@@ -74,7 +74,7 @@ def test_every_architecture_is_checked(tmp_path, name):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["gemma3-windowed", "gpt-oss", "deepseek2", "qwen35", "bloom"])
 def test_verify_forward_knows_other_graphs(tmp_path, name):
-    original, ours = write_graph(tmp_path / "model.gguf", name), tmp_path / "ours.gguf"
+    original, ours = write_graph(tmp_path / "model.gguf", name, 512), tmp_path / "ours.gguf"
     mode = "values" if name == "gemma3-windowed" else "fused"
     succeeds("quantize", original, "-t", "q8_0", "--rotate", mode, "--quiet", "-o", ours)
     told = json.loads(succeeds("verify", ours, original, "--forward", "--json"))
