@@ -12,7 +12,7 @@ from tests.tiny_models import write_shallow
 from tqgguf.errors import ToolError
 from tqgguf.llamacpp import find
 from tqgguf.machine.cache import user_cache
-from tqgguf.machine.threads import single_threaded_blas
+from tqgguf.machine.threads import default_threads, single_threaded_blas
 
 DATA = Path(__file__).parent / "data"
 # Processes that tests start, and the next session, do not compile every module again.
@@ -118,7 +118,7 @@ def pytest_xdist_make_scheduler(config, log):
 
 def pytest_xdist_auto_num_workers():
     """One more than there are processors: tests wait for disks, other programs and each other."""
-    return 1 + len(os.sched_getaffinity(0))
+    return 1 + default_threads()
 
 
 def pytest_terminal_summary(terminalreporter):
