@@ -81,8 +81,8 @@ $(RANDOM_MODEL): scripts/make_synthetic_model.py | $(VENV)/.installed
 	@mkdir -p $(@D)
 	$(BIN)/python scripts/make_synthetic_model.py $@.partial && mv $@.partial $@
 
-bench-kernels: $(VENV)/.installed   ## our encoders against ggml's: error and speed of every type
-	PYTHONPATH=.:tests $(BIN)/python scripts/bench_kernels.py
+bench-kernels: $(VENV)/.installed   ## our encoders against ggml's, into docs/types.md: error and speed of every type
+	PYTHONPATH=.:tests $(BIN)/python scripts/bench_kernels.py --write docs/types.md
 
 test-oracle: $(VENV)/.oracle  ## folders against torch, transformers and llama.cpp's own converter
 	@[ -n "$$TQGGUF_CONVERTER" ] || PYTHON=$(PYTHON) scripts/build_llama_cpp.sh converter >/dev/null

@@ -6,8 +6,9 @@ it searches and minimises its best error; ours uses plain least squares. All run
 taking turns; the best of the rounds counts, in CPU seconds of the thread, so that other processes
 disturb less. The last columns are the wall time of one thread over that of
 two threads, and over that of two processes, which is what `tqgguf quantize` uses on large models.
+"Q4_0, fast" is the encoder of `--effort fast`. Types that take ggml long have fewer rows.
 
-    make bench-kernels
+    make bench-kernels                      # a few minutes; writes the table of docs/types.md
     PYTHONPATH=.:tests python scripts/bench_kernels.py Q4_K IQ4_XS --rows 512 --json
 """
 
@@ -18,6 +19,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
 from dataclasses import asdict, dataclass
 from functools import cache, partial
+from pathlib import Path
 
 import ggml
 import numpy as np
@@ -29,6 +31,9 @@ from tqgguf.machine.processes import processes
 from tqgguf.machine.threads import single_threaded_blas
 
 N_IN = 4096
+FEW, MANY = 512, 2048  # rows
+SLOW = 60e6  # weights a second, below which a few rows take long enough
+FAST = ", fast"
 
 
 @dataclass(frozen=True)
@@ -54,22 +59,45 @@ def main() -> None:
     """Parse the arguments, measure and print."""
     parser = argparse.ArgumentParser(description="Our encoders against ggml's")
     parser.add_argument("types", nargs="*", help="types to measure (default: all block types)")
-    parser.add_argument("--rows", type=int, default=2048, help=f"rows of {N_IN} weights")
+    parser.add_argument("--rows", type=int, help=f"rows of {N_IN} weights; default {MANY} or {FEW}")
     parser.add_argument("--rounds", type=int, default=3, help="alternations; the best counts")
     parser.add_argument("--json", action="store_true", help="one JSON document")
+    parser.add_argument("--write", type=Path, help="put the table in the place of this file's")
     args = parser.parse_args()
+    if args.write and args.types:
+        parser.error("--write puts a table of all types in the file; name none")
     names = args.types or [name for name, fmt in FORMATS.items() if fmt.block_size > 1]
-    names.sort(key=lambda name: -FORMATS[name].bits_per_weight)
+    names += [name + FAST for name in names if FORMATS[name].quick]
+    names.sort(key=lambda name: (-FORMATS[name.removesuffix(FAST)].bits_per_weight, name))
     if not args.json:
         print(HEADER)
     rows = []
     with processes(2, preload="tqgguf.formats") as pool:
         for name in names:
-            rows.append(measure(args.rows, name, args.rounds, pool))
+            n_rows = args.rows or enough_rows(name.removesuffix(FAST))
+            rows.append(measure(n_rows, name, args.rounds, pool))
             if not args.json:
                 print(line(rows[-1]), flush=True)
     if args.json:
         print(json.dumps({"rows": [asdict(row) for row in rows]}, indent=2))
+    if args.write:
+        replace_table(args.write, [HEADER, *map(line, rows)])
+
+
+def enough_rows(name: str) -> int:
+    """Few of a type that takes ggml long."""
+    x = gaussian(64)
+    ggml.quantize(x[:1], name, np.ones(N_IN, np.float32))  # builds its tables
+    seconds, _ = timed(lambda: ggml.quantize(x, name, np.ones(N_IN, np.float32)))
+    return FEW if x.size / seconds < SLOW else MANY
+
+
+def replace_table(path: Path, table: list[str]) -> None:
+    """Put a table in the place of the one in this file whose header begins alike."""
+    text = path.read_text()
+    begin = text.index(HEADER[: HEADER.index("error")])
+    end = text.index("\n\n", begin)
+    path.write_text(text[:begin] + "\n".join(table) + text[end:])
 
 
 @cache
@@ -80,11 +108,12 @@ def gaussian(rows: int) -> F32:
 
 def measure(n_rows: int, name: str, rounds: int, pool: Executor) -> Row:
     """Encode the same weights by both, ggml in both of its modes, taking turns."""
-    x = gaussian(n_rows)
+    x, label, quick = gaussian(n_rows), name, name.endswith(FAST)
+    name = name.removesuffix(FAST)
     ones = np.ones(N_IN, np.float32)
     ggml.quantize(x[:1], name, ones)  # builds its tables
     encoders = {
-        "ours": lambda: quantize(x, name, threads=1),
+        "ours": lambda: quantize(x, name, quick=quick, threads=1),
         "ggml": lambda: ggml.quantize(x, name, ones),
     }
     if name not in ggml.NEEDS_IMPORTANCE:
@@ -96,7 +125,7 @@ def measure(n_rows: int, name: str, rounds: int, pool: Executor) -> Row:
     }
     speed = {mode: x.size / seconds[mode] / 1e6 for mode in seconds}
     return Row(
-        name,
+        label,
         bpw,
         mse,
         theirs["ggml"],
@@ -107,7 +136,7 @@ def measure(n_rows: int, name: str, rounds: int, pool: Executor) -> Row:
         speed["ours"] / speed["default"] if "default" in speed else None,
         speed["ggml"],
         speed["ours"] / speed["ggml"],
-        *gains(n_rows, name, rounds, pool),
+        *gains(n_rows, name, rounds, pool, quick=quick),
     )
 
 
@@ -130,25 +159,29 @@ def timed(encode: Callable[[], U8]) -> tuple[float, U8]:
     return time.thread_time() - began, data
 
 
-def gains(n_rows: int, name: str, rounds: int, pool: Executor) -> tuple[float, float]:
+def gains(
+    n_rows: int, name: str, rounds: int, pool: Executor, *, quick: bool
+) -> tuple[float, float]:
     """Wall time of one thread over that of two threads, and of two processes, the best of each."""
     best = dict.fromkeys(("one", "threads", "processes"), float("inf"))
     for _ in range(rounds + 1):  # the first makes the weights in the processes
         for crew in best:
             began = time.perf_counter()
             if crew == "processes":
-                list(pool.map(partial(encode_half, n_rows, name), (0, 1)))
+                list(pool.map(partial(encode_half, n_rows, name, quick), (0, 1)))
             else:
-                quantize(gaussian(n_rows), name, threads=1 if crew == "one" else 2)
+                threads = 1 if crew == "one" else 2
+                quantize(gaussian(n_rows), name, quick=quick, threads=threads)
             best[crew] = min(best[crew], time.perf_counter() - began)
     return best["one"] / best["threads"], best["one"] / best["processes"]
 
 
-def encode_half(n_rows: int, name: str, half: int) -> None:
+def encode_half(n_rows: int, name: str, quick: bool, half: int) -> None:
     """What one of two processes does."""
     x = gaussian(n_rows)
     with single_threaded_blas():
-        quantize(x[half * n_rows // 2 : (half + 1) * n_rows // 2], name, threads=1)
+        part = x[half * n_rows // 2 : (half + 1) * n_rows // 2]
+        quantize(part, name, quick=quick, threads=1)
 
 
 HEADER = (
