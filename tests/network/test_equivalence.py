@@ -13,7 +13,7 @@ from tests.tiny_models import TINY, write_tiny
 from tqgguf.errors import MismatchError
 from tqgguf.models.gguf import read_gguf
 from tqgguf.models.metadata import encode
-from tqgguf.network import lazy
+from tqgguf.network import equivalence, lazy
 from tqgguf.network.equivalence import check_fold, measure_difference
 from tqgguf.output.tiles import tiles
 from tqgguf.rotation import folding
@@ -40,14 +40,15 @@ def test_a_right_fold_passes(tmp_path, name):
 def test_parts_read_by_several_threads_are_the_same_check(tmp_path, monkeypatch):
     model, rotation = folded(tmp_path, "llama-tied-llama3-rope")
     alone = check_fold(model, rotation, memory=PLENTY)
-    monkeypatch.setattr(lazy, "_TILE", 512)
+    monkeypatch.setattr(lazy, "TILE", 512)
+    monkeypatch.setattr(equivalence, "TILE", 512)
     shapes = [t.shape for t in fold(model, rotation).tensors.values()]
     granules = [rotation.granule(name) for name in fold(model, rotation).tensors]
     assert any(
         len({tile.columns for tile in tiles(shape, granule=granule, weights=512)}) > 1
         for shape, granule in zip(shapes, granules, strict=True)
     )
-    assert check_fold(model, rotation, memory=PLENTY, threads=3) == pytest.approx(alone, rel=1e-3)
+    assert check_fold(model, rotation, memory=50_000, threads=3) == pytest.approx(alone, rel=1e-3)
 
 
 @pytest.mark.parametrize("name", FOLDED)

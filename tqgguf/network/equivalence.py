@@ -15,7 +15,7 @@ from tqgguf.models import Model
 from tqgguf.network import forward, ops
 from tqgguf.network.forward import Tokens
 from tqgguf.network.graph import read_graph
-from tqgguf.network.lazy import LazyWeights
+from tqgguf.network.lazy import TILE, LazyWeights
 from tqgguf.network.ops import Array
 from tqgguf.network.rows import ARCHITECTURES
 from tqgguf.rotation.folded import fold
@@ -26,7 +26,7 @@ FOLD_TOLERANCE = 1e-4  # relative difference of logits that float32 explains
 _SEQUENCES, _LENGTH = 2, 12
 _HEAD_ROWS = 512
 _LARGEST = 0.7
-_BYTES_PER_WEIGHT = 28  # of one tensor, as a stack of experts takes: in float64, and as read
+_BYTES_PER_WEIGHT = 28  # in memory: as read, as rotated, in float64, and a temporary
 _READERS = 8  # more would keep the interpreter from feeding those who encode meanwhile
 
 
@@ -70,8 +70,8 @@ def check_fold(model: Model, rotation: Rotation, *, memory: int, threads: int = 
 
     Runs the embedding, the first and the last layer and a part of the head on a few tokens: what a
     fold does depends on a tensor's role, not on its layer. None where nothing was folded, where the
-    architecture has no forward pass, and where a matrix does not fit into `memory` bytes. rotation:
-    with its vectors. Raises MismatchError beyond FOLD_TOLERANCE.
+    architecture has no forward pass, and where stacked experts do not fit into `memory` bytes.
+    rotation: with its vectors. Raises MismatchError beyond FOLD_TOLERANCE.
     """
     cures = ["--rotate none"] if rotation.mode in ("fused", "values", "scales") else []
     cures += ["--pad none"] if read_padding(model) else []
@@ -82,7 +82,7 @@ def check_fold(model: Model, rotation: Rotation, *, memory: int, threads: int = 
     except UnsupportedModelError:  # a kind of rotary scaling, say, that the forward pass lacks
         return None
     layers = sorted({0, n_layer - 1})
-    need = _largest(model, layers) * _BYTES_PER_WEIGHT
+    need = _at_a_time(model, layers, min(threads, _READERS)) * _BYTES_PER_WEIGHT
     if need > memory:
         return None
     at_once = 2 if threads > 1 and 2 * need <= memory else 1
@@ -135,10 +135,12 @@ def _shortened(layers: Iterable[int], readers: Executor, model: Model, rotation:
     return forward.products(model, forward.final_norm(model, x), 0, _HEAD_ROWS)
 
 
-def _largest(model: Model, layers: Iterable[int]) -> int:
-    """Weights of the largest tensor in these layers."""
+def _at_a_time(model: Model, layers: Iterable[int], readers: int) -> int:
+    """Weights of these layers that are in memory together: of experts, all that are stacked."""
     prefixes = tuple(f"blk.{index}." for index in layers)
-    return max((t.size for n, t in model.tensors.items() if n.startswith(prefixes)), default=0)
+    tensors = [t for n, t in model.tensors.items() if n.startswith(prefixes)]
+    sizes = (t.size if len(t.shape) > 2 else min(t.size, TILE * readers) for t in tensors)
+    return max(sizes, default=0)
 
 
 def _relative(a: Array, b: Array) -> float:

@@ -11,7 +11,7 @@ from tqgguf.network.ops import Array
 from tqgguf.output.tiles import Tile, tiles
 from tqgguf.rotation.rotation import Rotation
 
-_TILE = 1 << 19  # weights that a thread reads and rotates at a time
+TILE = 1 << 19  # weights that a thread reads and rotates at a time
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class LazyWeights(Mapping[str, Array]):
         return f"blk.{self.index}."
 
     def _tiles(self, tensor: Tensor) -> list[Tile]:
-        return tiles(tensor.shape, granule=self.rotation.granule(tensor.name), weights=_TILE)
+        return tiles(tensor.shape, granule=self.rotation.granule(tensor.name), weights=TILE)
 
 
 def _read(tensor: Tensor, tile: Tile) -> Array:
