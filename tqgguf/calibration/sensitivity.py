@@ -61,7 +61,7 @@ def measure_sensitivity(
     alone = sum(model.tensors[n].size for n in fitting) * len(fitting) <= _ONE_BY_ONE
     first = [[n] for n in fitting] if alone else _by_role(fitting)
     bands = [] if alone else _by_layers(fitting)
-    few = tokens[: max(1, TOKENS // tokens.shape[1])]
+    few = tokens[: max(1, TOKENS // tokens.shape[1]), :TOKENS]
     count = (threads or default_threads()) if device.is_cpu else 1
     keep_freed_memory()
     with single_threaded_blas(), ThreadPoolExecutor(count) as pool:

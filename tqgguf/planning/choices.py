@@ -227,8 +227,8 @@ def _sensitivity(
         return None, notes
     from tqgguf.calibration.cached import kept_statistics  # slow to import, seldom needed
 
-    device, at_once = find_device(machine.device), max(TOKENS, tokens.shape[1])
-    threads = threads_of_passes(model, machine, at_once, layers=3)  # one of them rounded
+    device = find_device(machine.device)
+    threads = threads_of_passes(model, machine, TOKENS, layers=3)  # one of them rounded
     names = [t.name for t in plan.tensors if is_matrix(model.tensors[t.source])]
     rotation = plan.rotation.with_vectors_of(model)
 
