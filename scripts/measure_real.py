@@ -6,6 +6,10 @@ as much of that text. All are judged on another text. Lines are kept in the user
 is measured, by which code and how, so a run that was stopped goes on; so are the seconds.
 
     python scripts/measure_real.py "$(python scripts/real_model.py)" wiki-calib.txt wiki-eval.txt
+
+--width spreads the model over more channels first (`scripts/measure_padding.py`), so that types of
+256 weights fit its rows. --plain makes a file of a type by ggml's encoder alone, without the scale
+of a whole matrix, all else as in ours (PYTHONPATH=.:tests).
 """
 
 import argparse
@@ -16,8 +20,11 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
+
+from measure_padding import copies, spread_out, write
 
 from tqgguf import llamacpp
 from tqgguf.llamacpp import Settings, programs
@@ -25,10 +32,13 @@ from tqgguf.machine.cache import user_cache
 from tqgguf.machine.content import content_key
 from tqgguf.measure import bench as benchmark
 from tqgguf.measure import eval as evaluate
+from tqgguf.models import Model, open_model
+from tqgguf.output.layout import TensorInfo, lay_out
 from tqgguf.output.whole import whole_file
 
 THEIRS = ("Q4_K_M", "IQ4_NL", "Q3_K_M", "Q2_K")
 OURS = ("tq-q4", "tq-q3", "tq-q2")
+NEEDS_MATRIX = ("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS")  # or llama-quantize refuses
 EFFORTS = ("fast", "good", "best")
 TARGETS = ("Q4_K_M", "IQ4_NL", "Q3_K_M")  # whose bytes are ours too
 Line = tuple[str, evaluate.QualityRow, float]  # what made a file, its measures, seconds
@@ -68,12 +78,44 @@ class Maker:
         subprocess.run([*command, "--force", "--quiet", *options, *threads], check=True)
         return path
 
+    def plain(self, type: str) -> Path:
+        """Our file of effort fast, its blocks of this type by ggml and without a matrix's scale."""
+        options = ["--type", type, "--effort", "fast", "--rotate", "none"]
+        return plainly_packed(open_model(self.model), open_model(self.ours(options)), type)
+
+
+def plainly_packed(source: Model, packed: Model, type: str) -> Path:
+    """Beside a packed file, the same with the source's weights in this type as ggml has them."""
+    import ggml
+
+    tensors = packed.tensors.values()
+    layout = lay_out(packed.metadata, [TensorInfo(t.name, t.shape, t.type) for t in tensors])
+    path = packed.path.with_name("plain.gguf")
+    with path.open("wb") as file:
+        file.write(layout.header)
+        for t in tensors:
+            rows = source.tensors[t.name].read() if t.type == type else None
+            data = t.stored(0, t.n_rows) if rows is None else ggml.quantize(rows, type)
+            file.seek(layout.offsets[t.name])
+            file.write(data.tobytes())
+        file.truncate(layout.size)
+    return path
+
+
+def spread_model(model: Path, path: Path, width: int) -> Path:
+    """Write a model that computes the same in more channels."""
+    source = open_model(model)
+    write(spread_out(source, copies(int(source.get("{arch}.embedding_length")), width)), path)
+    return path
+
 
 def main() -> None:
     """Make and measure every file, print a table in Markdown."""
     args = arguments()
     settings = Settings(evaluate.default_context(args.model), args.chunks, args.threads)
     with TemporaryDirectory(prefix="tqgguf-") as folder:
+        if args.width:
+            args.model = spread_model(args.model, Path(folder) / "wide.gguf", args.width)
         maker = Maker(
             *(args.model, Path(folder), args.calibration, args.imatrix_chunks),
             *(settings.context, args.threads),
@@ -90,7 +132,11 @@ def main() -> None:
             return kept(key, lambda: measure(name, make, original, settings))
 
         options = wanted(*ours, text=args.calibration, tokens=args.tokens)
-        print_table(lines(maker, measured, theirs, options))
+        plain = (
+            measured(f"{type}, ggml's blocks alone", partial(maker.plain, type))
+            for type in filter(None, args.plain.split(","))
+        )
+        print_table(chain(plain, lines(maker, measured, theirs, options)))
 
 
 def arguments() -> argparse.Namespace:
@@ -103,6 +149,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--ours", default=",".join(OURS))
     parser.add_argument("--efforts", default=",".join(EFFORTS))
     parser.add_argument("--targets", default=",".join(TARGETS))
+    parser.add_argument("--plain", default="", help="types by ggml's encoder alone: NVFP4")
+    parser.add_argument("--width", type=int, help="channels to spread the model over first")
     parser.add_argument("--tokens", type=int, default=8192, help="of --effort best")
     parser.add_argument("--imatrix-chunks", type=int, default=32)
     parser.add_argument("--chunks", type=int, default=16, help="of the text, to be judged on")
@@ -158,7 +206,7 @@ def lines(
     """What made each file, its row, and the seconds that took."""
     sizes = {}
     for type in theirs:
-        for weighed in (False, True):
+        for weighed in (True,) if type in NEEDS_MATRIX else (False, True):
             name = f"llama-quantize {type}{' with imatrix' * weighed}"
             line = measured(name, partial(maker.theirs, type, weighed=weighed))
             sizes[type] = str(line[1].bytes)

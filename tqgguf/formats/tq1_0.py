@@ -7,7 +7,7 @@ A byte is a fraction of 256 whose first digits to the base of 3 are the codes. R
 import numpy as np
 
 from tqgguf.formats._block import ternary_format
-from tqgguf.kernels.bits import pack_trits
+from tqgguf.kernels.bits import as_fractions, pack_trits, trits_number
 from tqgguf.kernels.dtypes import U8, U32, Blocks
 from tqgguf.kernels.quick import store
 
@@ -26,9 +26,11 @@ def pack_words(blocks: Blocks, words: U32) -> None:
     """Write codes, (64, n) words of four neighbours."""
     codes = words.view(np.uint8)
     long, short, last = codes[:40], codes[40:60], codes[60:]
-    store(pack_trits(long.reshape(5, 8, -1)).view(np.uint32), blocks["qs"][:, :32])
-    store(pack_trits(short.reshape(5, 4, -1)).view(np.uint32), blocks["qs"][:, 32:])
-    store(pack_trits(last.reshape(4, 1, -1)).view(np.uint32), blocks["qh"])
+    shapes = (long, (5, 8, -1)), (short, (5, 4, -1)), (last, (4, 1, -1))
+    numbers = np.concatenate([trits_number(part.reshape(shape)) for part, shape in shapes])
+    packed = as_fractions(numbers).view(np.uint32)
+    store(packed[:12], blocks["qs"])
+    store(packed[12:], blocks["qh"])
 
 
 FORMAT = ternary_format("TQ1_0", LAYOUT, pack, pack_words)

@@ -33,15 +33,27 @@ def pack_trits(codes: U8) -> U8:
 
     The first is the highest: byte / 256 = sum of digit i / 3^(i + 1), rounded up.
     """
+    return as_fractions(trits_number(codes))
+
+
+def trits_number(codes: U8) -> U8:
+    """Up to five digits to the base of 3 as a number of five: (digits, width, n) -> (width, n)."""
     number: U8 = codes[0].copy()
     for digit in codes[1:]:
         number *= np.uint8(3)
         number += digit
     number *= np.uint8(3 ** (5 - len(codes)))
-    # of n / 243 the next multiple of 1 / 256, in integers that do not overflow
-    beyond = (number * np.uint16(13) + np.uint16(242)) // np.uint16(243)
-    number += beyond.astype(np.uint8)
     return number
+
+
+def as_fractions(numbers: U8) -> U8:
+    """Of n / 243 the next multiple of 1 / 256: n of any shape -> like it, the numerators."""
+    beyond = numbers.astype(np.uint16)
+    beyond *= np.uint16(13)
+    beyond += np.uint16(242)
+    beyond //= np.uint16(243)
+    beyond += numbers
+    return beyond.astype(np.uint8)
 
 
 def pack_6bit_pairs(scales: U8, mins: U8) -> U8:

@@ -18,7 +18,8 @@ from tqgguf.kernels.scales import TERNARY_BEGIN, TERNARY_ROUNDS, to_half
 from tqgguf.kernels.search import reciprocal
 
 _LANES = 4
-_STRIP = 1 << 17  # weights at a time
+_STRIP = 3 << 16  # weights at a time: rows a power of two apart share lines of a cache
+_MANY = 1 << 10  # blocks
 _LEAST = np.float32(1e-37)  # has a reciprocal
 _FARTHEST = np.float32(2.4)
 _QUATERNARY_ROUNDS = 1
@@ -157,10 +158,9 @@ def ternary(strip: Strip) -> tuple[F16, U32]:
 def _ternary_scale(a: F32, strip: Strip) -> F32:
     """Lloyd's rounds on magnitudes, (64, 4 n) -> (n,)."""
     size, room = np.float32(256), strip.room
-    np.multiply(a, a, out=room)
     sums = np.empty((2, a.shape[1]), np.float32)
-    np.einsum("in,in->n", room, a, out=sums[0])
-    np.add.reduce(room, axis=0, out=sums[1])
+    np.einsum("in,in,in->n", a, a, a, out=sums[0])
+    np.einsum("in,in->n", a, a, out=sums[1])
     cubes, squares = _folded(np.add, sums)
     d: F32 = cubes * (TERNARY_BEGIN * reciprocal(squares))
     for _ in range(TERNARY_ROUNDS):
@@ -225,7 +225,9 @@ def _folded(f: _Fold, lanes: F32) -> F32:
 
 
 def _lanes(v: F32) -> F32:
-    """A number of every block in its lanes: (n,) -> (4 n,). By halves, faster than `repeat`."""
+    """A number of every block in its lanes: (n,) -> (4 n,). Many are faster by halves."""
+    if v.size < _MANY:
+        return v.repeat(_LANES)
     two, four = np.empty(v.size, np.complex64), np.empty(v.size, np.complex128)
     two.real = two.imag = v
     four.real = four.imag = two.view(np.float64)
