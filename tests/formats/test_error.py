@@ -91,3 +91,10 @@ def test_the_encoders_without_importance_are_as_good_as_those_with(name, kind):
     x = weights.rows(kind)
     searched = ours(x, name, np.ones(x.shape[1], np.float32))
     assert weights.error(x, ours(x, name)) <= weights.error(x, searched) * 1.002
+
+
+@pytest.mark.parametrize("name", ["IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S"])
+def test_importance_shrinks_weights_of_few_bits_less(name):
+    x = weights.rows("gaussian")
+    ones = np.ones(x.shape[1], np.float32)
+    assert (x * ours(x, name, ones)).sum() > 1.01 * (x * ours(x, name)).sum()

@@ -152,6 +152,7 @@ RECIPES: dict[str, Recipe] = {
             {"ffn_down": "IQ2_XXS", "output": "Q5_K", "token_embd": "Q3_K"},
             LlamaFileType.MOSTLY_IQ1_M,
             Recipe("TQ-Q1", "IQ4_NL", {"ffn_down": "IQ2_XXS", "output": "Q4_1"}),
+            dealt=True,
         ),
     )
 }
