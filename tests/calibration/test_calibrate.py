@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from tests.network.small_models import N_VOCAB, RECIPES, write_model
-from tqgguf.calibration.calibrate import Feedback, calibrate
+from tqgguf.calibration.calibrate import calibrate
 from tqgguf.calibration.kept import Kept
+from tqgguf.calibration.settings import Feedback
 from tqgguf.formats import dequantize, quantize
 from tqgguf.machine import crew as crews
 from tqgguf.models.gguf import read_gguf

@@ -9,9 +9,10 @@ import pytest
 
 from tests.network.graphs import write_graph
 from tqgguf.calibration import cached
-from tqgguf.calibration.calibrate import Feedback, calibrate
+from tqgguf.calibration.calibrate import calibrate
 from tqgguf.calibration.device_desk import SMALLER
 from tqgguf.calibration.sensitivity import measure_sensitivity
+from tqgguf.calibration.settings import Feedback
 from tqgguf.calibration.statistics import input_energies
 from tqgguf.calibration.tokens import Text
 from tqgguf.errors import DeviceError, PlanError

@@ -10,10 +10,11 @@ import pytest
 from tests.network.graphs import write_graph
 from tests.network.small_models import N_VOCAB, RECIPES, write_model
 from tqgguf.calibration.cached import _Experts, calibrate_model
-from tqgguf.calibration.calibrate import Feedback, calibrate
+from tqgguf.calibration.calibrate import calibrate
 from tqgguf.calibration.desk import open_desk
 from tqgguf.calibration.kept import Kept
 from tqgguf.calibration.resources import resources, threads_of_passes
+from tqgguf.calibration.settings import Feedback
 from tqgguf.errors import OutputError, PlanError, ToolError, WeightError
 from tqgguf.machine import crew as crews
 from tqgguf.machine.crew import Crew

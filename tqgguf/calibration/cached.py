@@ -15,11 +15,12 @@ from pathlib import Path
 import numpy as np
 
 from tqgguf.calibration import forecast, work
-from tqgguf.calibration.calibrate import Feedback, calibrate
+from tqgguf.calibration.calibrate import calibrate
 from tqgguf.calibration.calibrated import Calibrated
 from tqgguf.calibration.device_desk import SMALLER
 from tqgguf.calibration.kept import Kept, open_kept
 from tqgguf.calibration.resources import Resources, resources
+from tqgguf.calibration.settings import Feedback
 from tqgguf.kernels.dtypes import U8
 from tqgguf.machine import crew as crews
 from tqgguf.machine.cache import user_cache

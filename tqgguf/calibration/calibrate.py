@@ -15,9 +15,9 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from itertools import count, pairwise
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +27,11 @@ from tqgguf.calibration import work
 from tqgguf.calibration.desk import SIZES, Desk, Sizes, open_desk
 from tqgguf.calibration.device_desk import DeviceDesk
 from tqgguf.calibration.kept import Kept
-from tqgguf.calibration.work import AnyDesk, Bench, Reached, Rows
-from tqgguf.errors import WeightError
+from tqgguf.calibration.moments import Accumulator, InputMoments, Sum
+from tqgguf.calibration.rounding import Rounder
+from tqgguf.calibration.settings import Feedback
+from tqgguf.calibration.work import AnyDesk, Bench, Reached
 from tqgguf.formats import FORMATS, dequantize, is_float, quantize
-from tqgguf.kernels import feedback
 from tqgguf.kernels.arrays import to_numpy
 from tqgguf.kernels.dtypes import F32, U8
 from tqgguf.machine import crew as crews
@@ -45,26 +46,11 @@ from tqgguf.network.layer import rows as rows_of
 from tqgguf.output.scales import per_row, scales_of
 from tqgguf.rotation.ends import EMBEDDING, HEAD
 
-_COPIED = 1 << 22  # weights that are put on the desk at a time
 _HEAD_TOKENS = 64  # times the width of the stream: with 4 KL divergence rose by 9 % (docs/LOG.md)
-_FINE_BITS = 7  # a weight: one sweep is enough
 _EMBEDDING_SHARE = 0.1  # of a tied table's second moments: its rows are also read as they are
 
-BORROWED = 4  # the part of an input's width that experts count as tokens that all of them saw
 
 OnExperts = Callable[[str, Sequence[int]], object]
-
-
-@dataclass(frozen=True)
-class Feedback:
-    """How to calibrate; the defaults are what was measured to be good (docs/LOG.md)."""
-
-    sweeps: int = 4
-    damping: float = feedback.DAMPING
-    drift: float = 1.0  # the share of the inputs' and the stream's drift that is made up for
-    ridge: float = 0.1  # of the mean of H's diagonal: keeps what makes up for drift small
-    memory: int = 2 << 30  # bytes of inner activations to keep; beyond that they are computed anew
-    factors: int = 2  # how many second moments are factored at once
 
 
 def calibrate(
@@ -104,19 +90,24 @@ def calibrate(
     if wanted.keys() <= known.keys():
         yield from ((name, known[name]) for name in wanted)
         return
-    with ExitStack() as stack:
-        stack.enter_context(single_threaded_blas())
+    with single_threaded_blas(), ThreadPoolExecutor(1) as ahead, ExitStack() as stack:
         if device.is_cpu:
-            crew = crew or stack.enter_context(crews.threads(default_threads()))
-            desk = stack.enter_context(_desk(desks))
-            crew.check_sight(desk.folder)
-            on_desk: AnyDesk = desk
+            crew, desk = stack.enter_context(_at_files(crew, desks))
         else:
-            crew, on_desk = Crew(), DeviceDesk(device, sizes)
-        stack.callback(work.forget, on_desk)
-        ahead = stack.enter_context(ThreadPoolExecutor(1))
-        who = kept, crew, on_desk, ahead, on_experts
+            crew, desk = Crew(), DeviceDesk(device, sizes)
+        stack.callback(work.forget, desk)
+        who = kept, crew, desk, ahead, on_experts
         yield from _Conductor(model, wanted, tokens, settings, known, *who).run()
+
+
+@contextmanager
+def _at_files(crew: Crew | None, root: Path | None) -> Iterator[tuple[Crew, AnyDesk]]:
+    """A crew (None: a thread per processor) and a desk that all of it sees."""
+    with ExitStack() as stack:
+        crew = crew or stack.enter_context(crews.threads(default_threads()))
+        desk = stack.enter_context(_desk(root))
+        crew.check_sight(desk.folder)
+        yield crew, desk
 
 
 @contextmanager
@@ -125,21 +116,6 @@ def _desk(root: Path | None) -> Iterator[Desk]:
         if root is None:
             root = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tqgguf-")))
         yield stack.enter_context(open_desk(root))
-
-
-@dataclass(frozen=True)
-class _Moments:
-    """What is known of the inputs of some matrices.
-
-    step: its number, a part of the names on the desk. counts: how many tokens each input saw, one
-    for each expert. share: of the drift that is made up for. streams: whether what is computed
-    from them is added to the stream.
-    """
-
-    step: int
-    counts: tuple[int, ...]
-    share: float = 0.0
-    streams: bool = False
 
 
 class _Conductor:
@@ -169,6 +145,8 @@ class _Conductor:
         self.rows = [edge * tokens.shape[1] for edge in self.edges]
         self.chunks = range(len(self.edges) - 1)
         self.kept, self.holds = kept, self._fits()
+        self.moments = Accumulator(desk, crew, settings, self.n_embd, self.chunks)
+        self.rounder = Rounder(model, types, desk, crew, settings.sweeps)
 
     def run(self) -> Iterator[tuple[str, U8]]:
         embedded = yield from self._embedding()
@@ -203,7 +181,7 @@ class _Conductor:
         prefix = f"blk.{layer}."
         names = [name for name in self.model.tensors if layer_prefix(name) == prefix]
         for name in names:
-            _put_weights(self.desk, f"w.{_on_desk(name)}", self.model.tensors[name])
+            work.put_weights(self.desk, f"w.{work.on_desk(name)}", self.model.tensors[name])
         return tuple(name.removeprefix(prefix) for name in names)
 
     def _fits(self) -> bool:
@@ -224,8 +202,8 @@ class _Conductor:
             data = quantize(table.read(), self.types[EMBEDDING], threads=1)
         else:
             self._put_head_moments()
-            moments = _Moments(0, (self.tokens.size,))
-            self._factor(moments)
+            moments = InputMoments(0, (self.tokens.size,))
+            self.moments.factor(moments)
             data = self._round_alone(EMBEDDING, moments)
         yield EMBEDDING, data
         rows = partial(_decoded_rows, data, self.types[EMBEDDING], table.n_in)
@@ -246,7 +224,7 @@ class _Conductor:
             for i in chunks:
                 stream = self.desk.get(f"o.{self.n_layer % 2}.{i}")
                 work.put_rows(self.desk, "x.0", self._normed(stream), rows, i)
-            self._sum({"head": _Sum("x.0", "x.0", (self.n_embd, self.n_embd), rows[-1])})
+            self.moments.sum({"head": Sum("x.0", "x.0", (self.n_embd, self.n_embd), rows[-1])})
             return [np.array(to_numpy(self.desk.get("head")))]
 
         (h,) = self.kept.once("head", found) if self.kept else found()
@@ -285,7 +263,7 @@ class _Conductor:
                 self._put_known(name)
         todo = [name for name in names if name not in self.known]
         if todo:
-            self._round(todo, self._measure(stage, todo, steps))
+            self.rounder.round(todo, self._measure(stage, todo, steps))
         for name in names:
             yield name, self._rows(name)
 
@@ -294,137 +272,25 @@ class _Conductor:
         values = dequantize(self.known[name], self.types[name], tensor.n_in)
         if FORMATS[self.types[name]].is_scaled:
             values *= per_row(scales_of(tensor), 0, len(values), len(values))
-        self.desk.put(f"q.{_on_desk(name)}", values.reshape(tensor.shape))
+        self.desk.put(f"q.{work.on_desk(name)}", values.reshape(tensor.shape))
 
     def _rows(self, name: str) -> U8:
         if name in self.known:
             return self.known[name]
-        return np.array(self.desk.get(f"b.{_on_desk(name)}"))
+        return np.array(self.desk.get(f"b.{work.on_desk(name)}"))
 
-    def _measure(self, stage: int, names: Sequence[str], steps: Sequence[Reached]) -> _Moments:
-        """Put the moments of the inputs of these matrices on the desk, and their factors."""
-        counts = tuple(map(sum, zip(*(step.counts for step in steps), strict=True)))
+    def _measure(self, stage: int, names: Sequence[str], steps: Sequence[Reached]) -> InputMoments:
+        """Take the moments of the inputs of these matrices."""
         n_in = self.model.tensors[names[0]].n_in
-        share = _share(self.settings.drift, n_in, counts[0]) if steps[0].drifts else 0.0
-        if not self._sum(self._sums(stage, counts, n_in, steps[0], share=share)):
-            raise WeightError(
-                f"{names[0]}: on this text the network computes NaN or Inf before it; the model "
-                "is damaged or needs more than float32: quantize it without --calibrate"
-            )
-        if len(counts) > 1:
-            self.on_experts(names[0], counts)
-            self._blend(stage, counts, n_in)
-        moments = _Moments(stage, counts, share, steps[0].streams)
-        self._factor(moments)
+        moments = self.moments.measure(stage, names[0], n_in, steps)
+        if len(moments.counts) > 1:
+            self.on_experts(names[0], moments.counts)
         return moments
 
-    def _sums(
-        self, stage: int, counts: Sequence[int], n_in: int, step: Reached, *, share: float
-    ) -> "dict[str, _Sum]":
-        """What is to be known of the inputs of a step."""
-        square, x = (n_in, n_in), f"x.{stage}"
-        if not step.drifts:
-            parts = tuple(f".{i}" for i in self.chunks)
-            return {
-                f"{'h' if len(counts) == 1 else 'u'}.{stage}.{e}": _Sum(
-                    f"{x}.{e}", f"{x}.{e}", square, n, parts
-                )
-                for e, n in enumerate(counts)
-            }
-        sums = {f"h.{stage}.0": _Sum(x, x, square, counts[0])}
-        if share:
-            width = self.n_embd if step.streams else n_in
-            sums[f"hd.{stage}"] = _Sum(x, f"d.{stage}", (n_in, width), counts[0])
-        return sums
-
-    def _sum(self, sums: "Mapping[str, _Sum]") -> bool:
-        """Put means of products on the desk; False where there is one that is not finite.
-
-        Their factors are dropped.
-        """
-        todo, read = [], set()
-        for name, each in sums.items():
-            self.desk.make(name, each.shape)
-            rows, columns = (len(self.desk.sizes.edges(n)) - 1 for n in each.shape)
-            inputs = self.desk, name, each.left, each.right
-            sides = (each.left, rows), (each.right, columns)
-            read |= {f"{x}.{t}{part}" for x, n in sides for t in range(n) for part in each.parts}
-            todo += [
-                partial(work.sum_products, *inputs, (a, b), each.parts, each.tokens)
-                for a in range(rows)
-                for b in range(a if each.left == each.right else 0, columns)
-            ]
-        finite = all(list(self.crew.run(todo)))
-        for name in read:
-            self.desk.drop(name)
-        return finite
-
-    def _blend(self, stage: int, counts: Sequence[int], n_in: int) -> None:
-        """Experts that saw few tokens borrow the moments of all."""
-        everything: Any = 0
-        for e, n in enumerate(counts):
-            everything = everything + n / max(1, sum(counts)) * self.desk.get(f"u.{stage}.{e}")
-        self.desk.put(f"all.{stage}", everything)
-        borrowed = n_in // BORROWED
-        todo = [
-            partial(work.blend, self.desk, stage, e, borrowed / (n + borrowed))
-            for e, n in enumerate(counts)
-        ]
-        for _ in self.crew.run(todo):
-            pass
-
-    def _factor(self, moments: _Moments) -> None:
-        """Factor what rounding and what making up for drift need."""
-        step, desk = moments.step, self.desk
-        names = [f"{step}.{e}" for e in range(len(moments.counts))]
-        todo = [
-            partial(work.factor, desk, f"h.{name}", "v", name, self.settings.damping)
-            for name in names
-        ]
-        if moments.share:
-            ridge = self.settings.ridge
-            todo.append(partial(work.factor, desk, f"h.{step}.0", "r", f"{step}", ridge))
-        for at in range(0, len(todo), self.settings.factors):
-            for _ in self.crew.run(todo[at : at + self.settings.factors]):
-                pass
-
-    def _round(self, names: Sequence[str], moments: _Moments) -> None:
-        """Round matrices that share their inputs, those of one type together."""
-        for name in names:
-            tensor, fmt = self.model.tensors[name], FORMATS[self.types[name]]
-            row_bytes = tensor.n_in // fmt.block_size * fmt.type_size
-            self.desk.make(f"b.{_on_desk(name)}", (tensor.n_rows, row_bytes), np.uint8)
-            self.desk.make(f"q.{_on_desk(name)}", tensor.shape)
-            if fmt.is_scaled:
-                self.desk.put(f"scales.{_on_desk(name)}", scales_of(tensor))
-        todo = []
-        for type in dict.fromkeys(self.types[name] for name in names):
-            members = [name for name in names if self.types[name] == type]
-            for e in range(len(moments.counts)):
-                how = type, sweeps_of(type, self.settings.sweeps), moments.share
-                todo += [
-                    partial(work.round_rows, self.desk, moments.step, e, pieces, *how)
-                    for pieces in self._pieces(members, e, moments)
-                ]
-        for _ in self.crew.run(todo):
-            pass
-
-    def _pieces(self, names: Sequence[str], e: int, moments: _Moments) -> list[list[Rows]]:
-        """Cut the rows of expert e of these matrices into pieces of about the same size."""
-        rows = [
-            Rows(_on_desk(name), e * size, (e + 1) * size, moments.streams)
-            for name in names
-            for size in [self.model.tensors[name].n_rows // len(moments.counts)]
-        ]
-        total = sum(r.end - r.begin for r in rows)
-        count = self.desk.sizes.count(total)
-        edges = [total * k // count for k in range(count + 1)]
-        return [_cut(rows, begin, end) for begin, end in pairwise(edges)]
-
-    def _round_alone(self, name: str, moments: _Moments) -> U8:
+    def _round_alone(self, name: str, moments: InputMoments) -> U8:
         """Round a matrix outside the layers whose moments are on the desk."""
-        _put_weights(self.desk, f"w.{_on_desk(name)}", self.model.tensors[name])
-        self._round([name], moments)
+        work.put_weights(self.desk, f"w.{work.on_desk(name)}", self.model.tensors[name])
+        self.rounder.round([name], moments)
         return self._rows(name)
 
     def _head(self) -> Iterator[tuple[str, U8]]:
@@ -441,58 +307,8 @@ class _Conductor:
         yield HEAD, self._round_alone(HEAD, self._measure(0, [HEAD], [reached]))
 
 
-@dataclass(frozen=True)
-class _Sum:
-    """The mean of left^T right, two inputs on the desk, over so many tokens."""
-
-    left: str
-    right: str
-    shape: tuple[int, int]
-    tokens: int
-    parts: tuple[str, ...] = ("",)
-
-
-def _share(drift: float, n_in: int, tokens: int) -> float:
-    """How much of the drift to make up for: few tokens do not say what it is."""
-    return drift * max(0.0, 1 - 2 * n_in / max(1, tokens))
-
-
-def sweeps_of(type: str, most: int) -> int:
-    """How many sweeps are worth their time: what is left of the error of many bits matters less."""
-    fmt = FORMATS[type]
-    bits = 8 * fmt.type_size / fmt.block_size
-    return max(0, min(most, most + 4 - int(bits))) if bits < _FINE_BITS else min(most, 1)
-
-
-def _on_desk(name: str) -> str:
-    """A tensor's name on the desk: that of its layer's slot, and its own."""
-    layer = layer_prefix(name)
-    if not layer:
-        return name
-    return f"{int(layer.split('.')[1]) % 2}.{name.removeprefix(layer)}"
-
-
 def _is_of_layer(name: str, tensor: Tensor) -> bool:
     return bool(layer_prefix(name)) and len(tensor.shape) > 1
-
-
-def _put_weights(desk: AnyDesk, name: str, tensor: Tensor) -> None:
-    """Put a tensor's weights on the desk, some rows at a time."""
-    step, n_rows = max(1, _COPIED // tensor.n_in), tensor.n_rows
-    parts = (tensor.rows(at, min(at + step, n_rows)) for at in range(0, n_rows, step))
-    desk.put_parts(name, tensor.shape, parts)
-
-
-def _cut(rows: Sequence[Rows], begin: int, end: int) -> list[Rows]:
-    """Rows begin to end of matrices that lie one on top of the other."""
-    found, above = [], 0
-    for r in rows:
-        first = max(r.begin, r.begin + begin - above)
-        last = min(r.end, r.begin + end - above)
-        if first < last:
-            found.append(replace(r, begin=first, end=last))
-        above += r.end - r.begin
-    return found
 
 
 def _decoded_rows(data: U8, type: str, n_in: int, start: int, stop: int) -> F32:

@@ -13,9 +13,9 @@ from itertools import accumulate, pairwise
 
 import numpy as np
 
-from tqgguf.calibration.calibrate import Feedback, sweeps_of
 from tqgguf.calibration.desk import SIZES
 from tqgguf.calibration.resources import resources
+from tqgguf.calibration.settings import Feedback, sweeps_of
 from tqgguf.formats import FORMATS, is_float
 from tqgguf.kernels import feedback
 from tqgguf.kernels.dtypes import F32

@@ -29,6 +29,8 @@ from tqgguf.formats import round_rows as round_rows_of
 from tqgguf.kernels import feedback
 from tqgguf.kernels.arrays import like, namespace, to_numpy
 from tqgguf.kernels.dtypes import F32
+from tqgguf.models import Tensor
+from tqgguf.models.roles import layer_prefix
 from tqgguf.network import forward
 from tqgguf.network.forward import Context, Projection
 from tqgguf.network.layer import rows as rows_of
@@ -36,8 +38,24 @@ from tqgguf.network.ops import Array
 from tqgguf.output.scales import per_row
 
 CONTEXT = "context"  # on the desk
+_COPIED = 1 << 22  # weights that are put on the desk at a time
 
 AnyDesk = Desk | DeviceDesk
+
+
+def on_desk(name: str) -> str:
+    """A tensor's name on the desk: that of its layer's slot, and its own."""
+    layer = layer_prefix(name)
+    if not layer:
+        return name
+    return f"{int(layer.split('.')[1]) % 2}.{name.removeprefix(layer)}"
+
+
+def put_weights(desk: AnyDesk, name: str, tensor: Tensor) -> None:
+    """Put a tensor's weights on the desk, some rows at a time."""
+    step, n_rows = max(1, _COPIED // tensor.n_in), tensor.n_rows
+    parts = (tensor.rows(at, min(at + step, n_rows)) for at in range(0, n_rows, step))
+    desk.put_parts(name, tensor.shape, parts)
 
 
 @dataclass(frozen=True)
