@@ -95,7 +95,7 @@ class LatticeFormat(Format):
 
 def emphasis(x: F32) -> F32:
     """sqrt(1 + x^2 / mean of x^2) of every weight: (256, n) -> like it, 1 in blocks of zeros."""
-    squares: F32 = x * x
+    squares: F32 = np.multiply(x, x, order="C")  # the order of a sum follows from the layout
     squares *= reciprocal(squares.mean(axis=0))
     squares += np.float32(1)
     return np.sqrt(squares, out=squares)
