@@ -137,7 +137,7 @@ def test_quick_encoders_know_the_edges(name):
             quantize(x, name, quick=True)
 
 
-@pytest.mark.parametrize("name", ["TQ1_0", "TQ2_0"])
+@pytest.mark.parametrize("name", ["TQ1_0", "TQ2_0", "Q2_0"])
 @pytest.mark.parametrize("share", [0.02, 0.5, 1.0])
 def test_ternary_weights_are_exact(name, share):
     rng = np.random.default_rng(9)
@@ -145,4 +145,5 @@ def test_ternary_weights_are_exact(name, share):
     x = x.astype(np.float32)
     importance = rng.exponential(1, 512).astype(np.float32)
     np.testing.assert_array_equal(round_trip(x, name), x)
-    np.testing.assert_array_equal(round_trip(x, name, importance), x)
+    if name != "Q2_0":  # which has a level more
+        np.testing.assert_array_equal(round_trip(x, name, importance), x)

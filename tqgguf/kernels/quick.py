@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tqgguf.kernels.dtypes import F16, F32, U8, U32
+from tqgguf.kernels.dtypes import F16, F32, I64, U8, U32
 from tqgguf.kernels.scales import TERNARY_BEGIN, TERNARY_ROUNDS, to_half
 from tqgguf.kernels.search import reciprocal
 
@@ -23,6 +23,7 @@ _MANY = 1 << 10  # blocks
 _LEAST = np.float32(1e-37)  # has a reciprocal
 _FARTHEST = np.float32(2.4)
 _QUATERNARY_ROUNDS = 1
+_NEAR = np.float32(1e-6)
 
 _Fold = Callable[[F32, F32], F32]
 
@@ -177,7 +178,7 @@ def quaternary(strip: Strip) -> tuple[F16, U32]:
     """The d of w = d * (q - 1), q in 0..3, and the codes, blocks of 64: uses the strip up.
 
     -> (n,) and (16, n) words. The weight of largest magnitude begins at 2.4 or at -2.4, and the
-    better scale is fitted again to its codes.
+    better scale is fitted again to its codes. Ternary weights are met.
     """
     u, peak = strip.y, signed_peak(strip.y)
     u *= _lanes(reciprocal(peak))
@@ -187,12 +188,21 @@ def quaternary(strip: Strip) -> tuple[F16, U32]:
         np.rint(q, out=q)
         np.minimum(q, _row(q, 2), out=q)
         scale = _fitted(np.maximum(q, _row(q, -1), out=q), u)[0]
+    scale[_ternary_blocks(u)] = 1
     d = to_half(scale * peak)
     u *= _lanes(peak * reciprocal(d.astype(np.float32)))
     words = np.zeros((u.shape[0], u.shape[1] // _LANES), np.uint32)
     for edge in (-0.5, 0.5, 1.5):
         words += np.greater(u, np.float32(edge), out=strip.codes.view(bool)).view(np.uint32)
     return d, words
+
+
+def _ternary_blocks(u: F32) -> I64:
+    """Which blocks hold -1, 0 and 1 alone: (rows, 4 n) -> indices. Few pass by their first row."""
+    at = np.flatnonzero(_folded(np.maximum, np.abs(u[0] - np.rint(u[0]))) < _NEAR)
+    rest = u.reshape(len(u), -1, _LANES)[:, at]
+    found: I64 = at[(np.abs(rest - np.rint(rest)) < _NEAR).all(axis=(0, 2))]
+    return found
 
 
 def _first_quaternary_scale(u: F32, strip: Strip) -> F32:
