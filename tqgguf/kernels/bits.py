@@ -48,12 +48,11 @@ def trits_number(codes: U8) -> U8:
 
 def as_fractions(numbers: U8) -> U8:
     """Of n / 243 the next multiple of 1 / 256: n of any shape -> like it, the numerators."""
-    beyond = numbers.astype(np.uint16)
-    beyond *= np.uint16(13)
-    beyond += np.uint16(242)
-    beyond //= np.uint16(243)
-    beyond += numbers
-    return beyond.astype(np.uint8)
+    fractions = numbers.astype(np.uint16)
+    fractions *= np.uint16(256)
+    fractions += np.uint16(242)
+    fractions //= np.uint16(243)
+    return fractions.astype(np.uint8)
 
 
 def pack_6bit_pairs(scales: U8, mins: U8) -> U8:
