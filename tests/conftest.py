@@ -95,6 +95,8 @@ def pytest_collection_modifyitems(config, items):
         left_out = [item for item in items if item.get_closest_marker("tools")]
         items[:] = [item for item in items if item not in left_out]
         config.hook.pytest_deselected(items=left_out)
+    if hasattr(config, "workerinput"):  # long ones first: at the end no worker waits for another
+        items.sort(key=lambda item: not item.get_closest_marker("slow"))
 
 
 # What is costly to make is made by one worker of xdist, which runs all tests that need it: ggml's
