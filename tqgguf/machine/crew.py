@@ -113,9 +113,8 @@ def threads(count: int) -> Iterator[Crew]:
 @contextmanager
 def separate_processes(count: int, *, preload: str) -> Iterator[Crew]:
     """`count` processes of this machine; see `machine.processes`."""
-    with ExitStack() as stack:
-        pools = [stack.enter_context(processes(1, preload=preload)) for _ in range(count)]
-        yield Crew(pools)
+    with processes(count, preload=preload) as found:
+        yield Crew(found.each)
 
 
 @contextmanager

@@ -5,33 +5,24 @@ import os
 import signal
 import warnings
 from collections.abc import Iterator
-from concurrent.futures import Executor, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing.context import BaseContext
 from threading import Thread
 
-from tqgguf.errors import ToolError
+from tqgguf.machine.workers import Workers
 
 
 @contextmanager
-def processes(count: int, *, preload: str) -> Iterator[Executor]:
+def processes(count: int, *, preload: str) -> Iterator[Workers]:
     """`count` processes of this machine, which never wait for each other's interpreter.
 
     preload: the module that holds their work, imported once and not by each. They leave Ctrl-C to
     this process and end with it, however it ends. The main module must be one that can be imported
-    (`if __name__ == "__main__"`). Raises ToolError where one of them dies.
+    (`if __name__ == "__main__"`). Where one of them dies, its tasks raise ToolError.
     """
     expect_processes(preload=preload)
-    context = _context(preload)
-    try:
-        with ProcessPoolExecutor(count, mp_context=context, initializer=_begin_worker) as pool:
-            yield pool
-    except BrokenProcessPool:
-        raise ToolError(
-            "a worker process died, perhaps for lack of memory; go on with --resume and a smaller "
-            "--max-memory or --threads 1"
-        ) from None
+    with Workers(count, _context(preload), _begin_worker) as workers:
+        yield workers
 
 
 def expect_processes(*, preload: str) -> None:

@@ -1,0 +1,70 @@
+"""What does it cost to hand out work? Rounds of tasks that do nothing, done by processes.
+
+python scripts/bench_crew.py 2 16
+"""
+
+import argparse
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from tqgguf.calibration import work
+from tqgguf.calibration.desk import Desk
+from tqgguf.calibration.kept import Kept
+from tqgguf.machine.crew import separate_processes
+
+TENSORS = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
+
+
+def main() -> None:
+    """Print a line for each number of processes, and one for each kind of round."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("processes", type=int, nargs="+")
+    parser.add_argument("--rounds", type=int, default=200)
+    args = parser.parse_args()
+    with TemporaryDirectory() as folder:
+        for count in args.processes:
+            measure(bench(Path(folder)), count, args.rounds)
+
+
+def bench(folder: Path) -> work.Bench:
+    """What tasks of a calibration are given."""
+    edges = tuple(range(0, 8193, 512))
+    todo = frozenset(TENSORS)
+    return work.Bench(Desk(folder), edges, Kept(folder), True, 3, TENSORS, todo)
+
+
+def nothing(*_: object) -> None:
+    """A task."""
+
+
+def measure(given: work.Bench, count: int, rounds: int) -> None:
+    """Time rounds of a task for each process, and of four."""
+    began = time.perf_counter()
+    with separate_processes(count, preload=work.__name__) as crew:
+        for _ in crew.run_at_home([partial(nothing, given)] * count):
+            pass
+        print(f"{count} processes: begun in {time.perf_counter() - began:.2f} s")
+        for name, run in (("at home", crew.run_at_home), ("run", crew.run)):
+            for size in (count, 4 * count):
+                say(name, size, rounds, partial(run, [partial(nothing, given, 0)] * size))
+
+
+def say(name: str, size: int, rounds: int, run: Callable[[], Iterator[Any]]) -> None:
+    """Print what a round takes, and what of that is this process' work."""
+    began, busy = time.perf_counter(), time.process_time()
+    for _ in range(rounds):
+        for _ in run():
+            pass
+    wall, cpu = time.perf_counter() - began, time.process_time() - busy
+    print(
+        f"  {name}, {size} tasks: {wall / rounds * 1e3:.2f} ms, "
+        f"{cpu / rounds / size * 1e6:.0f} us of our processor a task"
+    )
+
+
+if __name__ == "__main__":
+    main()
