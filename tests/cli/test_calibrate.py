@@ -13,7 +13,7 @@ from tests.cli.story import fails, succeeds
 from tests.llama import logprobs
 from tests.network.small_models import N_VOCAB, RECIPES, Recipe, write_model
 from tests.processes import wait_for
-from tqgguf.calibration.work import Weights
+from tqgguf.calibration.bench import Weights
 from tqgguf.llamacpp import programs
 from tqgguf.models import open_model
 from tqgguf.network import forward

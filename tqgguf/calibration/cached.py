@@ -36,7 +36,7 @@ from tqgguf.rotation.folded import fold
 from tqgguf.rotation.padding import read_padding
 from tqgguf.rotation.rotation import Rotation
 
-_VERSION = 9  # of what is cached; raised when the same inputs give other bytes
+_VERSION = 10  # of what is cached; raised when the same inputs give other bytes
 _FEW_TOKENS = 256  # that an expert saw
 _STATISTICS_BYTES = 4 << 30  # of what one model computes on one text
 
@@ -221,7 +221,7 @@ def _results_key(
     device: Device = CPU,
 ) -> str:
     choices = list(types.items())
-    settled = (settings.sweeps, settings.damping, settings.drift, settings.ridge)
+    settled = (settings.sweeps, settings.damping, settings.drift)
     if not device.is_cpu:
         choices.append((device.name, device.card))
     return content_key((), _statistics_key(model, rotation, tokens), choices, settled)

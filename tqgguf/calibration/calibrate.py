@@ -2,9 +2,9 @@
 
 Two passes go through the layers side by side: one of the original, one of what is quantized so far.
 Before a matrix is rounded, the second moments of its input in the quantized network are measured,
-and with them how far this input, and the stream that the product is added to, have drifted from the
-original's. The matrix is first moved to where it makes up for the drift, then rounded with error
-feedback (tqgguf.kernels.feedback).
+and with them what its product would have to be for the stream to become the original's again. The
+matrix is first moved to where it makes up for the drift, then rounded with error feedback
+(tqgguf.kernels.feedback).
 
 Here is the order of things; what is done is in tqgguf.calibration.work. It is cut into pieces by
 tokens, by tiles of moments and by rows of matrices, in the same way whoever does them, and sums are
@@ -24,13 +24,14 @@ from typing import Any
 import numpy as np
 
 from tqgguf.calibration import work
+from tqgguf.calibration.bench import CONTEXT, AnyDesk, Bench, on_desk
 from tqgguf.calibration.desk import SIZES, Desk, Sizes, open_desk
 from tqgguf.calibration.device_desk import DeviceDesk
 from tqgguf.calibration.kept import Kept
 from tqgguf.calibration.moments import Accumulator, InputMoments, Sum
 from tqgguf.calibration.rounding import Rounder
 from tqgguf.calibration.settings import Feedback
-from tqgguf.calibration.work import AnyDesk, Bench, Reached
+from tqgguf.calibration.work import Reached
 from tqgguf.formats import FORMATS, dequantize, is_float, quantize
 from tqgguf.kernels.arrays import to_numpy
 from tqgguf.kernels.dtypes import F32, U8
@@ -138,7 +139,7 @@ class _Conductor:
         self.settings, self.known, self.crew, self.desk = settings, known, crew, desk
         self.ahead, self.on_experts = ahead, on_experts
         context = forward.context(model, tokens.shape[1])
-        desk.put_object(work.CONTEXT, context)
+        desk.put_object(CONTEXT, context)
         self.n_layer, self.n_embd = context.graph.n_layer, context.graph.n_embd
         per_chunk = max(1, desk.sizes.tokens // tokens.shape[1])
         self.edges = [*range(0, len(tokens), per_chunk), len(tokens)]
@@ -181,13 +182,13 @@ class _Conductor:
         prefix = f"blk.{layer}."
         names = [name for name in self.model.tensors if layer_prefix(name) == prefix]
         for name in names:
-            work.put_weights(self.desk, f"w.{work.on_desk(name)}", self.model.tensors[name])
+            work.put_weights(self.desk, f"w.{on_desk(name)}", self.model.tensors[name])
         return tuple(name.removeprefix(prefix) for name in names)
 
     def _fits(self) -> bool:
         """Whether the inner activations of all tokens can be kept while a layer is worked on."""
         widths = [max(t.shape[-2:]) for n, t in self.model.tensors.items() if _is_of_layer(n, t)]
-        per_token = 8 * (max(widths, default=0) + 4 * self.n_embd)
+        per_token = 4 * (max(widths, default=0) + 4 * self.n_embd)
         fits = per_token * self.tokens.size <= self.settings.memory
         return fits and self.desk.sizes.holds
 
@@ -272,12 +273,12 @@ class _Conductor:
         values = dequantize(self.known[name], self.types[name], tensor.n_in)
         if FORMATS[self.types[name]].is_scaled:
             values *= per_row(scales_of(tensor), 0, len(values), len(values))
-        self.desk.put(f"q.{work.on_desk(name)}", values.reshape(tensor.shape))
+        self.desk.put(f"q.{on_desk(name)}", values.reshape(tensor.shape))
 
     def _rows(self, name: str) -> U8:
         if name in self.known:
             return self.known[name]
-        return np.array(self.desk.get(f"b.{work.on_desk(name)}"))
+        return np.array(self.desk.get(f"b.{on_desk(name)}"))
 
     def _measure(self, stage: int, names: Sequence[str], steps: Sequence[Reached]) -> InputMoments:
         """Take the moments of the inputs of these matrices."""
@@ -289,7 +290,7 @@ class _Conductor:
 
     def _round_alone(self, name: str, moments: InputMoments) -> U8:
         """Round a matrix outside the layers whose moments are on the desk."""
-        work.put_weights(self.desk, f"w.{work.on_desk(name)}", self.model.tensors[name])
+        work.put_weights(self.desk, f"w.{on_desk(name)}", self.model.tensors[name])
         self.rounder.round([name], moments)
         return self._rows(name)
 
@@ -302,8 +303,8 @@ class _Conductor:
                 self._normed(self.desk.get(f"{name}.{self.n_layer % 2}.{i}")) for name in "os"
             )
             work.put_rows(self.desk, "x.0", seen, self.rows, i)
-            work.put_rows(self.desk, "d.0", meant - seen, self.rows, i)
-        reached = Reached((), (self.tokens.size,), drifts=True, streams=False)
+            work.put_rows(self.desk, "d.0", meant, self.rows, i)
+        reached = Reached((), (self.tokens.size,), shared=True, aims=True, streams=False)
         yield HEAD, self._round_alone(HEAD, self._measure(0, [HEAD], [reached]))
 
 

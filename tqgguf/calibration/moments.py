@@ -6,8 +6,9 @@ from functools import partial
 from typing import Any
 
 from tqgguf.calibration import work
+from tqgguf.calibration.bench import AnyDesk
 from tqgguf.calibration.settings import Feedback
-from tqgguf.calibration.work import AnyDesk, Reached
+from tqgguf.calibration.work import Reached
 from tqgguf.errors import WeightError
 from tqgguf.machine.crew import Crew
 
@@ -57,7 +58,7 @@ class Accumulator:
         Raises WeightError where they are not finite.
         """
         counts = tuple(map(sum, zip(*(step.counts for step in steps), strict=True)))
-        share = _share(self.settings.drift, n_in, counts[0]) if steps[0].drifts else 0.0
+        share = _share(self.settings.drift, n_in, counts[0]) if steps[0].aims else 0.0
         if not self.sum(self._sums(stage, counts, n_in, steps[0], share=share)):
             raise WeightError(
                 f"{name}: on this text the network computes NaN or Inf before it; the model "
@@ -74,7 +75,7 @@ class Accumulator:
     ) -> dict[str, Sum]:
         """What is to be known of the inputs of a step."""
         square, x = (n_in, n_in), f"x.{stage}"
-        if not step.drifts:
+        if not step.shared:
             parts = tuple(f".{i}" for i in self.chunks)
             return {
                 f"{'h' if len(counts) == 1 else 'u'}.{stage}.{e}": Sum(
@@ -125,16 +126,9 @@ class Accumulator:
             pass
 
     def factor(self, moments: InputMoments) -> None:
-        """Factor what rounding and what making up for drift need."""
-        step, desk = moments.step, self.desk
-        names = [f"{step}.{e}" for e in range(len(moments.counts))]
-        todo = [
-            partial(work.factor, desk, f"h.{name}", "v", name, self.settings.damping)
-            for name in names
-        ]
-        if moments.share:
-            ridge = self.settings.ridge
-            todo.append(partial(work.factor, desk, f"h.{step}.0", "r", f"{step}", ridge))
+        """Factor them, so many at once as there is memory for."""
+        names = [f"{moments.step}.{e}" for e in range(len(moments.counts))]
+        todo = [partial(work.factor, self.desk, name, self.settings.damping) for name in names]
         for at in range(0, len(todo), self.settings.factors):
             for _ in self.crew.run(todo[at : at + self.settings.factors]):
                 pass

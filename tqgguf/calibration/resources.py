@@ -130,7 +130,7 @@ class _Need:
         return _Need(
             weights,
             4 * chunk * (_STREAMS * n_embd + _INNER * widest) + _SCORES_BYTES,
-            8 * n_tokens * (widest + 4 * n_embd),
+            4 * n_tokens * (widest + 4 * n_embd),
             4 * (_ROUNDING * SIZES.rows + _PANELS) * n_in,
             4 * _FACTORING * n_in * n_in,
             4 * (4 * largest + 2 * table + n_tokens * (4 * n_embd + 2 * steps) + 8 * n_in * n_in),

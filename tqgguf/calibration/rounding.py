@@ -8,9 +8,10 @@ from itertools import pairwise
 import numpy as np
 
 from tqgguf.calibration import work
+from tqgguf.calibration.bench import AnyDesk, on_desk
 from tqgguf.calibration.moments import InputMoments
 from tqgguf.calibration.settings import sweeps_of
-from tqgguf.calibration.work import AnyDesk, Rows
+from tqgguf.calibration.work import Rows
 from tqgguf.formats import FORMATS
 from tqgguf.machine.crew import Crew
 from tqgguf.models import Model
@@ -32,10 +33,10 @@ class Rounder:
         for name in names:
             tensor, fmt = self.model.tensors[name], FORMATS[self.types[name]]
             row_bytes = tensor.n_in // fmt.block_size * fmt.type_size
-            self.desk.make(f"b.{work.on_desk(name)}", (tensor.n_rows, row_bytes), np.uint8)
-            self.desk.make(f"q.{work.on_desk(name)}", tensor.shape)
+            self.desk.make(f"b.{on_desk(name)}", (tensor.n_rows, row_bytes), np.uint8)
+            self.desk.make(f"q.{on_desk(name)}", tensor.shape)
             if fmt.is_scaled:
-                self.desk.put(f"scales.{work.on_desk(name)}", scales_of(tensor))
+                self.desk.put(f"scales.{on_desk(name)}", scales_of(tensor))
         todo = []
         for type in dict.fromkeys(self.types[name] for name in names):
             members = [name for name in names if self.types[name] == type]
@@ -51,7 +52,7 @@ class Rounder:
     def _pieces(self, names: Sequence[str], e: int, moments: InputMoments) -> list[list[Rows]]:
         """Cut the rows of expert e of these matrices into pieces of about the same size."""
         rows = [
-            Rows(work.on_desk(name), e * size, (e + 1) * size, moments.streams)
+            Rows(on_desk(name), e * size, (e + 1) * size, moments.streams)
             for name in names
             for size in [self.model.tensors[name].n_rows // len(moments.counts)]
         ]

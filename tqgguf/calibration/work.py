@@ -4,51 +4,36 @@ Names on the desk: `w.SLOT.NAME` a matrix as it was, `q.SLOT.NAME` as it became,
 `o.SLOT.I` and `s.SLOT.I` the original's and the quantized network's stream before a layer, tokens
 of chunk I. Layers take turns in two slots. Of the step number K of a layer: `x.K.T` what
 goes into its matrices, columns of tile T, of all tokens; `x.K.E.T.I` where every expert E has
-inputs of its own, chunk I's. `d.K.T` what is to be made up for: how far the original's input is
-from that, or, of a matrix whose product is added to the stream, how far the original's stream is
-after that from the quantized network's, were the matrix left as it is. `h.K.E` and `hd.K` the means
-of x x^T and x d^T over all tokens (of experts first `u.K.E`, which become `h.K.E` blended with
-`all.K`); `v.K.E` the factor of the damped `h.K.E`, `r.K` that of h with a ridge; `v.inverses.K.E`
-and `r.inverses.K` what `feedback.inverses` makes of them.
+inputs of its own, chunk I's. `a.K.I` what chunk I's step aims at, empty if at nothing (see
+`original.through_original`), and `d.K.T` what of that is left to its matrices. `h.K.E` and `hd.K`
+the means of x x^T and x d^T over all tokens (of experts first `u.K.E`, which become `h.K.E` blended
+with `all.K`);
+`v.K.E` the factor of the damped `h.K.E`, and `v.inverses.K.E` what `feedback.inverses` makes of it.
 `scales.SLOT.NAME`: what each of the matrices of a tensor is divided by before it is encoded.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, cast
 
 import numpy as np
 
-from tqgguf.calibration.desk import Desk
-from tqgguf.calibration.device_desk import DeviceDesk
-from tqgguf.calibration.kept import Kept
-from tqgguf.calibration.passes import Computed, Noted, Pass
+from tqgguf.calibration.bench import AnyDesk, Bench, Weights, context
+from tqgguf.calibration.original import through_original
 from tqgguf.formats import FORMATS
 from tqgguf.formats import round_rows as round_rows_of
 from tqgguf.kernels import feedback
 from tqgguf.kernels.arrays import like, namespace, to_numpy
 from tqgguf.kernels.dtypes import F32
+from tqgguf.kernels.feedback import Moments
 from tqgguf.models import Tensor
-from tqgguf.models.roles import layer_prefix
 from tqgguf.network import forward
-from tqgguf.network.forward import Context, Projection
+from tqgguf.network.forward import Layer, Projection
 from tqgguf.network.layer import rows as rows_of
 from tqgguf.network.ops import Array
 from tqgguf.output.scales import per_row
 
-CONTEXT = "context"  # on the desk
 _COPIED = 1 << 22  # weights that are put on the desk at a time
-
-AnyDesk = Desk | DeviceDesk
-
-
-def on_desk(name: str) -> str:
-    """A tensor's name on the desk: that of its layer's slot, and its own."""
-    layer = layer_prefix(name)
-    if not layer:
-        return name
-    return f"{int(layer.split('.')[1]) % 2}.{name.removeprefix(layer)}"
 
 
 def put_weights(desk: AnyDesk, name: str, tensor: Tensor) -> None:
@@ -59,102 +44,68 @@ def put_weights(desk: AnyDesk, name: str, tensor: Tensor) -> None:
 
 
 @dataclass(frozen=True)
-class Bench:
-    """What work on a layer needs to know.
-
-    edges: of the chunks in all tokens. kept: where what the original computes is kept. holds:
-    whether passes wait, with all they have computed, for the rest of their layer's matrices. layer:
-    its number. tensors: their names without "blk.N.". todo: those that are to be rounded. done:
-    those that are on the desk rounded.
-    """
-
-    desk: AnyDesk
-    edges: tuple[int, ...]
-    kept: Kept | None
-    holds: bool
-    layer: int
-    tensors: tuple[str, ...]
-    todo: frozenset[str]
-    done: frozenset[str] = frozenset()
-
-
-class Weights(Mapping[str, Any]):
-    """A layer's tensors on the desk, each as it is by now."""
-
-    def __init__(self, bench: Bench, *, original: bool) -> None:
-        self.bench, self.original = bench, original
-
-    def __getitem__(self, name: str) -> Any:
-        """The tensor. Raises KeyError."""
-        if name not in self.bench.tensors:
-            raise KeyError(name)
-        kind = "q" if name in self.bench.done and not self.original else "w"
-        return self.bench.desk.get(f"{kind}.{self.bench.layer % 2}.{name}")
-
-    def __contains__(self, name: object) -> bool:
-        return name in self.bench.tensors
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.bench.tensors)
-
-    def __len__(self) -> int:
-        return len(self.bench.tensors)
-
-
-@dataclass(frozen=True)
 class Reached:
-    """The step that a chunk of tokens has come to, and how many tokens are in its inputs."""
+    """The step that a chunk of tokens has come to, and how many tokens are in its inputs.
+
+    shared: whether all of its tokens go into all of its matrices. aims: whether these make up for
+    drift, and streams: whether their product is added to the stream.
+    """
 
     matrices: tuple[str, ...]
     counts: tuple[int, ...]
-    drifts: bool
+    shared: bool
+    aims: bool
     streams: bool
 
 
 @dataclass
-class _Pair:
-    """The passes of one chunk through the original and through the quantized layer."""
+class _Pass:
+    """A chunk on its way through the quantized layer, after so many steps."""
 
-    stage: int
-    original: Pass
-    quantized: Pass
-    weights: Weights  # of the quantized layer
+    steps: int
+    layer: Layer
+    weights: Weights
 
 
-_held: dict[tuple[AnyDesk, int, int], _Pair] = {}  # of this process, by desk, layer and chunk
+_held: dict[tuple[AnyDesk, int, int], _Pass] = {}  # of this process, by desk, layer and chunk
 
 
 def advance(bench: Bench, stage: int, chunk: int) -> Reached | None:
     """Bring a chunk to the step number `stage` of a layer, and put its inputs on the desk.
 
-    Returns None when the layer has ended and the streams after it are on the desk. A pass goes on
+    Returns None when the layer has ended and the stream after it is on the desk. A pass goes on
     from where this process holds it, or else from the layer's begin.
     """
+    if stage == 0:
+        _put_aims(bench, chunk)
     key = bench.desk, bench.layer, chunk
-    pair = _held.pop(key, None)
-    if pair is None or pair.stage != stage:
-        pair = _begin(bench, chunk)
-        pair.original.skip(stage)
-        pair.quantized.skip(stage)
-    pair.weights.bench = bench
-    original, quantized = pair.original.advance(), pair.quantized.advance()
-    pair.stage = stage + 1
-    if original is None or quantized is None:
-        after = (bench.layer + 1) % 2
-        bench.desk.put(f"o.{after}.{chunk}", pair.original.result)
-        bench.desk.put(f"s.{after}.{chunk}", pair.quantized.result)
+    going = _held.pop(key, None)
+    if going is None or going.steps != stage:
+        going = _begin(bench, chunk, stage)
+    going.weights.bench = bench
+    try:
+        step = next(going.layer)
+    except StopIteration as end:
+        bench.desk.put(f"s.{(bench.layer + 1) % 2}.{chunk}", end.value)
         return None
+    going.steps += 1
     if bench.holds:
-        _held[key] = pair
-    return _reached(bench, stage, chunk, original, quantized)
+        _held[key] = going
+    return _reached(bench, stage, chunk, step)
 
 
 def pass_original(bench: Bench, chunk: int) -> None:
-    """Put the original's stream after a layer on the desk."""
-    going = _original(bench, chunk)
-    while going.advance():
-        pass
-    bench.desk.put(f"o.{(bench.layer + 1) % 2}.{chunk}", going.result)
+    """Put on the desk the original's stream after a layer."""
+    after, _ = through_original(bench, chunk)
+    bench.desk.put(f"o.{(bench.layer + 1) % 2}.{chunk}", after)
+
+
+def _put_aims(bench: Bench, chunk: int) -> None:
+    """Put on the desk the original's stream after a layer, and what the layer's steps aim at."""
+    after, aims = through_original(bench, chunk)
+    bench.desk.put(f"o.{(bench.layer + 1) % 2}.{chunk}", after)
+    for stage, aim in enumerate(aims):
+        bench.desk.put(f"a.{stage}.{chunk}", rows_of(aim))
 
 
 def put_rows(desk: AnyDesk, name: str, x: Array, edges: Sequence[int], chunk: int) -> None:
@@ -196,12 +147,12 @@ def sum_products(
     return bool(xp.all(xp.isfinite(total)))
 
 
-def factor(desk: AnyDesk, moments: str, out: str, name: str, damping: float) -> None:
+def factor(desk: AnyDesk, name: str, damping: float) -> None:
     """Put the factor of damped second moments on the desk, and how much was added to them."""
-    added, v = feedback.factor(desk.get(moments), damping=damping)
-    desk.put_object(f"{out}.added.{name}", added)
-    desk.put(f"{out}.{name}", v)
-    desk.put(f"{out}.inverses.{name}", feedback.inverses(v))
+    added, v = feedback.factor(desk.get(f"h.{name}"), damping=damping)
+    desk.put_object(f"v.added.{name}", added)
+    desk.put(f"v.{name}", v)
+    desk.put(f"v.inverses.{name}", feedback.inverses(v))
 
 
 def blend(desk: AnyDesk, step: int, expert: int, share: float) -> None:
@@ -233,14 +184,14 @@ def round_rows(
 ) -> None:
     """Round rows that have their inputs in common, and put bytes and weights on the desk.
 
-    share: of the drift of inputs and stream that is made up for.
+    share: of drift that is made up for.
     """
     parts = [rows_of(desk.get(f"w.{p.name}"))[p.begin : p.end, :] for p in pieces]
     rows = namespace(parts[0]).concat(parts)
-    if share > 0:
-        rows += share * _correction(desk, step, rows, pieces)
     h, v, inverses = (desk.get(f"{name}.{step}.{expert}") for name in ("h", "v", "v.inverses"))
-    moments = feedback.Moments(h, v, inverses, desk.get_object(f"v.added.{step}.{expert}"))
+    moments = Moments(h, v, inverses, desk.get_object(f"v.added.{step}.{expert}"))
+    if share > 0:
+        rows = _made_up(desk, step, rows, moments, pieces, share)
     steps = _steps(desk, pieces, rows) if FORMATS[type].is_scaled else None
     if steps is not None:
         rows /= steps
@@ -266,19 +217,23 @@ def _steps(desk: AnyDesk, pieces: Sequence[Rows], rows: Array) -> Array:
     return steps
 
 
-def _correction(desk: AnyDesk, step: int, rows: F32, pieces: Sequence[Rows]) -> F32:
-    """What the weights have to change by, or the drift of the inputs would change the output.
+def _made_up(
+    desk: AnyDesk, step: int, rows: F32, moments: Moments, pieces: Sequence[Rows], share: float
+) -> F32:
+    """Rows moved by a share towards where their product makes up for drift.
 
-    The least-squares solution of x^T c = dx^T w + ds: (H + ridge) c = E[x dx^T] w + E[x ds].
+    That is the least-squares solution of w'^T x = d, drawn to w: (H + added) w' = E[x d^T] + added
+    w. What d is of a matrix that does not add to the stream is the original's x, so E[x d^T] w.
     """
     hd = desk.get(f"hd.{step}")
     if any(p.streams for p in pieces):
         wanted = namespace(hd).concat([hd[:, p.begin : p.end] for p in pieces], axis=1)
     else:
         wanted = hd @ rows.T
-    v, inverses = (desk.get(f"{name}.{step}") for name in ("r", "r.inverses"))
-    solved: F32 = feedback.solve(v, inverses, wanted).T
-    return solved
+    wanted += moments.added * rows.T
+    made_up = feedback.solve(moments.v, moments.inverses, wanted).T
+    out: F32 = rows + share * (made_up - rows)
+    return out
 
 
 def forget(desk: AnyDesk) -> None:
@@ -287,53 +242,36 @@ def forget(desk: AnyDesk) -> None:
         del _held[key]
 
 
-def _begin(bench: Bench, chunk: int) -> _Pair:
+def _begin(bench: Bench, chunk: int, steps: int) -> _Pass:
     stream = bench.desk.get(f"s.{bench.layer % 2}.{chunk}")
     weights = Weights(bench, original=False)
-    layer = forward.layer(stream, weights, _context(bench), bench.layer)
-    return _Pair(0, _original(bench, chunk), Computed(layer), weights)
+    layer = forward.layer(stream, weights, context(bench), bench.layer)
+    for _ in range(steps):
+        next(layer)
+    return _Pass(steps, layer, weights)
 
 
-def _original(bench: Bench, chunk: int) -> Pass:
-    """A pass of a chunk through the original's layer, from its state before it."""
-
-    def compute() -> Computed:
-        stream = bench.desk.get(f"o.{bench.layer % 2}.{chunk}")
-        weights = Weights(bench, original=True)
-        return Computed(forward.layer(stream, weights, _context(bench), bench.layer))
-
-    return Noted(bench.kept, f"{bench.layer}.{chunk}", compute) if bench.kept else compute()
-
-
-def _context(bench: Bench) -> Context:
-    return cast("Context", bench.desk.get_object(CONTEXT))
-
-
-def _reached(
-    bench: Bench, stage: int, chunk: int, original: Projection, quantized: Projection
-) -> Reached:
+def _reached(bench: Bench, stage: int, chunk: int, step: Projection) -> Reached:
     """Put on the desk what rounding a step's matrices takes."""
-    inputs, drifts = quantized.inputs, len(quantized.inputs) == 1
-    streams = drifts and original.stream is not None and quantized.stream is not None
-    if any(f"{matrix}.weight" in bench.todo for matrix in quantized.matrices):
-        if drifts:
-            put_rows(bench.desk, f"x.{stage}", inputs[0], bench.edges, chunk)
-            drift = _drift(bench, original, quantized)
-            put_rows(bench.desk, f"d.{stage}", drift, bench.edges, chunk)
-        for e, x in enumerate(() if drifts else inputs):
+    shared, streams = len(step.inputs) == 1, step.stream is not None
+    aim = bench.desk.get(f"a.{stage}.{chunk}")
+    aims = 0 not in aim.shape
+    if any(f"{matrix}.weight" in bench.todo for matrix in step.matrices):
+        if shared:
+            put_rows(bench.desk, f"x.{stage}", step.inputs[0], bench.edges, chunk)
+        if aims:
+            wanted = aim if step.stream is None else _left(bench, step.matrices, aim - step.stream)
+            put_rows(bench.desk, f"d.{stage}", wanted, bench.edges, chunk)
+        for e, x in enumerate(() if shared else step.inputs):
             for t, (begin, end) in enumerate(pairwise(bench.desk.sizes.edges(x.shape[1]))):
                 bench.desk.put(f"x.{stage}.{e}.{t}.{chunk}", x[:, begin:end])
-    return Reached(quantized.matrices, tuple(x.shape[0] for x in inputs), drifts, streams)
+    counts = tuple(x.shape[0] for x in step.inputs)
+    return Reached(step.matrices, counts, shared, aims, streams)
 
 
-def _drift(bench: Bench, original: Projection, quantized: Projection) -> Array:
-    """What a step's matrices have to make up for, of these tokens: see `d.K.T`."""
-    drift: Array = original.inputs[0] - quantized.inputs[0]
-    if original.stream is None or quantized.stream is None:
-        return drift
-    (matrix,) = quantized.matrices
-    weights = bench.desk.get(f"w.{bench.layer % 2}.{matrix}.weight")
-    out: Array = drift @ weights.T
-    out += original.stream
-    out -= quantized.stream
-    return out
+def _left(bench: Bench, matrices: Sequence[str], wanted: Array) -> Array:
+    """What a matrix has to add to the stream, its bias left out."""
+    for bias in (f"{matrix}.bias" for matrix in matrices):
+        if bias in bench.tensors:
+            wanted -= bench.desk.get(f"w.{bench.layer % 2}.{bias}")
+    return wanted

@@ -34,7 +34,7 @@ from tqgguf.kernels.refitting import Scales
 from tqgguf.kernels.revisiting import Revisit, Snap, panel, panels
 from tqgguf.kernels.search import indices, reciprocal, snapper
 
-DAMPING = 0.01  # of the mean of H's diagonal, added to it
+DAMPING = 0.1  # of the mean of H's diagonal, added to it
 _SOLVED = 64  # rows of a triangular system at a time
 _SOLVED_AWAY = 1024  # the same where calls cost more than arithmetic
 _STRIP = 16  # columns between two updates of the rest of a block; no group has fewer

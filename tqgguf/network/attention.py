@@ -14,6 +14,7 @@ from tqgguf.network.layer import (
     halves,
     linear,
     norm,
+    product,
     projection,
 )
 from tqgguf.network.ops import Array
@@ -33,8 +34,7 @@ def attention(x: Array, stream: Array | None, w: Weights, ctx: LayerContext) -> 
     mixed = _flat(_attend(_turned(q, ctx), _turned(k, ctx), v, w, ctx))
     if gate is not None:
         mixed *= ops.sigmoid(_flat(gate))
-    yield projection(("attn_output",), mixed, stream)
-    return linear(mixed, w, "attn_output")
+    return (yield from product(mixed, w, "attn_output", stream))
 
 
 def latent_attention(x: Array, stream: Array | None, w: Weights, ctx: LayerContext) -> Layer:
@@ -58,11 +58,10 @@ def latent_attention(x: Array, stream: Array | None, w: Weights, ctx: LayerConte
     whole = "attn_kv_b.weight" in w
     mixed = yield from (_decompressed if whole else _absorbed)(q, *parts, w, ctx)
     mixed = _flat(mixed)
-    yield projection(("attn_output",), mixed, stream)
-    return linear(mixed, w, "attn_output")
+    return (yield from product(mixed, w, "attn_output", stream))
 
 
-def _project(x: Array, w: Weights, graph: Graph) -> Generator[Projection, None, _Heads]:
+def _project(x: Array, w: Weights, graph: Graph) -> Generator[Projection, Array | None, _Heads]:
     """Queries, keys and values, the queries with their gates if they have some."""
     if "attn_qkv.weight" in w:
         yield projection(("attn_qkv",), x)
@@ -123,7 +122,7 @@ def _attend(q: Array, k: Array, v: Array, w: Weights, ctx: LayerContext) -> Arra
 
 def _absorbed(
     q: Array, latent: Array, position: Array, w: Weights, ctx: LayerContext
-) -> Generator[Projection, None, Array]:
+) -> Generator[Projection, Array | None, Array]:
     """Attention among latents: (n_seq, n_tokens, n_head, value size)."""
     concat = namespace(q).concat
     own, turning = cut(q, q.shape[-1] - position.shape[-1])
@@ -135,7 +134,7 @@ def _absorbed(
 
 def _decompressed(
     q: Array, latent: Array, position: Array, w: Weights, ctx: LayerContext
-) -> Generator[Projection, None, Array]:
+) -> Generator[Projection, Array | None, Array]:
     """Attention among decompressed keys and values: (n_seq, n_tokens, n_head, value size)."""
     xp, n_own = namespace(q), q.shape[-1] - position.shape[-1]
     own, turning = cut(q, n_own)
@@ -146,7 +145,7 @@ def _decompressed(
     return _attend(q, k, v, w, ctx)
 
 
-def _each_head(x: Array, name: str, w: Weights) -> Generator[Projection, None, Array]:
+def _each_head(x: Array, name: str, w: Weights) -> Generator[Projection, Array | None, Array]:
     """Every head times a matrix of its own: (..., n_head, n_in) -> (..., n_head, n_out)."""
     xp, n_head = namespace(x), x.shape[-2]
     each = xp.reshape(xp.moveaxis(x, -2, 0), (n_head, -1, x.shape[-1]))

@@ -4,7 +4,17 @@ import math
 
 from tqgguf.kernels.arrays import namespace
 from tqgguf.network import ops
-from tqgguf.network.layer import Layer, LayerContext, Weights, cut, halves, linear, norm, projection
+from tqgguf.network.layer import (
+    Layer,
+    LayerContext,
+    Weights,
+    cut,
+    halves,
+    linear,
+    norm,
+    product,
+    projection,
+)
 from tqgguf.network.ops import Array
 
 _PROJECTIONS = ("attn_qkv", "attn_gate", "ssm_in", "ssm_beta", "ssm_alpha", "ssm_ba")
@@ -27,8 +37,7 @@ def delta_net(x: Array, stream: Array | None, w: Weights, ctx: LayerContext) -> 
     found = gated_delta_rule(q, k, v, decay, ops.sigmoid(beta))
     normed = xp.reshape(norm(found, w, "ssm_norm", ctx.graph), gate.shape)
     normed *= ops.silu(gate)
-    yield projection(("ssm_out",), normed, stream)
-    return linear(normed, w, "ssm_out")
+    return (yield from product(normed, w, "ssm_out", stream))
 
 
 def gated_delta_rule(q: Array, k: Array, v: Array, decay: Array, beta: Array) -> Array:

@@ -16,6 +16,7 @@ from tqgguf.network.layer import (
     Weights,
     halves,
     linear,
+    product,
     projection,
     rows,
 )
@@ -35,8 +36,7 @@ def feed_forward(
     if ctx.graph.row.joined_ffn and not gated:
         gates, inner = halves(inner)
     inner = _activated(inner, gates, ctx)
-    yield projection((down,), inner, stream)
-    return linear(inner, w, down)
+    return (yield from product(inner, w, down, stream))
 
 
 def experts(x: Array, stream: Array | None, w: Weights, ctx: LayerContext) -> Layer:
@@ -140,7 +140,7 @@ def _in_best_groups(scores: Array, routing: Routing) -> Array:
 
 def _inner(
     inputs: tuple[Array, ...], w: Weights, ctx: LayerContext
-) -> Generator[Projection, None, tuple[Array, ...]]:
+) -> Generator[Projection, Array | None, tuple[Array, ...]]:
     """What every expert's last matrix is given."""
     if "ffn_gate_up_exps.weight" in w:
         yield Projection(("ffn_gate_up_exps",), inputs)

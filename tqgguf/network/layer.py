@@ -27,7 +27,7 @@ class Projection:
     stream: Array | None = None
 
 
-Layer = Generator[Projection, None, Array]
+Layer = Generator[Projection, Array | None, Array]  # what may be sent: see `product`
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,18 @@ def linear(x: Array, w: Weights, name: str) -> Array:
     out: Array = w.times(x, matrix) if isinstance(w, LazyWeights) else x @ w[matrix].T
     if f"{name}.bias" in w:
         out += w[f"{name}.bias"]
+    return out
+
+
+def product(x: Array, w: Weights, name: str, stream: Array | None) -> Layer:
+    """The matrix at the end of a sub-layer, told of and applied to x: (..., n_in) -> (..., n_out).
+
+    Who looks on may send the product, (n_tokens, n_out), if it has been computed already.
+    """
+    sent = yield projection((name,), x, stream)
+    if sent is None:
+        return linear(x, w, name)
+    out: Array = namespace(x).reshape(sent, (*x.shape[:-1], -1))
     return out
 
 

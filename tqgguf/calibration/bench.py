@@ -1,0 +1,71 @@
+"""What work on a layer needs to know, and the layer's weights on the desk."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+from tqgguf.calibration.desk import Desk
+from tqgguf.calibration.device_desk import DeviceDesk
+from tqgguf.calibration.kept import Kept
+from tqgguf.models.roles import layer_prefix
+from tqgguf.network.forward import Context
+
+CONTEXT = "context"  # on the desk
+
+AnyDesk = Desk | DeviceDesk
+
+
+def on_desk(name: str) -> str:
+    """A tensor's name on the desk: that of its layer's slot, and its own."""
+    layer = layer_prefix(name)
+    if not layer:
+        return name
+    return f"{int(layer.split('.')[1]) % 2}.{name.removeprefix(layer)}"
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What work on a layer needs to know.
+
+    edges: of the chunks in all tokens. kept: where what the original computes is kept. holds:
+    whether passes wait, with all they have computed, for the rest of their layer's matrices. layer:
+    its number. tensors: their names without "blk.N.". todo: those that are to be rounded. done:
+    those that are on the desk rounded.
+    """
+
+    desk: AnyDesk
+    edges: tuple[int, ...]
+    kept: Kept | None
+    holds: bool
+    layer: int
+    tensors: tuple[str, ...]
+    todo: frozenset[str]
+    done: frozenset[str] = frozenset()
+
+
+class Weights(Mapping[str, Any]):
+    """A layer's tensors on the desk, each as it is by now."""
+
+    def __init__(self, bench: Bench, *, original: bool) -> None:
+        self.bench, self.original = bench, original
+
+    def __getitem__(self, name: str) -> Any:
+        """The tensor. Raises KeyError."""
+        if name not in self.bench.tensors:
+            raise KeyError(name)
+        kind = "q" if name in self.bench.done and not self.original else "w"
+        return self.bench.desk.get(f"{kind}.{self.bench.layer % 2}.{name}")
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.bench.tensors
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.bench.tensors)
+
+    def __len__(self) -> int:
+        return len(self.bench.tensors)
+
+
+def context(bench: Bench) -> Context:
+    """What all layers of the network share."""
+    return cast("Context", bench.desk.get_object(CONTEXT))
