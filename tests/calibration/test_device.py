@@ -101,11 +101,11 @@ def test_a_device_goes_on_in_smaller_pieces(model, monkeypatch, tmp_path):
 @pytest.mark.slow
 def test_smaller_pieces_take_less_of_the_device(model):
     """What does not depend on the size of pieces, what waits for later, is not kept there."""
-    types = types_of(model, "blk.0", "blk.1")
+    types, tokens = types_of(model, "blk.0", "blk.1"), np.tile(TOKENS, (4, 1))
 
     def held(sizes):
         gc.freeze()  # what is there already is looked at no more: it takes as long as all the rest
-        found = calibrate(model, types, TOKENS, ONCE, device=STRICT, sizes=sizes)
+        found = calibrate(model, types, tokens, ONCE, device=STRICT, sizes=sizes)
         most = max(alive() for _ in found)
         gc.unfreeze()
         return most

@@ -87,6 +87,7 @@ def advance(bench: Bench, stage: int, chunk: int) -> Reached | None:
         step = next(going.layer)
     except StopIteration as end:
         bench.desk.put(f"s.{(bench.layer + 1) % 2}.{chunk}", end.value)
+        bench.desk.drop(f"s.{bench.layer % 2}.{chunk}")
         return None
     going.steps += 1
     if bench.holds:
@@ -104,6 +105,7 @@ def _put_aims(bench: Bench, chunk: int) -> None:
     """Put on the desk the original's stream after a layer, and what the layer's steps aim at."""
     after, aims = through_original(bench, chunk)
     bench.desk.put(f"o.{(bench.layer + 1) % 2}.{chunk}", after)
+    bench.desk.drop(f"o.{bench.layer % 2}.{chunk}")
     for stage, aim in enumerate(aims):
         bench.desk.put(f"a.{stage}.{chunk}", rows_of(aim))
 
@@ -255,6 +257,7 @@ def _reached(bench: Bench, stage: int, chunk: int, step: Projection) -> Reached:
     """Put on the desk what rounding a step's matrices takes."""
     shared, streams = len(step.inputs) == 1, step.stream is not None
     aim = bench.desk.get(f"a.{stage}.{chunk}")
+    bench.desk.drop(f"a.{stage}.{chunk}")
     aims = 0 not in aim.shape
     if any(f"{matrix}.weight" in bench.todo for matrix in step.matrices):
         if shared:
