@@ -12,6 +12,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from tqgguf.calibration import work
+from tqgguf.calibration.bench import Bench
 from tqgguf.calibration.desk import Desk
 from tqgguf.calibration.kept import Kept
 from tqgguf.machine.crew import separate_processes
@@ -30,18 +31,18 @@ def main() -> None:
             measure(bench(Path(folder)), count, args.rounds)
 
 
-def bench(folder: Path) -> work.Bench:
+def bench(folder: Path) -> Bench:
     """What tasks of a calibration are given."""
     edges = tuple(range(0, 8193, 512))
     todo = frozenset(TENSORS)
-    return work.Bench(Desk(folder), edges, Kept(folder), True, 3, TENSORS, todo)
+    return Bench(Desk(folder), edges, Kept(folder), True, 3, TENSORS, todo)
 
 
 def nothing(*_: object) -> None:
     """A task."""
 
 
-def measure(given: work.Bench, count: int, rounds: int) -> None:
+def measure(given: Bench, count: int, rounds: int) -> None:
     """Time rounds of a task for each process, and of four."""
     began = time.perf_counter()
     with separate_processes(count, preload=work.__name__) as crew:
