@@ -6,7 +6,9 @@ from os import PathLike
 from pathlib import Path
 
 from tqgguf import pipeline
+from tqgguf.calibration import resources
 from tqgguf.calibration.calibrated import NOT_CALIBRATED, Calibrated
+from tqgguf.calibration.tokens import DEFAULT_TOKENS
 from tqgguf.machine.machine import Machine
 from tqgguf.machine.processes import expect_processes
 from tqgguf.machine.threads import default_threads
@@ -179,7 +181,7 @@ def decide(
     and the options' files; others: what is written besides the output, by the options that name it.
     """
     options = _with_paths(options)
-    if _will_start_processes(model, machine):
+    if _will_start_processes(model, options, machine):
         expect_processes(preload=_work(options))
     given = (model.path, options.calibrate, options.imatrix, *inputs)
     read = [file for path in given if path for file in input_files(path)]
@@ -202,9 +204,16 @@ def _work(options: Options) -> str:
     return work.__name__
 
 
-def _will_start_processes(model: Model, machine: Machine) -> bool:
+def _will_start_processes(model: Model, options: Options, machine: Machine) -> bool:
     several = (machine.threads or default_threads()) > 1 and machine.cluster is None
-    return machine.processes and several and pipeline.is_worth_processes(model)
+    return machine.processes and several and _is_worth_processes(model, options)
+
+
+def _is_worth_processes(model: Model, options: Options) -> bool:
+    if effort_of(options) != "best":
+        return pipeline.is_worth_processes(model)
+    weights = sum(t.size for t in model.tensors.values())
+    return resources.is_worth_processes(weights, options.calibrate_tokens or DEFAULT_TOKENS)
 
 
 def _opened(model: Model | AnyPath) -> Model:

@@ -21,6 +21,7 @@ from tqgguf.calibration.device_desk import SMALLER
 from tqgguf.calibration.kept import Kept, open_kept
 from tqgguf.calibration.resources import Resources, resources
 from tqgguf.calibration.settings import Feedback
+from tqgguf.calibration.short_pass import running
 from tqgguf.kernels.dtypes import U8
 from tqgguf.machine import crew as crews
 from tqgguf.machine.cache import user_cache
@@ -74,7 +75,7 @@ def calibrate_model(
     done = _Rounded.of(open_kept(_folder(), key), types, lambda name: advance(shares[name]))
     experts, notes = _Experts(), [f"calibrated on {device.card}"] if not device.is_cpu else []
     rounding = partial(calibrate, *(folded, types, tokens, settings), on_experts=experts.saw)
-    with done.kept(model.path):
+    with done.kept(model.path), running(model):
         if not _on_device(device, rounding, done, notes):
             with _crew(wanted, machine) as crew:
                 desks = user_cache() / "desks"

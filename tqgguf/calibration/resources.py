@@ -67,10 +67,15 @@ def resources(
     spare = max(0, free - workers * each)
     held = need.held if need.held <= spare else 0
     factors = max(1, (free - workers * _WORKER_BYTES) // max(1, need.factoring))
-    apart = workers > 1 and need.weights * shape[0] * shape[1] >= _WORTH_PROCESSES
+    apart = workers > 1 and is_worth_processes(need.weights, shape[0] * shape[1])
     busy = max(workers * max(need.passing, need.rounding) + held, need.factoring)
     memory = _CONDUCTOR_BYTES + workers * _WORKER_BYTES + busy
     return Resources(workers, apart, held, factors, memory, need.disk)
+
+
+def is_worth_processes(weights: int, tokens: int) -> bool:
+    """Whether calibrating so many weights takes so long that processes save more than they cost."""
+    return weights * tokens >= _WORTH_PROCESSES
 
 
 def threads_of_passes(

@@ -36,7 +36,7 @@ def measure_inputs(
     The numbers do not depend on `threads`. Raises UnsupportedModelError where the architecture has
     no forward pass or the header contradicts itself, WeightError where the model computes NaN.
     """
-    with _running(model):
+    with running(model):
         found = _kept_energies(model, short_sequences(model, text), text.name, threads, device)
     for name, sums in found.sums.items():
         if not np.isfinite(sums).all():
@@ -52,13 +52,16 @@ def check_graph(model: Model) -> None:
 
     Raises UnsupportedModelError.
     """
-    with _running(model):
+    with running(model):
         forward.context(model, 1)
 
 
 @contextmanager
-def _running(model: Model) -> Iterator[None]:
-    """One line for what goes wrong in a network whose header nobody vouches for."""
+def running(model: Model) -> Iterator[None]:
+    """One line for what goes wrong in a network whose header nobody vouches for.
+
+    Raises UnsupportedModelError.
+    """
     try:
         yield
     except (ArithmeticError, LookupError, MemoryError, TypeError, ValueError) as error:

@@ -1,6 +1,6 @@
 """llama.cpp's other programs, one function each: quantize, imatrix, tokenize, generate."""
 
-import ast
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -60,9 +60,8 @@ def tokenize(model: Path, text: Path, *, bos: bool = True, special: bool = False
 def parse_ids(output: ToolOutput) -> list[int]:
     """Read the list that llama-tokenize --ids prints."""
     try:
-        ids = ast.literal_eval(output.stdout.strip())
-        return [int(token) for token in ids]
-    except (ValueError, SyntaxError, TypeError):
+        return [int(token) for token in json.loads(output.stdout)]
+    except (ValueError, TypeError):
         raise ToolError(f"llama-tokenize: printed no list of ids{cause(output)}") from None
 
 

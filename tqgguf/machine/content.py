@@ -2,8 +2,10 @@
 
 import hashlib
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
+from threading import Lock, Thread
 from typing import Any
 
 import numpy as np
@@ -22,12 +24,40 @@ def content_key(files: Sequence[Path], *said: object) -> str:
     """A hash of 128 bits of what is in the files and of the representation of all else."""
     state = hashlib.sha256(repr(said).encode())
     for path in files:
-        stat = path.stat()
-        state.update(_file_digest(path, stat.st_size, stat.st_mtime_ns))
+        state.update(_content(path).digest())
     return state.hexdigest()[:32]
 
 
+def expect_content(files: Sequence[Path]) -> None:
+    """Read files whose key will be asked for, while this process waits for something else."""
+
+    def read() -> None:
+        with suppress(OSError):  # whoever asks is told
+            for path in files:
+                _content(path).digest()
+
+    Thread(target=read, daemon=True).start()
+
+
+class _Content:
+    """What is in a file, read once."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._lock, self._digest = path, Lock(), b""
+
+    def digest(self) -> bytes:
+        with self._lock:
+            if not self._digest:
+                with self._path.open("rb") as file:
+                    self._digest = hashlib.file_digest(file, "sha256").digest()
+        return self._digest
+
+
+def _content(path: Path) -> _Content:
+    stat = path.stat()
+    return _content_of(path, stat.st_size, stat.st_mtime_ns)
+
+
 @lru_cache(maxsize=256)
-def _file_digest(path: Path, size: int, modified: int) -> bytes:  # noqa: ARG001  when to read anew
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").digest()
+def _content_of(path: Path, size: int, modified: int) -> _Content:  # noqa: ARG001  when to read anew
+    return _Content(path)

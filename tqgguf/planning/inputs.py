@@ -23,9 +23,10 @@ from tqgguf.calibration.tokens import (
 )
 from tqgguf.errors import PlanError, TqggufError, UnsupportedModelError
 from tqgguf.formats import is_float
+from tqgguf.machine.content import expect_content
 from tqgguf.machine.devices import CPU, Device, find_device, on_device
 from tqgguf.machine.machine import Machine
-from tqgguf.models import Model
+from tqgguf.models import Model, model_files
 from tqgguf.network.forward import Tokens
 from tqgguf.planning.plan import Options
 from tqgguf.planning.recipes import recipe
@@ -105,7 +106,7 @@ def find_inputs(
         return Inputs(effort, notes=("none is used: nothing is rounded",))
     try:
         check_graph(model)
-        text = read_text(model, None)
+        text = _read_text(model, None)
     except TqggufError as error:
         return _without_text(error)
     threads = threads_of_passes(model, machine, SHORT_CONTEXT)
@@ -173,13 +174,29 @@ def _for_feedback(model: Model, options: Options, machine: Machine, device: Devi
     if str(given) == SELF:
         text = read_own_text(model, tokens=options.calibrate_tokens, threads=machine.threads)
     else:
-        text = read_text(model, given)
+        text = _read_text(model, given)
     tokens = sequences(model, text, limit=options.calibrate_tokens)
     threads = threads_of_passes(model, machine, SHORT_CONTEXT)
-    imatrix, notes = _measured(model, text, threads, device)
+    imatrix, notes = None, list[str]()
+    if _decide(options):
+        imatrix, notes = _measured(model, text, threads, device)
     idle = f"; {options.imatrix} was not needed" if options.imatrix else ""
     note = f"calibrated on {tokens.size:,} tokens of {text.name}, made by {text.tokenizer}{idle}"
     return Inputs("best", text, tokens, imatrix, (note, *notes))
+
+
+def _read_text(model: Model, path: Path | None) -> Text:
+    """Tokenize a text, which another program does; meanwhile the model is read for its key."""
+    expect_content(model_files(model.path))
+    return read_text(model, path)
+
+
+def _decide(options: Options) -> bool:
+    """Whether inputs' energies decide anything where their moments decide the rounding."""
+    chosen = recipe(options.type)
+    is_turned = options.rotate not in ("none", "tensor")
+    has_budget = options.target_bpw is not None or options.target_size is not None
+    return is_turned or has_budget or chosen.dealt or chosen.ragged is not None
 
 
 def _instead_of_feedback(model: Model, imatrix: Path, given: Path | None, why: str) -> Inputs:
