@@ -8,7 +8,8 @@ inputs of its own, chunk I's. `a.K.I` what chunk I's step aims at, empty if at n
 `original.through_original`), and `d.K.T` what of that is left to its matrices. `h.K.E` and `hd.K`
 the means of x x^T and x d^T over all tokens (of experts first `u.K.E`, which become `h.K.E` blended
 with `all.K`);
-`v.K.E` the factor of the damped `h.K.E`, and `v.inverses.K.E` what `feedback.inverses` makes of it.
+`v.K.E`, `v.inverses.K.E`, `v.pushes.K.E` and `v.turned.K.E` the factor of the damped `h.K.E`, and
+`v.added.K.E` what was added to it and the factor's order of columns.
 `scales.SLOT.NAME`: what each of the matrices of a tensor is divided by before it is encoded.
 """
 
@@ -26,6 +27,7 @@ from tqgguf.kernels import feedback
 from tqgguf.kernels.arrays import like, namespace, to_numpy
 from tqgguf.kernels.dtypes import F32
 from tqgguf.kernels.feedback import Moments
+from tqgguf.kernels.greedy import Factor
 from tqgguf.models import Tensor
 from tqgguf.network import forward
 from tqgguf.network.forward import Layer, Projection
@@ -33,6 +35,7 @@ from tqgguf.network.layer import rows as rows_of
 from tqgguf.network.ops import Array
 from tqgguf.output.scales import per_row
 
+FACTORS = "v", "v.inverses", "v.pushes", "v.turned"  # on the desk, the arrays of a factor
 _COPIED = 1 << 22  # weights that are put on the desk at a time
 
 
@@ -151,10 +154,10 @@ def sum_products(
 
 def factor(desk: AnyDesk, name: str, damping: float) -> None:
     """Put the factor of damped second moments on the desk, and how much was added to them."""
-    added, v = feedback.factor(desk.get(f"h.{name}"), damping=damping)
-    desk.put_object(f"v.added.{name}", added)
-    desk.put(f"v.{name}", v)
-    desk.put(f"v.inverses.{name}", feedback.inverses(v))
+    added, found = feedback.factor_in_order(desk.get(f"h.{name}"), damping=damping)
+    desk.put_object(f"v.added.{name}", (added, found.order))
+    for part, array in zip(FACTORS, found.arrays, strict=True):
+        desk.put(f"{part}.{name}", array)
 
 
 def blend(desk: AnyDesk, step: int, expert: int, share: float) -> None:
@@ -190,8 +193,7 @@ def round_rows(
     """
     parts = [rows_of(desk.get(f"w.{p.name}"))[p.begin : p.end, :] for p in pieces]
     rows = namespace(parts[0]).concat(parts)
-    h, v, inverses = (desk.get(f"{name}.{step}.{expert}") for name in ("h", "v", "v.inverses"))
-    moments = Moments(h, v, inverses, desk.get_object(f"v.added.{step}.{expert}"))
+    moments = _moments(desk, f"{step}.{expert}")
     if share > 0:
         rows = _made_up(desk, step, rows, moments, pieces, share)
     steps = _steps(desk, pieces, rows) if FORMATS[type].is_scaled else None
@@ -206,6 +208,12 @@ def round_rows(
         desk.change(f"b.{p.name}")[p.begin : p.end, :] = data[at : at + size, :]
         rows_of(desk.change(f"q.{p.name}"))[p.begin : p.end, :] = values[at : at + size, :]
         at += size
+
+
+def _moments(desk: AnyDesk, name: str) -> Moments:
+    added, order = desk.get_object(f"v.added.{name}")
+    h, *arrays = (desk.get(f"{part}.{name}") for part in ("h", *FACTORS))
+    return Moments(h, Factor(order, *arrays), added)
 
 
 def _steps(desk: AnyDesk, pieces: Sequence[Rows], rows: Array) -> Array:
@@ -233,7 +241,7 @@ def _made_up(
     else:
         wanted = hd @ rows.T
     wanted += moments.added * rows.T
-    made_up = feedback.solve(moments.v, moments.inverses, wanted).T
+    made_up = moments.solve(wanted).T
     out: F32 = rows + share * (made_up - rows)
     return out
 

@@ -11,7 +11,8 @@ from tqgguf.formats._matrix import round_matrix
 from tqgguf.formats._scalar import ScalarFormat
 from tqgguf.formats._tensor import dequantize_rows, quantize_rows
 from tqgguf.kernels.dtypes import F32, U8
-from tqgguf.kernels.feedback import Moments, Runner, at_once
+from tqgguf.kernels.feedback import Moments, at_once
+from tqgguf.kernels.protocols import Runner
 
 __all__ = [
     "FLOATS",

@@ -12,7 +12,8 @@ from tqgguf.formats._tensor import dequantize_rows
 from tqgguf.kernels import feedback
 from tqgguf.kernels.arrays import is_numpy, moved, namespace, to_numpy
 from tqgguf.kernels.dtypes import F32, U8, Blocks
-from tqgguf.kernels.feedback import Moments, Runner
+from tqgguf.kernels.feedback import Moments
+from tqgguf.kernels.protocols import Runner
 from tqgguf.machine.threads import map_in_order
 
 _COLUMNS = 512  # whose scales a thread fits at a time
@@ -44,8 +45,7 @@ def _rounded(fmt: Format, rows: F32, moments: Moments, sweeps: int) -> tuple[U8,
 
 def _rounded_here(fmt: Format, rows: F32, moments: Moments, sweeps: int) -> tuple[U8, F32]:
     """Rows of a device rounded by this machine's threads: codes of lattices are looked up."""
-    h, v, inverses = (to_numpy(a) for a in (moments.h, moments.v, moments.inverses))
-    mine, here = to_numpy(rows), Moments(h, v, inverses, moments.added)
+    mine, here = to_numpy(rows), moments.to_numpy()
     parts = [mine[at : at + _COLUMNS] for at in range(0, len(mine), _COLUMNS)]
     work = partial(_rounded, fmt, moments=here, sweeps=sweeps)
     data, values = zip(*map_in_order(work, parts, threads=None), strict=True)

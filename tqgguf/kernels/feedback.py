@@ -11,7 +11,7 @@ one product (the lazy batches of the same paper).
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from itertools import product
 from typing import Any
@@ -21,25 +21,22 @@ import numpy as np
 from tqgguf.kernels.arrays import (
     add_to_diagonal,
     empty,
-    in_place,
     is_numpy,
     moved,
     namespace,
-    small_product,
     to_numpy,
 )
-from tqgguf.kernels.dtypes import F32, F64, U8, Blocks
-from tqgguf.kernels.protocols import ScalarFormat
+from tqgguf.kernels.dtypes import F32, F64, I64, U8, Blocks
+from tqgguf.kernels.greedy import Factor, Rounding, Turns, falling, prepared
+from tqgguf.kernels.protocols import Runner, ScalarFormat
 from tqgguf.kernels.refitting import Scales
 from tqgguf.kernels.revisiting import Revisit, Snap, panel, panels
-from tqgguf.kernels.search import indices, reciprocal, snapper
+from tqgguf.kernels.search import indices, snapper
 
 DAMPING = 0.1  # of the mean of H's diagonal, added to it
 _SOLVED = 64  # rows of a triangular system at a time
 _SOLVED_AWAY = 1024  # the same where calls cost more than arithmetic
-_STRIP = 16  # columns between two updates of the rest of a block; no group has fewer
 
-Runner = Callable[..., None]
 Each = Callable[[Callable[[Any], object], Sequence[Any]], Iterable[object]]
 
 
@@ -50,27 +47,29 @@ def at_once(work: Callable[..., None], *arrays: Any) -> None:
 
 @dataclass(frozen=True)
 class Moments:
-    """H = h + added I and its factor: H = V V^T with V upper triangular, h and v (n_in, n_in).
-
-    inverses: what `inverses` makes of v.
-    """
+    """H = h + added I, (n_in, n_in), and the factor of H in the order of rounding."""
 
     h: F32
-    v: F32
-    inverses: F32
+    factor: Factor
     added: float = 0.0
+
+    def to_numpy(self) -> "Moments":
+        """The same in the memory of this process."""
+        factor = Factor(self.factor.order, *(to_numpy(a) for a in self.factor.arrays))
+        return Moments(to_numpy(self.h), factor, self.added)
+
+    def solve(self, b: F32) -> F32:
+        """The x of H x = b, (n_in, m)."""
+        xp, factor = namespace(b), self.factor
+        there, back = (moved(i, b) for i in (factor.order, np.argsort(factor.order)))
+        x = solve(factor.v, factor.inverses, xp.take(b, there, axis=0))
+        found: F32 = xp.take(x, back, axis=0)
+        return found
 
     def block(self, here: slice) -> F32:
         """A block on H's diagonal, (size, size)."""
         own: F32 = namespace(self.h).asarray(self.h[here, here], copy=True)
         add_to_diagonal(own, self.added)
-        return own
-
-    def inverses_of(self, here: slice) -> F32:
-        """The same of a block on V's diagonal."""
-        width = self.inverses.shape[1]
-        begin = here.start % width
-        own: F32 = self.inverses[here, begin : min(begin + here.stop - here.start, width)]
         return own
 
     def pull(self, here: slice, error: F32) -> F32:
@@ -88,18 +87,31 @@ def factored(h: F32 | F64, *, damping: float = DAMPING) -> Moments:
     """
     xp = namespace(h)
     full: F32 = xp.astype(h, xp.float32)
-    added, v = factor(full, damping=damping)
-    return Moments(_with_added(full, added), v, inverses(v))
+    added, factor = factor_in_order(full, damping=damping)
+    return Moments(_with_added(full, added), factor)
 
 
-def factor(h: F32, *, damping: float) -> tuple[float, F32]:
+def factor_in_order(h: F32, *, damping: float) -> tuple[float, Factor]:
+    """What has to be added to H's diagonal, and the factor of H in the order of rounding."""
+    xp = namespace(h)
+    diagonal = to_numpy(xp.linalg.diagonal(h))
+    order = falling(diagonal)
+    added, v = factor(h, damping=damping, order=order)
+    return added, prepared(v, inverses(v), order, diagonal)
+
+
+def factor(h: F32, *, damping: float, order: I64 | None = None) -> tuple[float, F32]:
     """What has to be added to H's diagonal, and the upper triangular V: H + added I = V V^T.
 
     added is damping times the diagonal's mean, more where rounding made H indefinite by more than
-    that. h: (n_in, n_in) -> v, like h, in float32: three times H in memory.
+    that. h: (n_in, n_in) -> v, like h, in float32: three times H in memory. order: of H's rows and
+    columns in that equation.
     """
     xp = namespace(h)
     mean = float(to_numpy(xp.linalg.diagonal(h)).mean(dtype=np.float64)) or 1.0
+    if order is not None:
+        index = moved(order, h)
+        h = xp.take(xp.take(h, index, axis=0), index, axis=1)
     while True:
         added = damping * mean
         try:
@@ -134,10 +146,7 @@ def _cholesky(a: F32) -> F32:
 
 
 def inverses(v: F32) -> F32:
-    """The inverses of the blocks on V's diagonal, one below the other: (n, n) -> (n, size).
-
-    Those of smaller blocks of a power of two are parts of them, for V is triangular.
-    """
+    """The inverses of the blocks on V's diagonal, one below the other: (n, n) -> (n, size)."""
     found: F32 = empty((v.shape[0], min(v.shape[0], _solved(v))), v)
     for here in _panels(v):
         found[here, : here.stop - here.start] = _inverse(v[here, here])
@@ -147,18 +156,14 @@ def inverses(v: F32) -> F32:
 def solve(v: F32, inverses: F32, b: F32) -> F32:
     """The x of V V^T x = b, a block of rows at a time: v (n, n) upper triangular, b (n, m)."""
     x: F32 = namespace(b).asarray(b, copy=True)
-    for here in reversed(list(_slices(0, *inverses.shape))):
+    blocks = list(_slices(0, *inverses.shape))
+    for here in reversed(blocks):
         rest = x[here, :] - v[here, here.stop :] @ x[here.stop :, :]
         x[here, :] = inverses[here, : here.stop - here.start] @ rest
-    return _solve_lower(v, inverses, x)
-
-
-def _solve_lower(v: F32, inverses: F32, b: F32) -> F32:
-    """The x of V^T x = b: v (n, n) upper triangular, b (n, m), which is written over."""
-    for here in _slices(0, *inverses.shape):
-        rest = b[here, :] - v[: here.start, here].T @ b[: here.start, :]
-        b[here, :] = inverses[here, : here.stop - here.start].T @ rest
-    return b
+    for here in blocks:
+        rest = x[here, :] - v[: here.start, here].T @ x[: here.start, :]
+        x[here, :] = inverses[here, : here.stop - here.start].T @ rest
+    return x
 
 
 def _with_added(h: F32, added: float) -> F32:
@@ -196,11 +201,8 @@ def round_matrix(
     is the same for every block is done, a graph of calls say. each: map, or one with threads, for
     packing codes, which NumPy does whatever the library of w.
     """
-    state = _State.begin(w, fmt, run)
+    state, blocks = _begin(w, moments, fmt, run)
     places = list(_slices(0, w.shape[0], fmt.block_size))
-    blocks = np.zeros((len(places), w.shape[1]), fmt.layout)
-    for i, here in enumerate(places):
-        _greedy(state, i, here, w[here, :], moments, blocks[i])
     _sweep(state, moments, sweeps)
     codes = to_numpy(indices(state.units, fmt.levels))
     list(each(partial(_finish, state, blocks, codes), list(enumerate(places))))
@@ -242,98 +244,22 @@ class _State:
     fmt: ScalarFormat
     run: Runner
 
-    @staticmethod
-    def begin(w: F32, fmt: ScalarFormat, run: Runner) -> "_State":
-        """Nothing is rounded yet."""
-        units, error = (namespace(w).empty_like(w) for _ in range(2))
-        return _State(units, error, Scales.blank(fmt, w), snapper(fmt.levels, w), fmt, run)
+
+def _begin(w: F32, moments: Moments, fmt: ScalarFormat, run: Runner) -> tuple["_State", Blocks]:
+    """Every column rounded once, and blocks whose scales are set."""
+    xp, snap = namespace(w), snapper(fmt.levels, w)
+    blocks = np.zeros((w.shape[0] // fmt.block_size, w.shape[1]), fmt.layout)
+    diagonal = to_numpy(xp.linalg.diagonal(moments.h))
+    turns = Turns(moments.factor.order, diagonal, fmt.block_size, fmt.group_size)
+    fitted = Scales.blank(fmt, w)
+    rounding = Rounding(moments.factor, turns, fmt, snap, run, fitted, blocks)
+    units, error = rounding.round(w)
+    by_block, by_group = (moved(np.argsort(a), w) for a in (turns.blocks, turns.groups))
+    indices = by_block, by_group, by_block, by_group
+    arrays = (xp.take(a, i, axis=0) for a, i in zip(fitted.arrays, indices, strict=True))
+    return _State(units, error, Scales(fitted.kind, *arrays), snap, fmt, run), blocks
 
 
 def _slices(begin: int, end: int, size: int) -> Iterator[slice]:
     for at in range(begin, end, size):
         yield slice(at, min(at + size, end))
-
-
-def _greedy(state: _State, i: int, here: slice, w: F32, moments: Moments, blocks: Blocks) -> None:
-    """Fit the scales of block i to what earlier errors made of its weights, then round in turn.
-
-    H = V V^T, so the error is the sum over columns c of (V^T e)_c^2. That of c depends on e_c and
-    the errors before it alone, and is least where e_c makes up for them: V_cc e_c = - carried_c.
-    """
-    xp = namespace(w)
-    own = xp.asarray(moments.v[here, here], copy=True)
-    carried = moments.v[: here.start, here].T @ state.error[: here.start, :]  # (size, n)
-    corrected = w + _solve_lower(own, moments.inverses_of(here), xp.asarray(carried, copy=True))
-    scales, results = state.scales.of(i, i + 1), (state.units[here, :], state.error[here, :])
-    then = _Greedy(state.fmt.group_size, state.fmt.levels.tobytes(), state.snap)
-    if state.fmt.choose and not is_numpy(w):
-        work = _FitAndRound(state.fmt.choose, then)
-        state.run(work, *results, *scales.arrays, carried, w, own, corrected)
-        return
-    diagonal = to_numpy(xp.linalg.diagonal(own))[:, None]
-    blocks[:] = state.fmt.fit(to_numpy(corrected), np.broadcast_to(diagonal**2, corrected.shape))
-    step, offset = (moved(a, w) for a in state.fmt.grid(blocks))
-    state.run(then, *results, carried, w, own, step, offset)
-    scales.read(blocks, state.fmt)
-
-
-@dataclass(frozen=True)
-class _Greedy:
-    """Round the weights of a block in turn, each making up for those before it."""
-
-    group_size: int
-    levels: bytes
-    snap: Snap = field(compare=False)
-
-    def __call__(
-        self, units: F32, error: F32, carried: F32, w: F32, own: F32, step: F32, offset: F32
-    ) -> None:
-        """All (size, n), but own (size, size), step and offset (groups, n)."""
-        inverse, diagonal = reciprocal(step), namespace(own).linalg.diagonal(own)
-        for at in _slices(0, w.shape[0], _STRIP):
-            g = at.start // self.group_size
-            meant = (w[at, :] - offset[g, :]) * inverse[g, :]
-            pushed = carried[at, :] * (inverse[g, :] / diagonal[at, None])
-            units[at, :] = _round_in_turn(meant, pushed, own[at, at] / diagonal[at], self.snap)
-            error[at, :] = w[at, :] - (step[g, :] * units[at, :] + offset[g, :])
-            carried[at.stop :, :] += own[at, at.stop :].T @ error[at, :]
-
-
-@dataclass(frozen=True)
-class _FitAndRound:
-    """Fit the scales of a block, then round its weights in turn."""
-
-    choose: Any
-    then: _Greedy
-
-    def __call__(
-        self, units: F32, error: F32, d: F32, sub: F32, dmin: F32, minima: F32, *arrays: F32
-    ) -> None:
-        """The scales' arrays, and of `_Greedy` carried, w and own; at last the weights to fit."""
-        carried, w, own, corrected = arrays
-        xp = namespace(w)
-        squares = xp.linalg.diagonal(own)[:, None] ** 2
-        sub[...] = 1
-        chosen = self.choose(corrected, xp.broadcast_to(squares, corrected.shape))
-        for scales, found in zip((d, sub, dmin, minima), chosen, strict=False):
-            scales[...] = found
-        self.then(units, error, carried, w, own, d * sub, -dmin * minima)
-
-
-def _round_in_turn(meant: F32, pushed: F32, v: F32, snap: Snap) -> F32:
-    """Round a few columns, each making up for those before it. All in units of their steps.
-
-    meant, pushed: (size, n), the weights and what earlier errors ask of them; v: (size, size), V
-    with its columns divided by its diagonal -> the levels, (size, n).
-    """
-    xp = namespace(meant)
-    subtract, times = in_place(xp.subtract), small_product(v)
-    units: F32 = meant + pushed
-    error: F32 = xp.empty_like(meant)
-    for c in range(meant.shape[0]):
-        own, level = meant[c, :], units[c, :]
-        if c:
-            level += times(v[:c, c], error[:c, :])
-        snap(level)
-        subtract(own, level, out=error[c, :])
-    return units

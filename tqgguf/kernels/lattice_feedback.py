@@ -7,12 +7,15 @@ every scale is visited again with all the others as they are.
 Everything is element-major: w is (n_in, n) float32, one column per row of the matrix.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
-from tqgguf.kernels.dtypes import F32, U8, U16, Blocks
+from tqgguf.kernels.dtypes import F32, I64, U8, U16, Blocks
 from tqgguf.kernels.feedback import Moments
+from tqgguf.kernels.greedy import Factor
 from tqgguf.kernels.lattice import OCTET, LatticeCodes
 from tqgguf.kernels.protocols import Lattice, LatticeFormat
 from tqgguf.kernels.scales import to_half
@@ -32,9 +35,7 @@ def round_matrix(
     count = len(w) // _BLOCK
     blocks = np.empty((count, w.shape[1]), fmt.layout)
     parts = [_Part(b * _BLOCK, w, fmt.lattice) for b in range(count)]
-    error = np.empty_like(w)
-    for part, block in zip(parts, blocks, strict=True):
-        block[:] = _greedy(part, error, moments.v, fmt)
+    error = _greedy(parts, blocks, moments.factor, fmt)
     for _ in range(sweeps):
         for part, block in zip(parts, blocks, strict=True):
             _revisit(part, block, error, moments, fmt)
@@ -60,22 +61,43 @@ class _Part:
         return LatticeCodes(points, self.signs[weights.start // OCTET : weights.stop // OCTET])
 
 
-def _greedy(part: _Part, errors: F32, v: F32, fmt: LatticeFormat) -> Blocks:
+def _greedy(parts: Sequence["_Part"], blocks: Blocks, factor: Factor, fmt: LatticeFormat) -> F32:
+    """Round block by block in the factor's order -> errors, (n_in, n)."""
+    order, error = factor.order, np.empty((len(factor.order), blocks.shape[1]), np.float32)
+    for begin in range(0, len(order), _BLOCK):
+        here = slice(begin, begin + _BLOCK)
+        block, inside = order[begin] // _BLOCK, order[here] % _BLOCK
+        carried = factor.v[:begin, here].T @ error[:begin]
+        turn = _Turn(inside, factor.v[here, here], carried, error[here])
+        blocks[block] = _round_block(parts[block], turn, fmt)
+    return error[np.argsort(order)]
+
+
+class _Turn(NamedTuple):
+    """A block's part of the factor: arrays of 256, in its order of columns, whole octets."""
+
+    inside: I64  # the columns
+    own: F32
+    carried: F32  # what earlier errors ask
+    error: F32  # written
+
+
+def _round_block(part: "_Part", turn: _Turn, fmt: LatticeFormat) -> Blocks:
     """Fit the scales to what earlier errors made of the weights, then round octet by octet."""
-    before, here = slice(0, part.here.start), part.here
-    own = v[here, here]
-    carried = v[before, here].T @ errors[before]
-    corrected = part.w + _inverse(own.T) @ carried
-    importance = np.repeat(np.diagonal(own)[:, None] ** 2, part.w.shape[1], axis=1)
+    inside, own, carried, error = turn
+    w, back = part.w[inside], np.argsort(inside)
+    corrected = (w + _inverse(own.T) @ carried)[back]
+    importance = np.repeat(np.diagonal(own)[back, None] ** 2, w.shape[1], axis=1)
     blocks: Blocks = fmt.fit(corrected, importance)
-    scales, error = fmt.scales(blocks), errors[here]
-    for at in _octets(slice(0, len(part.w))):
+    scales = fmt.scales(blocks)
+    for at in _octets(slice(0, len(w))):
+        octet = slice(inside[at.start], inside[at.start] + OCTET)
         corner = own[at, at]
-        target = part.w[at] + _inverse(corner.T) @ carried[at]
-        scale = scales[[at.start // part.lattice.size]]
+        target = w[at] + _inverse(corner.T) @ carried[at]
+        scale = scales[[octet.start // part.lattice.size]]
         codes = _nearest(target, scale, corner @ corner.T, part.lattice)
-        part.codes(at).points[:], part.codes(at).signs[:] = codes
-        error[at] = part.w[at] - part.lattice.decode(codes, scale)
+        part.codes(octet).points[:], part.codes(octet).signs[:] = codes
+        error[at] = w[at] - part.lattice.decode(codes, scale)
         carried[at.stop :] += own[at, at.stop :].T @ error[at]
     return blocks
 

@@ -8,6 +8,7 @@ import numpy as np
 from tqgguf.kernels.dtypes import F16, F32, U8, U32, Blocks
 from tqgguf.kernels.lattice import LatticeCodes
 
+Runner = Callable[..., None]  # runs the first argument on the others, arrays it may change
 Limits = tuple[int, int]  # the lowest and highest code
 Choice = tuple[F32, ...]  # d; with the groups' integers, (groups, n); with dmin and its integers
 

@@ -77,19 +77,21 @@ class Scales:
         """Groups to a block."""
         return int(self.sub.shape[0] // self.d.shape[0])
 
-    def read(self, blocks: Blocks, fmt: ScalarFormat) -> None:
-        """Take those of one block of every row, (n,)."""
-        step, offset = fmt.grid(blocks)
-        zeros = np.zeros_like(step)
+    def read(self, blocks: Blocks, fmt: ScalarFormat) -> tuple[F32, F32]:
+        """Take those of (n_blocks, n) blocks -> the groups' steps and offsets, (n_groups, n)."""
+        step, offset = (_by_block(a, len(blocks)) for a in fmt.grid(blocks.reshape(-1)))
+        zeros = np.zeros_like(step[:: self.ratio])
         if self.kind.fixed:
-            values: Sequence[F32] = np.ones_like(step[0]), step, zeros[0], zeros
+            values: Sequence[F32] = np.ones_like(zeros), step, zeros, np.zeros_like(step)
         else:
             d = blocks["d"].astype(np.float32)
-            dmin = blocks["dmin"].astype(np.float32) if fmt.offset_codes else zeros[0]
-            sub = np.rint(step * reciprocal(d)) if fmt.step_codes else np.ones_like(step)
-            values = d, sub, dmin, np.rint(-offset * reciprocal(dmin))
+            dmin = blocks["dmin"].astype(np.float32) if fmt.offset_codes else zeros
+            each, least = (np.repeat(reciprocal(a), self.ratio, axis=0) for a in (d, dmin))
+            sub = np.rint(step * each) if fmt.step_codes else np.ones_like(step)
+            values = d, sub, dmin, np.rint(-offset * least)
         for ours, found in zip(self.arrays, values, strict=True):
             ours[...] = moved(found, ours)
+        return moved(step, self.d), moved(offset, self.d)
 
     def write(self, blocks: Blocks, fmt: ScalarFormat) -> None:
         """Put those of one block of every row into (n,) blocks. Raises WeightError."""
@@ -120,6 +122,12 @@ class Scales:
     def offsets(self) -> F32:
         """(n_groups, n)."""
         return -self._spread(self.dmin) * self.minima
+
+
+def _by_block(a: F32, count: int) -> F32:
+    """The groups of one block after the other: (groups, count * n) -> (count * groups, n)."""
+    groups = a.reshape(len(a), count, -1).swapaxes(0, 1)
+    return groups.reshape(count * len(a), -1)
 
 
 def _as(mask: Any, x: F32) -> F32:

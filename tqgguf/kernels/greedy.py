@@ -1,0 +1,368 @@
+"""The first rounding of a matrix: its columns in turn, each making up for those before it.
+
+H = V V^T with V upper triangular, so e^T H e is the sum over columns c of (V^T e)_c^2. That of c
+depends on e_c and the errors before it alone, and is least where e_c makes up for them.
+
+Any order of columns will do, and the error is about the sum of V_cc^2: so columns of much energy
+come first, when all others can still make up for them. Columns of a block stay together, because
+its scales are fitted to what earlier errors made of its weights. Units of about 128 columns are
+whole runs of 32, of which one column each is rounded at a time: four of them, which do not see each
+other's errors, to a call. In a unit columns are in another order than in V: with U upper
+triangular, U U^T = S V_uu V_uu^T S^T, S that order, what is asked of column c is
+
+    w_c + (sum over j < c of U_jc e_j + (U^T x)_c) / U_cc,
+
+where x = S V_uu^-T carried is what all earlier errors, carried = V_au^T e_a, ask of the unit were
+none of it rounded; scales are fitted to w + x.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tqgguf.kernels.arrays import (
+    empty,
+    in_place,
+    is_numpy,
+    moved,
+    namespace,
+    small_product,
+    to_numpy,
+)
+from tqgguf.kernels.dtypes import F32, I64, Blocks
+from tqgguf.kernels.protocols import Runner, ScalarFormat
+from tqgguf.kernels.refitting import Scales
+from tqgguf.kernels.search import reciprocal
+
+Snap = Callable[[F32], None]
+
+UNIT = 128  # columns of which a few are rounded at once
+_RUN = 32  # columns of which one is; no block has fewer
+_KEPT = 256  # columns of the largest block
+_STRIP = 8  # calls between two updates of the rest of a unit
+
+
+def falling(diagonal: NDArray[Any]) -> I64:
+    """The order in which columns are rounded: H's diagonal, (n_in,) -> (n_in,).
+
+    Blocks of any type stay together; they, and the runs of 32 within them, come by falling energy.
+    """
+    size = len(diagonal)
+    kept, run = math.gcd(size, _KEPT), math.gcd(size, _RUN)
+    energy = diagonal.reshape(-1, kept // run, run).sum(axis=2)
+    outer = np.argsort(-energy.sum(axis=1), kind="stable")[:, None]
+    inner = np.argsort(-energy, axis=1, kind="stable")
+    runs = (outer * (kept // run) + inner[outer[:, 0]]).reshape(-1, 1)
+    order: I64 = (runs * run + np.arange(run)).reshape(-1)
+    return order
+
+
+def units(n_in: int) -> list[slice]:
+    """Columns of which a few are rounded at once, in the order in which all are."""
+    least = math.gcd(n_in, UNIT)
+    count, steps = -(-n_in // UNIT), n_in // least
+    return [slice(*e) for e in pairwise(least * (steps * k // count) for k in range(count + 1))]
+
+
+def visits(diagonal: NDArray[Any]) -> I64:
+    """The order of visits in a unit: the column of most energy of every run, then the next."""
+    run = math.gcd(len(diagonal), _RUN)
+    inner = np.argsort(-diagonal.reshape(-1, run), axis=1, kind="stable")
+    begin = np.arange(0, len(diagonal), run)[:, None]
+    visit: I64 = (begin + inner).T.reshape(-1)
+    return visit
+
+
+@dataclass(frozen=True)
+class Factor:
+    """V of H in another order, and what rounding takes of it.
+
+    order: (n_in,), the columns in that order. v: (n_in, n_in), upper triangular. inverses: those of
+    blocks on its diagonal, (n_in, size), as `tqgguf.kernels.feedback` has them. pushes, turned:
+    (n_in, <= 128), those of all units one below the other: S V_uu^-T, and U^T divided by U_cc.
+    """
+
+    order: I64
+    v: F32
+    inverses: F32
+    pushes: F32
+    turned: F32
+
+    @property
+    def arrays(self) -> tuple[F32, F32, F32, F32]:
+        """What may be on a device."""
+        return self.v, self.inverses, self.pushes, self.turned
+
+
+def prepared(v: F32, inverses: F32, order: I64, diagonal: NDArray[Any]) -> Factor:
+    """A factor: v in the order in which columns are rounded, H's diagonal in its own."""
+    diagonal = diagonal[order]
+    all_units = units(v.shape[0])
+    width = max(u.stop - u.start for u in all_units)
+    pushes, turned = (empty((v.shape[0], width), v) for _ in range(2))
+    for here in all_units:
+        size = here.stop - here.start
+        pushes[here, :size], turned[here, :size] = _turned(v[here, here], visits(diagonal[here]))
+    return Factor(order, v, inverses, pushes, turned)
+
+
+def _turned(own: F32, visit: I64) -> Iterator[F32]:
+    xp = namespace(own)
+    double, index = xp.astype(own, xp.float64), moved(visit, own)
+    rows = xp.take(double, index, axis=0)
+    upper = xp.flip(xp.linalg.cholesky(xp.flip(rows @ rows.T)))
+    pushes = xp.take(xp.linalg.inv(double).T, index, axis=0)
+    return (xp.astype(a, xp.float32) for a in (pushes, (upper / xp.linalg.diagonal(upper)).T))
+
+
+@dataclass(frozen=True)
+class Turns:
+    """Which weight comes when, of a type's blocks. Columns are called by their place in V.
+
+    order: (n_in,), their numbers in the matrix. diagonal: of H, in the matrix's order.
+    """
+
+    order: I64
+    diagonal: NDArray[Any]
+    block: int
+    group: int
+
+    @cached_property
+    def kept(self) -> int:
+        """Columns next to each other in V whose blocks are whole and next to each other."""
+        n_in = len(self.order)
+        run = math.gcd(n_in, _RUN)
+        return run if self.block <= run else math.gcd(n_in, _KEPT)
+
+    @cached_property
+    def visit(self) -> I64:
+        """All columns in the order of visits."""
+        energy = self.diagonal[self.order]
+        return np.concatenate([u.start + visits(energy[u]) for u in units(len(energy))])
+
+    @cached_property
+    def whole(self) -> I64:
+        """All columns, those of a block as they are in it, blocks in the order of fitting."""
+        begin = np.arange(0, len(self.order), self.kept)[:, None]
+        whole: I64 = begin + np.argsort(self.order.reshape(-1, self.kept), axis=1)
+        return whole.reshape(-1)
+
+    @cached_property
+    def fitted(self) -> I64:
+        """The same by their places among the visits."""
+        return np.argsort(self.visit)[self.whole]
+
+    @cached_property
+    def blocks(self) -> I64:
+        """The blocks in the order of fitting."""
+        return self.order[self.whole[:: self.block]] // self.block
+
+    @cached_property
+    def groups(self) -> I64:
+        """The groups in the order of fitting."""
+        return self.order[self.whole[:: self.group]] // self.group
+
+    @cached_property
+    def group_of(self) -> I64:
+        """The group of each visit, by its place in that order."""
+        return np.argsort(self.whole)[self.visit] // self.group
+
+    def spans(self) -> list[list[slice]]:
+        """Units whose scales are fitted together."""
+        found = units(len(self.order))
+        each = max(1, self.kept // UNIT)
+        return [found[at : at + each] for at in range(0, len(found), each)]
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """A first rounding in the making; scales: in the order of fitting."""
+
+    factor: Factor
+    turns: Turns
+    fmt: ScalarFormat
+    snap: Snap
+    run: Runner
+    scales: Scales
+    blocks: Blocks
+
+    @cached_property
+    def squares(self) -> F32:
+        """V_cc^2, (n_in,)."""
+        v = self.factor.v
+        squares: F32 = to_numpy(namespace(v).linalg.diagonal(v)) ** 2
+        return squares
+
+    def round(self, w: F32) -> tuple[F32, F32]:
+        """All weights, (n_in, n) -> levels and errors, like it; blocks and scales are written."""
+        xp, turns, order = namespace(w), self.turns, self.factor.order
+        pushed = xp.take(w, moved(order[turns.visit], w), axis=0)
+        units, errors = xp.empty_like(w), xp.empty_like(w)
+        for span in turns.spans():
+            self._round_span(span, pushed, units, errors)
+        back = np.argsort(order)
+        found = (units, np.argsort(turns.visit)[back]), (errors, back)
+        levels, error = (xp.take(a, moved(index, w), axis=0) for a, index in found)
+        return levels, error
+
+    def _round_span(self, span: list[slice], w: F32, units: F32, errors: F32) -> None:
+        """Fit the scales of some units to what is asked of their weights, then round these.
+
+        w, units: in the order of visits, errors: in V's.
+        """
+        v, here = self.factor.v, slice(span[0].start, span[-1].stop)
+        carried = v[: here.start, here].T @ errors[: here.start, :]
+        asked = self._solve(span, carried)
+        scales = self._fit(here, w[here, :] + asked)
+        for unit in span:
+            inside = slice(unit.start - here.start, unit.stop - here.start)
+            if inside.start:  # what was asked if nothing is rounded is no longer what is
+                before = slice(here.start, unit.start)
+                carried[inside, :] += v[before, unit].T @ errors[before, :]
+                asked[inside, :] = self._pushes(unit) @ carried[inside, :]
+            self._round_unit(unit, here.start, w, asked[inside, :], scales, units, errors)
+
+    def _solve(self, span: list[slice], carried: F32) -> F32:
+        """What errors ask of the weights of a span if none of these is rounded: V_ss^-T carried.
+
+        carried: (size, n) -> like it, in the order of visits.
+        """
+        v, begin = self.factor.v, span[0].start
+        asked: F32 = namespace(carried).empty_like(carried)
+        moves: F32 = namespace(carried).empty_like(carried)
+        for unit in span:
+            inside = slice(unit.start - begin, unit.stop - begin)
+            rest = carried[inside, :]
+            if inside.start:
+                rest = rest - v[begin : unit.start, unit].T @ moves[: inside.start, :]
+            asked[inside, :] = self._pushes(unit) @ rest
+            if unit != span[-1]:
+                moves[inside, :] = self._unvisited(unit, asked[inside, :])
+        return asked
+
+    def _pushes(self, unit: slice) -> F32:
+        pushes: F32 = self.factor.pushes[unit, : unit.stop - unit.start]
+        return pushes
+
+    def _unvisited(self, unit: slice, x: F32) -> F32:
+        """Rows in the order of a unit's visits, in V's order."""
+        index = moved(np.argsort(self.turns.visit[unit]), x)
+        rows: F32 = namespace(x).take(x, index, axis=0)
+        return rows
+
+    def _fit(self, here: slice, wanted: F32) -> tuple[F32, F32]:
+        """Fit scales to weights -> the groups' steps and offsets, (n_groups, n)."""
+        xp, turns, block = namespace(wanted), self.turns, self.fmt.block_size
+        n, whole = wanted.shape[1], turns.whole[here]
+        first, count = here.start // block, len(whole) // block
+        index = moved(turns.fitted[here] - here.start, wanted)
+        x = _side_by_side(xp.take(wanted, index, axis=0), count)
+        squares = np.repeat(self.squares[whole].reshape(count, block).T, n, axis=1)
+        scales = self.scales.of(first, first + count)
+        if self.fmt.choose and not is_numpy(wanted):
+            self.run(_Choice(self.fmt.choose), *scales.arrays, x, moved(squares, wanted))
+            return scales.steps(), scales.offsets()
+        blocks = self.fmt.fit(to_numpy(x), squares).reshape(count, n)
+        self.blocks[turns.blocks[first : first + count]] = blocks
+        return scales.read(blocks, self.fmt)
+
+    def _round_unit(
+        self,
+        unit: slice,
+        begin: int,
+        w: F32,
+        asked: F32,
+        scales: tuple[F32, F32],
+        units: F32,
+        errors: F32,
+    ) -> None:
+        """Round the weights of a unit in turn."""
+        turns, size = self.turns, unit.stop - unit.start
+        group = moved(turns.group_of[unit] - begin // self.fmt.group_size, w)
+        kind = self.scales.kind
+        offset = kind.fixed or kind.offset_limits is not None
+        at_once = size // math.gcd(size, _RUN)
+        turn = _Turn(at_once, offset, self.fmt.levels.tobytes(), self.snap)
+        turned = self.factor.turned[unit, :size]
+        error = w[unit, :] + turned @ asked
+        self.run(turn, units[unit, :], error, w[unit, :], *scales, group, turned)
+        errors[unit, :] = self._unvisited(unit, error)
+
+
+def _side_by_side(x: F32, count: int) -> F32:
+    """Blocks one below the other as columns: (count * size, n) -> (size, count * n)."""
+    xp = namespace(x)
+    size = x.shape[0] // count
+    blocks = xp.permute_dims(xp.reshape(x, (count, size, -1)), (1, 0, 2))
+    columns: F32 = xp.reshape(blocks, (size, -1))
+    return columns
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """Choose the scales of some blocks."""
+
+    choose: Any
+
+    def __call__(self, d: F32, sub: F32, dmin: F32, minima: F32, x: F32, squares: F32) -> None:
+        """The scales' arrays, (blocks or groups, n), weights and importance (size, blocks * n)."""
+        xp, count = namespace(x), d.shape[0]
+        sub[...] = 1
+        chosen = self.choose(x, squares)
+        for scales, found in zip((d, sub, dmin, minima), chosen, strict=False):
+            by_block = xp.reshape(found, (-1, count, scales.shape[1]))
+            scales[...] = xp.reshape(xp.permute_dims(by_block, (1, 0, 2)), scales.shape)
+
+
+@dataclass(frozen=True)
+class _Turn:
+    """Round the weights of a unit, some at once, each making up for those before it.
+
+    at_once: how many. offset: whether the type has offsets.
+    """
+
+    at_once: int
+    offset: bool
+    levels: bytes
+    snap: Snap = field(compare=False)
+
+    def __call__(
+        self, units: F32, error: F32, w: F32, steps: F32, offsets: F32, group: I64, turned: F32
+    ) -> None:
+        """All (size, n) in the order of visits, but steps and offsets (groups, n).
+
+        group: (size,), turned: (size, size). error: at first what is asked of the weights.
+        """
+        xp = namespace(w)
+        step, inverse = (xp.take(a, group, axis=0) for a in (steps, reciprocal(steps)))
+        if self.offset:
+            offset = xp.take(offsets, group, axis=0)
+            w = w - offset
+            error -= offset
+        size, strip = w.shape[0], _STRIP * self.at_once
+        for begin in range(0, size, strip):
+            here = slice(begin, min(begin + strip, size))
+            rows = (a[here, :] for a in (units, error, w, step, inverse))
+            self._round(turned[here, here], *rows)
+            if here.stop < size:
+                error[here.stop :, :] += turned[here.stop :, here] @ error[here, :]
+
+    def _round(self, turned: F32, units: F32, error: F32, w: F32, step: F32, inverse: F32) -> None:
+        xp = namespace(w)
+        multiply, subtract = in_place(xp.multiply), in_place(xp.subtract)
+        times, snap = small_product(w), self.snap
+        for at in range(0, w.shape[0], self.at_once):
+            here = slice(at, at + self.at_once)
+            level, own = units[here, :], error[here, :]
+            if at:
+                own += times(turned[here, :at], error[:at, :])
+            multiply(own, inverse[here, :], out=level)
+            snap(level)
+            multiply(level, step[here, :], out=own)
+            subtract(w[here, :], own, out=own)
