@@ -89,6 +89,8 @@ def test_the_factor_reproduces_the_damped_moments():
     v, order = moments.factor.v, moments.factor.order
     assert not np.tril(v, -1).any()
     np.testing.assert_allclose(v @ v.T, moments.h[order][:, order], rtol=1e-4, atol=1e-5)
+    b = np.random.default_rng(8).standard_normal((128, 3)).astype(np.float32)
+    np.testing.assert_allclose(moments.h @ moments.solve(b), b, atol=1e-3)
     np.testing.assert_allclose(
         moments.h - h, np.eye(128) * 0.01 * np.diagonal(h).mean(), rtol=1e-3, atol=1e-6
     )
