@@ -92,7 +92,7 @@ def test_the_factor_reproduces_the_damped_moments():
     b = np.random.default_rng(8).standard_normal((128, 3)).astype(np.float32)
     np.testing.assert_allclose(moments.h @ moments.solve(b), b, atol=1e-3)
     np.testing.assert_allclose(
-        moments.h - h, np.eye(128) * 0.01 * np.diagonal(h).mean(), rtol=1e-3, atol=1e-6
+        moments.h - h, np.eye(128) * feedback.DAMPING * np.diagonal(h).mean(), rtol=1e-3, atol=1e-6
     )
 
 
