@@ -28,11 +28,13 @@ def map_file(path: Path) -> U8:
 
 def give_back(part: NDArray[Any]) -> None:
     """Give back the whole pages that a view of a mapped file spans; a copy spans none."""
+    if part.nbytes < mmap.PAGESIZE:
+        return
     whole: NDArray[Any] = part
     while isinstance(whole.base, np.ndarray):
         whole = whole.base
     pages: Any = whole.base
-    if part.size == 0 or not isinstance(pages, mmap.mmap) or not hasattr(pages, "madvise"):
+    if not isinstance(pages, mmap.mmap) or not hasattr(pages, "madvise"):
         return
     begin, end = (address - byte_bounds(whole)[0] for address in byte_bounds(part))
     first, last = -(-begin // mmap.PAGESIZE) * mmap.PAGESIZE, end // mmap.PAGESIZE * mmap.PAGESIZE

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from tqgguf.errors import OutputError, ToolError, TqggufError
@@ -84,9 +85,18 @@ class _Shard:
     path: Path
     layout: Layout
 
-    @property
+    @cached_property
     def partial(self) -> Path:
         return partial_path(self.path)
+
+    def slot(self, name: str) -> Slot:
+        """Where a tensor is to be written, also by processes that began in another folder."""
+        info, offset = self.layout.tensors[name], self.layout.offsets[name]
+        return Slot(self._resolved, offset, info.row_bytes, info.n_bytes)
+
+    @cached_property
+    def _resolved(self) -> Path:
+        return self.partial.resolve()
 
     def is_complete(self) -> bool:
         """Whether a file with the final name has this very header and size."""
@@ -144,9 +154,7 @@ class Output:
 
     def slot(self, name: str) -> Slot:
         """Where a tensor is to be written."""
-        shard = next(s for s in self._shards if name in s.layout.tensors)
-        info, path = shard.layout.tensors[name], shard.partial.resolve()
-        return Slot(path, shard.layout.offsets[name], info.row_bytes, info.n_bytes)
+        return next(s for s in self._shards if name in s.layout.tensors).slot(name)
 
     def recorded(self, name: str) -> Record | None:
         """What `record` noted of a tensor in an earlier run, if its bytes are still those."""
