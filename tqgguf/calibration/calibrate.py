@@ -226,12 +226,12 @@ class _Conductor:
                 stream = self.desk.get(f"o.{self.n_layer % 2}.{i}")
                 work.put_rows(self.desk, "x.0", self._normed(stream), rows, i)
             self.moments.sum({"head": Sum("x.0", "x.0", (self.n_embd, self.n_embd), rows[-1])})
-            return [np.array(to_numpy(self.desk.get("head")))]
+            return [np.array(to_numpy(work.added_up(self.desk.get("head"))))]
 
         (h,) = self.kept.once("head", found) if self.kept else found()
         h = h * np.float32(len(h) / max(float(np.trace(h)), 1e-30))
         h[np.diag_indices(len(h))] += np.float32(_EMBEDDING_SHARE)
-        self.desk.put("h.0.0", h)
+        self.desk.put("m.0.0", h[None])
 
     def _enough(self) -> int:
         """How many chunks tell what a tied head reads; its rows are looked up as well."""

@@ -32,14 +32,16 @@ class Sizes:
     """How much is worked on at a time; results depend on it in their last bits.
 
     tokens: that go through a layer. tile: the columns of the inputs that are multiplied with each
-    other, at most; inputs are cut into three tiles where that leaves `narrowest` to each. rows,
-    pieces, fewest: the rows of matrices are cut into pieces for rounding, of at most so many rows,
-    and into so many pieces where that leaves the fewest rows to each.
+    other, at most; inputs are cut into three tiles where that leaves `narrowest` to each, and
+    tokens into runs until a sum of their products has so many `sums`. rows, pieces, fewest: the
+    rows of matrices are cut into pieces for rounding, of at most so many rows, and into so many
+    pieces where that leaves the fewest rows to each.
     """
 
     tokens: int = 512
     tile: int = 320
     narrowest: int = 192
+    sums: int = 16
     rows: int = 1024
     pieces: int = 16
     fewest: int = 128  # calls for fewer cost more than what they do

@@ -12,7 +12,7 @@ from tqgguf.machine.devices import Device
 
 # From the first to the last that are tried where memory does not do.
 SMALLER = tuple(
-    Sizes(tokens=tokens, tile=4096, narrowest=4096, rows=rows, pieces=1, fewest=rows, holds=holds)
+    Sizes(tokens, 4096, narrowest=4096, sums=1, rows=rows, pieces=1, fewest=rows, holds=holds)
     for tokens, rows, holds in ((8192, 32768, True), (2048, 8192, False), (512, 2048, False))
 )
 

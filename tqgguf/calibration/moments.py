@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 from tqgguf.calibration import work
@@ -39,6 +40,14 @@ class Sum:
     shape: tuple[int, int]
     tokens: int
     parts: tuple[str, ...] = ("",)
+
+    def tiles(self, rows: Sequence[int], columns: Sequence[int]) -> list[tuple[int, int]]:
+        """The tiles between these edges, or one of two that mirror each other, largest first."""
+        same = self.left == self.right
+        found = [
+            (a, b) for a in range(len(rows) - 1) for b in range(a if same else 0, len(columns) - 1)
+        ]
+        return sorted(found, key=lambda tile: same and tile[0] == tile[1])
 
 
 @dataclass(frozen=True)
@@ -78,12 +87,12 @@ class Accumulator:
         if not step.shared:
             parts = tuple(f".{i}" for i in self.chunks)
             return {
-                f"{'h' if len(counts) == 1 else 'u'}.{stage}.{e}": Sum(
+                f"{'m' if len(counts) == 1 else 'u'}.{stage}.{e}": Sum(
                     f"{x}.{e}", f"{x}.{e}", square, n, parts
                 )
                 for e, n in enumerate(counts)
             }
-        sums = {f"h.{stage}.0": Sum(x, x, square, counts[0])}
+        sums = {f"m.{stage}.0": Sum(x, x, square, counts[0])}
         if share:
             width = self.n_embd if step.streams else n_in
             sums[f"hd.{stage}"] = Sum(x, f"d.{stage}", (n_in, width), counts[0])
@@ -96,20 +105,31 @@ class Accumulator:
         """
         todo, read = [], set()
         for name, each in sums.items():
-            self.desk.make(name, each.shape)
-            rows, columns = (len(self.desk.sizes.edges(n)) - 1 for n in each.shape)
+            edges = [self.desk.sizes.edges(n) for n in each.shape]
+            tiles = each.tiles(*edges)
+            runs = self._runs(each, len(tiles))
+            self.desk.make(name, (len(runs), *each.shape))
             inputs = self.desk, name, each.left, each.right
-            sides = (each.left, rows), (each.right, columns)
-            read |= {f"{x}.{t}{part}" for x, n in sides for t in range(n) for part in each.parts}
             todo += [
-                partial(work.sum_products, *inputs, (a, b), each.parts, each.tokens)
-                for a in range(rows)
-                for b in range(a if each.left == each.right else 0, columns)
+                partial(work.sum_products, *inputs, tile, each.parts, each.tokens, number, run)
+                for tile in tiles
+                for number, run in enumerate(runs)
             ]
+            sides = zip((each.left, each.right), edges, strict=True)
+            read |= {
+                f"{x}.{t}{part}" for x, e in sides for t in range(len(e) - 1) for part in each.parts
+            }
         finite = all(list(self.crew.run(todo)))
         for name in read:
             self.desk.drop(name)
         return finite
+
+    def _runs(self, wanted: Sum, tiles: int) -> list[tuple[int, int]]:
+        """Runs of tokens that are summed up apart, so that there is something for all to do."""
+        count = min(-(-self.desk.sizes.sums // tiles), wanted.tokens // self.desk.sizes.tokens)
+        if len(wanted.parts) > 1 or count < 2:
+            return [(0, wanted.tokens)]
+        return list(pairwise(wanted.tokens * k // count for k in range(count + 1)))
 
     def _blend(self, stage: int, counts: Sequence[int], n_in: int) -> None:
         """Experts that saw few tokens borrow the moments of all."""

@@ -5,9 +5,9 @@ Names on the desk: `w.SLOT.NAME` a matrix as it was, `q.SLOT.NAME` as it became,
 of chunk I. Layers take turns in two slots. Of the step number K of a layer: `x.K.T` what
 goes into its matrices, columns of tile T, of all tokens; `x.K.E.T.I` where every expert E has
 inputs of its own, chunk I's. `a.K.I` what chunk I's step aims at, empty if at nothing (see
-`original.through_original`), and `d.K.T` what of that is left to its matrices. `h.K.E` and `hd.K`
-the means of x x^T and x d^T over all tokens (of experts first `u.K.E`, which become `h.K.E` blended
-with `all.K`);
+`original.through_original`), and `d.K.T` what of that is left to its matrices. `m.K.E` and `hd.K`
+the means of x x^T and x d^T over all tokens, in runs that are to be added up (of experts first
+`u.K.E`, which become `m.K.E` blended with `all.K`); `h.K.E` the sum of the runs of `m.K.E`,
 `v.K.E`, `v.inverses.K.E`, `v.pushes.K.E` and `v.turned.K.E` the factor of the damped `h.K.E`, and
 `v.added.K.E` what was added to it and the factor's order of columns.
 `scales.SLOT.NAME`: what each of the matrices of a tensor is divided by before it is encoded.
@@ -127,12 +127,20 @@ def sum_products(
     tiles: tuple[int, int],
     parts: Sequence[str],
     tokens: int,
+    number: int,
+    run: tuple[int, int],
 ) -> bool:
-    """One tile of the mean of x y^T over all tokens, summed up part after part; is it finite?"""
+    """One tile of the mean of x y^T over all tokens, summed up part after part; is it finite?
+
+    Of a single part only a run of tokens counts, the sum number `number` of the output.
+    """
     total: F32 | None = None
+    here = slice(*run) if len(parts) == 1 else slice(None)
     for part in parts:
-        x = desk.get(f"{left}.{tiles[0]}{part}")
-        y = x if (left, tiles[0]) == (right, tiles[1]) else desk.get(f"{right}.{tiles[1]}{part}")
+        x = desk.get(f"{left}.{tiles[0]}{part}")[here, :]
+        y = x
+        if (left, tiles[0]) != (right, tiles[1]):
+            y = desk.get(f"{right}.{tiles[1]}{part}")[here, :]
         product = x.T @ y
         if total is None:
             total = product
@@ -141,7 +149,7 @@ def sum_products(
     if total is None:
         raise AssertionError(out)
     total /= max(1, tokens)
-    whole = desk.change(out)
+    whole = desk.change(out)[number, ...]
     rows, columns = (
         slice(*desk.sizes.edges(n)[t : t + 2]) for n, t in zip(whole.shape, tiles, strict=True)
     )
@@ -152,9 +160,17 @@ def sum_products(
     return bool(xp.all(xp.isfinite(total)))
 
 
+def added_up(runs: F32) -> F32:
+    """A sum of runs of tokens, (n_runs, ...) -> (...)."""
+    total: F32 = runs[0, ...] if runs.shape[0] == 1 else namespace(runs).sum(runs, axis=0)
+    return total
+
+
 def factor(desk: AnyDesk, name: str, damping: float) -> None:
-    """Put the factor of damped second moments on the desk, and how much was added to them."""
-    added, found = feedback.factor_in_order(desk.get(f"h.{name}"), damping=damping)
+    """Put second moments on the desk, the factor of the damped ones, how much was added to them."""
+    h = added_up(desk.get(f"m.{name}"))
+    added, found = feedback.factor_in_order(h, damping=damping)
+    desk.put(f"h.{name}", h)
     desk.put_object(f"v.added.{name}", (added, found.order))
     for part, array in zip(FACTORS, found.arrays, strict=True):
         desk.put(f"{part}.{name}", array)
@@ -165,7 +181,7 @@ def blend(desk: AnyDesk, step: int, expert: int, share: float) -> None:
     own, everything = desk.get(f"u.{step}.{expert}"), desk.get(f"all.{step}")
     blended = (1 - share) * own
     blended += share * everything
-    desk.put(f"h.{step}.{expert}", blended)
+    desk.put(f"m.{step}.{expert}", blended)
 
 
 @dataclass(frozen=True)
@@ -237,9 +253,10 @@ def _made_up(
     """
     hd = desk.get(f"hd.{step}")
     if any(p.streams for p in pieces):
-        wanted = namespace(hd).concat([hd[:, p.begin : p.end] for p in pieces], axis=1)
+        parts = [added_up(hd[:, :, p.begin : p.end]) for p in pieces]
+        wanted = namespace(hd).concat(parts, axis=1)
     else:
-        wanted = hd @ rows.T
+        wanted = added_up(hd) @ rows.T
     wanted += moments.added * rows.T
     made_up = moments.solve(wanted).T
     out: F32 = rows + share * (made_up - rows)
