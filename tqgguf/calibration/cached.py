@@ -6,7 +6,9 @@ repeated one is read from disk; and what the original network computes on the te
 type of the same model needs as well.
 """
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -38,6 +40,7 @@ from tqgguf.rotation.padding import read_padding
 from tqgguf.rotation.rotation import Rotation
 
 _VERSION = 10  # of what is cached; raised when the same inputs give other bytes
+_KEPT_LATER = 4  # matrices that are in memory until they are on the disk
 _FEW_TOKENS = 256  # that an expert saw
 _STATISTICS_BYTES = 4 << 30  # of what one model computes on one text
 
@@ -103,13 +106,25 @@ class _Rounded:
 
     def take(self, found: Iterator[tuple[str, U8]]) -> None:
         """Take over and keep each matrix as it is found; one may come again."""
-        for name, data in found:
-            is_new = name not in self.rows
-            if name not in self.known:
-                self.known[name] = _kept_rows(self.results, name, data)
-            self.rows[name] = self.known[name]
-            if is_new:
-                self.on_new(name)
+        keeping: deque[Future[None]] = deque()
+        with ThreadPoolExecutor(1) as scribe:  # the next matrix is rounded meanwhile
+            for name, data in found:
+                is_new = name not in self.rows
+                is_kept = name in self.known
+                self.rows[name] = self.known.setdefault(name, data)
+                if not is_kept:
+                    keeping.append(scribe.submit(self._keep, name, data))
+                if is_new:
+                    self.on_new(name)
+                while len(keeping) > _KEPT_LATER:
+                    keeping.popleft().result()
+
+    def _keep(self, name: str, data: U8) -> None:
+        """Write a matrix, and have it mapped from the disk: not all of a model fit in memory."""
+        self.results.write(name, [data])
+        kept = self.results.read(name)
+        if kept:
+            self.known[name] = self.rows[name] = kept[0]
 
     @contextmanager
     def kept(self, path: Path) -> Iterator[None]:
@@ -185,13 +200,6 @@ def _crew(wanted: Resources, machine: Machine) -> Iterator[Crew]:
         crew = crews.threads(wanted.workers)
     with crew as found:
         yield found
-
-
-def _kept_rows(results: Kept, name: str, data: U8) -> U8:
-    """The same rows, mapped from the disk if that took them: not all of a model fit in memory."""
-    results.write(name, [data])
-    found = results.read(name)
-    return found[0] if found else data
 
 
 def kept_statistics(model: Model, rotation: Rotation, tokens: Tokens, *, shares: int = 1) -> Kept:

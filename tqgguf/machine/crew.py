@@ -17,7 +17,7 @@ from tqgguf.machine.threads import keep_freed_memory, single_threaded_blas
 Result = TypeVar("Result")
 Task = Callable[[], Result]
 
-_AHEAD = 2  # tasks a worker has been given, so that it never waits for the next
+_AHEAD = 2  # tasks a worker has at home, so that it never waits for the next
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Crew:
             yield from map(_alone, tasks)
             return
         queue = _Queue(tasks)
-        for worker in [*self.workers] * _AHEAD:
+        for worker in self.workers:
             queue.feed(worker)
         try:
             for outcome in queue.outcomes:
