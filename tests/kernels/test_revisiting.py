@@ -47,7 +47,8 @@ def test_panels_are_whole_blocks_of_any_type_and_visit_each_column_once(n_in):
     for block in (32, 64, 128, 256):
         assert n_in % block or all(p.start % block == 0 for p in found)
     h = correlated(np.random.default_rng(22), n_in)
-    for here in found:
-        panel = revisiting.panel(h[here, here], here, 32, 16)
+    spans, visited = revisiting.visits(h, 0.0)
+    for here, count in zip(found, spans, strict=True):
+        panel = revisiting.panel(h[here, here].copy(), here, count, visited, 32, 16)
         np.testing.assert_array_equal(panel.order[panel.back], np.arange(here.stop - here.start))
         assert here.stop - here.start <= 512

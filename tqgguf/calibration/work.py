@@ -8,8 +8,8 @@ inputs of its own, chunk I's. `a.K.I` what chunk I's step aims at, empty if at n
 `original.through_original`), and `d.K.T` what of that is left to its matrices. `m.K.E` and `hd.K`
 the means of x x^T and x d^T over all tokens, in runs that are to be added up (of experts first
 `u.K.E`, which become `m.K.E` blended with `all.K`); `h.K.E` the sum of the runs of `m.K.E`,
-`v.K.E`, `v.inverses.K.E`, `v.pushes.K.E` and `v.turned.K.E` the factor of the damped `h.K.E`, and
-`v.added.K.E` what was added to it and the factor's order of columns.
+`v.K.E` the factor of the damped `h.K.E`, `v.PART.K.E` what goes with it, and `v.added.K.E` what was
+added to `h.K.E` and how columns are ordered.
 `scales.SLOT.NAME`: what each of the matrices of a tensor is divided by before it is encoded.
 """
 
@@ -35,7 +35,8 @@ from tqgguf.network.layer import rows as rows_of
 from tqgguf.network.ops import Array
 from tqgguf.output.scales import per_row
 
-FACTORS = "v", "v.inverses", "v.pushes", "v.turned"  # on the desk, the arrays of a factor
+_PARTS = "inverses", "asked", "pushes", "turned", "visited"
+_FACTOR = "v", *(f"v.{part}" for part in _PARTS)  # on the desk, the arrays of a factor
 _COPIED = 1 << 22  # weights that are put on the desk at a time
 
 
@@ -171,8 +172,8 @@ def factor(desk: AnyDesk, name: str, damping: float) -> None:
     h = added_up(desk.get(f"m.{name}"))
     added, found = feedback.factor_in_order(h, damping=damping)
     desk.put(f"h.{name}", h)
-    desk.put_object(f"v.added.{name}", (added, found.order))
-    for part, array in zip(FACTORS, found.arrays, strict=True):
+    desk.put_object(f"v.added.{name}", (added, found.order, found.spans))
+    for part, array in zip(_FACTOR, found.arrays, strict=True):
         desk.put(f"{part}.{name}", array)
 
 
@@ -227,9 +228,9 @@ def round_rows(
 
 
 def _moments(desk: AnyDesk, name: str) -> Moments:
-    added, order = desk.get_object(f"v.added.{name}")
-    h, *arrays = (desk.get(f"{part}.{name}") for part in ("h", *FACTORS))
-    return Moments(h, Factor(order, *arrays), added)
+    added, order, spans = desk.get_object(f"v.added.{name}")
+    h, *arrays = (desk.get(f"{part}.{name}") for part in ("h", *_FACTOR))
+    return Moments(h, Factor(order, spans, *arrays), added)
 
 
 def _steps(desk: AnyDesk, pieces: Sequence[Rows], rows: Array) -> Array:

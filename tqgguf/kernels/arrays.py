@@ -89,8 +89,15 @@ def _put(function: Any, *inputs: Any, out: Any) -> None:
 
 
 def small_product(x: Any) -> Any:
-    """The product (k,), (k, n) -> (n,) of arrays such as x that costs least to call."""
-    return np.dot if is_numpy(x) else namespace(x).matmul
+    """The product (m, k), (k, n) -> out (m, n) of arrays such as x that costs least to call."""
+    return np.dot if is_numpy(x) else in_place(namespace(x).matmul)
+
+
+def parts(x: Any, size: int) -> list[Any]:
+    """Views of so many rows each: (n * size, m) -> n of (size, m)."""
+    if is_numpy(x):
+        return list(x.reshape(-1, size, x.shape[1]))
+    return [x[at : at + size, :] for at in range(0, x.shape[0], size)]
 
 
 def dot(a: Any, b: Any) -> Any:

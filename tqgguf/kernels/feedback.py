@@ -30,8 +30,9 @@ from tqgguf.kernels.dtypes import F32, F64, I64, U8, Blocks
 from tqgguf.kernels.greedy import Factor, Rounding, Turns, falling, prepared
 from tqgguf.kernels.protocols import Runner, ScalarFormat
 from tqgguf.kernels.refitting import Scales
-from tqgguf.kernels.revisiting import Revisit, Snap, panel, panels
+from tqgguf.kernels.revisiting import Revisit, panel, panels, visits
 from tqgguf.kernels.search import indices, snapper
+from tqgguf.kernels.turns import Snap
 
 DAMPING = 0.1  # of the mean of H's diagonal, added to it
 _SOLVED = 64  # rows of a triangular system at a time
@@ -55,8 +56,9 @@ class Moments:
 
     def to_numpy(self) -> "Moments":
         """The same in the memory of this process."""
-        factor = Factor(self.factor.order, *(to_numpy(a) for a in self.factor.arrays))
-        return Moments(to_numpy(self.h), factor, self.added)
+        factor = self.factor
+        arrays = (to_numpy(a) for a in factor.arrays)
+        return Moments(to_numpy(self.h), Factor(factor.order, factor.spans, *arrays), self.added)
 
     def solve(self, b: F32) -> F32:
         """The x of H x = b, (n_in, m)."""
@@ -97,7 +99,9 @@ def factor_in_order(h: F32, *, damping: float) -> tuple[float, Factor]:
     diagonal = to_numpy(xp.linalg.diagonal(h))
     order = falling(diagonal)
     added, v = factor(h, damping=damping, order=order)
-    return added, prepared(v, inverses(v), order, diagonal)
+    asked, pushes, turned = prepared(v, diagonal[order])
+    spans, visited = visits(h, added)
+    return added, Factor(order, spans, v, inverses(v), asked, pushes, turned, visited)
 
 
 def factor(h: F32, *, damping: float, order: I64 | None = None) -> tuple[float, F32]:
@@ -212,9 +216,11 @@ def round_matrix(
 def _sweep(state: "_State", moments: Moments, sweeps: int) -> None:
     """Revisit all scales and codes so often."""
     fmt, size = state.fmt, state.fmt.block_size
+    spans, visited = moments.factor.spans, moments.factor.visited
     all_panels = [
-        panel(moments.block(here), here, size, fmt.group_size)
-        for here in (panels(state.units.shape[0]) if sweeps else ())
+        panel(moments.block(here), here, count, visited, size, fmt.group_size)
+        for here, count in zip(panels(state.units.shape[0]), spans, strict=True)
+        if sweeps
     ]
     kind = state.scales.kind
     for sweep, each in product(range(sweeps), all_panels):

@@ -17,7 +17,7 @@ none of it rounded; scales are fitted to w + x.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
@@ -28,24 +28,20 @@ from numpy.typing import NDArray
 
 from tqgguf.kernels.arrays import (
     empty,
-    in_place,
     is_numpy,
     moved,
     namespace,
-    small_product,
     to_numpy,
 )
 from tqgguf.kernels.dtypes import F32, I64, Blocks
 from tqgguf.kernels.protocols import Runner, ScalarFormat
 from tqgguf.kernels.refitting import Scales
 from tqgguf.kernels.search import reciprocal
-
-Snap = Callable[[F32], None]
+from tqgguf.kernels.turns import Snap, alone, in_turn
 
 UNIT = 128  # columns of which a few are rounded at once
 _RUN = 32  # columns of which one is; no block has fewer
 _KEPT = 256  # columns of the largest block
-_STRIP = 8  # calls between two updates of the rest of a unit
 
 
 def falling(diagonal: NDArray[Any]) -> I64:
@@ -81,35 +77,41 @@ def visits(diagonal: NDArray[Any]) -> I64:
 
 @dataclass(frozen=True)
 class Factor:
-    """V of H in another order, and what rounding takes of it.
+    """V of H in another order, and what rounding takes of H.
 
     order: (n_in,), the columns in that order. v: (n_in, n_in), upper triangular. inverses: those of
-    blocks on its diagonal, (n_in, size), as `tqgguf.kernels.feedback` has them. pushes, turned:
-    (n_in, <= 128), those of all units one below the other: S V_uu^-T, and U^T divided by U_cc.
+    blocks on its diagonal, (n_in, size), as `tqgguf.kernels.feedback` has them. Of all units, one
+    below the other, (n_in, <= 128): asked, S V_uu^-T; pushes, U^T asked, and turned, U^T without
+    what is between columns that are rounded at once, both divided by U_cc. spans, visited: what
+    `tqgguf.kernels.revisiting` takes of all panels of H.
     """
 
     order: I64
+    spans: tuple[int, ...]
     v: F32
     inverses: F32
+    asked: F32
     pushes: F32
     turned: F32
+    visited: F32
 
     @property
-    def arrays(self) -> tuple[F32, F32, F32, F32]:
+    def arrays(self) -> tuple[F32, ...]:
         """What may be on a device."""
-        return self.v, self.inverses, self.pushes, self.turned
+        triangular = self.v, self.inverses
+        return (*triangular, self.asked, self.pushes, self.turned, self.visited)
 
 
-def prepared(v: F32, inverses: F32, order: I64, diagonal: NDArray[Any]) -> Factor:
-    """A factor: v in the order in which columns are rounded, H's diagonal in its own."""
-    diagonal = diagonal[order]
+def prepared(v: F32, diagonal: NDArray[Any]) -> list[F32]:
+    """`Factor`'s asked, pushes and turned: v and H's diagonal in the order of rounding."""
     all_units = units(v.shape[0])
     width = max(u.stop - u.start for u in all_units)
-    pushes, turned = (empty((v.shape[0], width), v) for _ in range(2))
+    arrays: list[F32] = [empty((v.shape[0], width), v) for _ in range(3)]
     for here in all_units:
-        size = here.stop - here.start
-        pushes[here, :size], turned[here, :size] = _turned(v[here, here], visits(diagonal[here]))
-    return Factor(order, v, inverses, pushes, turned)
+        found = _turned(v[here, here], visits(diagonal[here]))
+        for array, part in zip(arrays, found, strict=True):
+            array[here, : here.stop - here.start] = part
+    return arrays
 
 
 def _turned(own: F32, visit: I64) -> Iterator[F32]:
@@ -117,8 +119,17 @@ def _turned(own: F32, visit: I64) -> Iterator[F32]:
     double, index = xp.astype(own, xp.float64), moved(visit, own)
     rows = xp.take(double, index, axis=0)
     upper = xp.flip(xp.linalg.cholesky(xp.flip(rows @ rows.T)))
-    pushes = xp.take(xp.linalg.inv(double).T, index, axis=0)
-    return (xp.astype(a, xp.float32) for a in (pushes, (upper / xp.linalg.diagonal(upper)).T))
+    lower, asked = (
+        (upper / xp.linalg.diagonal(upper)).T,
+        xp.take(xp.linalg.inv(double).T, index, axis=0),
+    )
+    found = asked, lower @ asked, alone(lower, _at_once(own.shape[0]))
+    return (xp.astype(a, xp.float32) for a in found)
+
+
+def _at_once(size: int) -> int:
+    """How many columns of a unit are rounded at once."""
+    return size // math.gcd(size, _RUN)
 
 
 @dataclass(frozen=True)
@@ -216,17 +227,17 @@ class Rounding:
 
         w, units: in the order of visits, errors: in V's.
         """
-        v, here = self.factor.v, slice(span[0].start, span[-1].stop)
-        carried = v[: here.start, here].T @ errors[: here.start, :]
-        asked = self._solve(span, carried)
-        scales = self._fit(here, w[here, :] + asked)
+        factor, here = self.factor, slice(span[0].start, span[-1].stop)
+        carried = factor.v[: here.start, here].T @ errors[: here.start, :]
+        scales = self._fit(here, w[here, :] + self._solve(span, carried))
         for unit in span:
             inside = slice(unit.start - here.start, unit.stop - here.start)
-            if inside.start:  # what was asked if nothing is rounded is no longer what is
-                before = slice(here.start, unit.start)
-                carried[inside, :] += v[before, unit].T @ errors[before, :]
-                asked[inside, :] = self._pushes(unit) @ carried[inside, :]
-            self._round_unit(unit, here.start, w, asked[inside, :], scales, units, errors)
+            own, before = carried[inside, :], slice(here.start, unit.start)
+            if inside.start:
+                own += factor.v[before, unit].T @ errors[before, :]
+            x = w[unit, :] + _of(unit, factor.pushes) @ own
+            self._round_unit(unit, here.start, w, x, scales, units)
+            errors[unit, :] = self._unvisited(unit, x)
 
     def _solve(self, span: list[slice], carried: F32) -> F32:
         """What errors ask of the weights of a span if none of these is rounded: V_ss^-T carried.
@@ -241,14 +252,10 @@ class Rounding:
             rest = carried[inside, :]
             if inside.start:
                 rest = rest - v[begin : unit.start, unit].T @ moves[: inside.start, :]
-            asked[inside, :] = self._pushes(unit) @ rest
+            asked[inside, :] = _of(unit, self.factor.asked) @ rest
             if unit != span[-1]:
                 moves[inside, :] = self._unvisited(unit, asked[inside, :])
         return asked
-
-    def _pushes(self, unit: slice) -> F32:
-        pushes: F32 = self.factor.pushes[unit, : unit.stop - unit.start]
-        return pushes
 
     def _unvisited(self, unit: slice, x: F32) -> F32:
         """Rows in the order of a unit's visits, in V's order."""
@@ -277,22 +284,24 @@ class Rounding:
         unit: slice,
         begin: int,
         w: F32,
-        asked: F32,
+        x: F32,
         scales: tuple[F32, F32],
         units: F32,
-        errors: F32,
     ) -> None:
-        """Round the weights of a unit in turn."""
+        """Round the weights of a unit in turn; x: what is asked of them, which becomes errors."""
         turns, size = self.turns, unit.stop - unit.start
         group = moved(turns.group_of[unit] - begin // self.fmt.group_size, w)
         kind = self.scales.kind
         offset = kind.fixed or kind.offset_limits is not None
-        at_once = size // math.gcd(size, _RUN)
-        turn = _Turn(at_once, offset, self.fmt.levels.tobytes(), self.snap)
-        turned = self.factor.turned[unit, :size]
-        error = w[unit, :] + turned @ asked
-        self.run(turn, units[unit, :], error, w[unit, :], *scales, group, turned)
-        errors[unit, :] = self._unvisited(unit, error)
+        turn = _Turn(_at_once(size), offset, self.fmt.levels.tobytes(), self.snap)
+        turned = _of(unit, self.factor.turned)
+        self.run(turn, units[unit, :], x, w[unit, :], *scales, group, turned)
+
+
+def _of(unit: slice, arrays: F32) -> F32:
+    """A unit's array, (size, size)."""
+    own: F32 = arrays[unit, : unit.stop - unit.start]
+    return own
 
 
 def _side_by_side(x: F32, count: int) -> F32:
@@ -333,36 +342,17 @@ class _Turn:
     snap: Snap = field(compare=False)
 
     def __call__(
-        self, units: F32, error: F32, w: F32, steps: F32, offsets: F32, group: I64, turned: F32
+        self, units: F32, x: F32, w: F32, steps: F32, offsets: F32, group: I64, turned: F32
     ) -> None:
         """All (size, n) in the order of visits, but steps and offsets (groups, n).
 
-        group: (size,), turned: (size, size). error: at first what is asked of the weights.
+        group: (size,), turned: (size, size). x: what is asked of the weights, which becomes errors.
         """
         xp = namespace(w)
         step, inverse = (xp.take(a, group, axis=0) for a in (steps, reciprocal(steps)))
         if self.offset:
             offset = xp.take(offsets, group, axis=0)
             w = w - offset
-            error -= offset
-        size, strip = w.shape[0], _STRIP * self.at_once
-        for begin in range(0, size, strip):
-            here = slice(begin, min(begin + strip, size))
-            rows = (a[here, :] for a in (units, error, w, step, inverse))
-            self._round(turned[here, here], *rows)
-            if here.stop < size:
-                error[here.stop :, :] += turned[here.stop :, here] @ error[here, :]
-
-    def _round(self, turned: F32, units: F32, error: F32, w: F32, step: F32, inverse: F32) -> None:
-        xp = namespace(w)
-        multiply, subtract = in_place(xp.multiply), in_place(xp.subtract)
-        times, snap = small_product(w), self.snap
-        for at in range(0, w.shape[0], self.at_once):
-            here = slice(at, at + self.at_once)
-            level, own = units[here, :], error[here, :]
-            if at:
-                own += times(turned[here, :at], error[:at, :])
-            multiply(own, inverse[here, :], out=level)
-            snap(level)
-            multiply(level, step[here, :], out=own)
-            subtract(w[here, :], own, out=own)
+            x -= offset
+        arrays = turned, x, xp.empty_like(x), units, w, step, inverse
+        in_turn(*arrays, at_once=self.at_once, snap=self.snap)

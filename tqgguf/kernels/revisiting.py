@@ -10,33 +10,32 @@ are visited at once; and what did not lessen a row's error is undone.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cache
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
 from tqgguf.kernels.arrays import (
+    add_to_diagonal,
     dot,
-    in_place,
+    empty,
     moved,
     namespace,
     replace_where,
-    small_product,
 )
 from tqgguf.kernels.dtypes import F32, I64
 from tqgguf.kernels.refitting import Movable, Scales, refit_integers, refit_scales
 from tqgguf.kernels.search import reciprocal
-
-Snap = Callable[[F32], None]
+from tqgguf.kernels.turns import Snap, alone, in_turn
 
 _PANEL = 256  # columns between two products with all of H; a multiple of every type's block
 _SPAN = 32  # columns of which one is visited at a time, or more
 _TOGETHER = 2.0  # sum of the correlations with an input of those visited with it, at most
 _SKEW = 5  # places by which a span's order is ahead of that of the span before
-_RESCALED = 64  # columns whose scales change together
-_STRIP = 64  # columns between two updates of the rest of a panel, about
+_RESCALED = 128  # columns whose scales change together
 
 
 @dataclass(frozen=True)
@@ -45,8 +44,9 @@ class Panel:
 
     own: (size, size), H within them, and `blocks` and `groups`, (count, size, size), within a
     type's. The rest is in the order of visits: order, (size,), the columns; back, how to undo that;
-    group, the group of each; turned: own divided by its diagonal, (size, 1); together: (places,
-    spans, spans), H within the columns that are visited at once.
+    group, the group of each; diagonal, (size, 1), that of H; turned: as
+    `tqgguf.kernels.turns` has it, H divided by the diagonal of its rows; together: (places, spans,
+    spans), H within the columns that are visited at once.
     """
 
     here: slice
@@ -76,30 +76,46 @@ def panels(n_in: int) -> list[slice]:
     return [slice(*e) for e in pairwise(unit * (units * k // count) for k in range(count + 1))]
 
 
-def panel(own: F32, here: slice, block: int, group: int) -> Panel:
-    """What there is to know of some columns of H: own (size, size); sizes of blocks and groups."""
-    xp = namespace(own)
-    order, turned, spans = _turned(own)
-    back, groups = np.argsort(order), order // group
-    order, back, groups = (moved(a, own) for a in (order, back, groups))
-    diagonal = xp.asarray(xp.linalg.diagonal(turned)[:, None], copy=True)
-    return Panel(
-        *(here, own, _within(own, block), _within(own, group), order, back, groups),
-        *(diagonal, turned / diagonal, _within(turned, spans)),
-    )
+def panel(own: F32, here: slice, spans: int, visited: F32, block: int, group: int) -> Panel:
+    """What there is to know of some columns of H, (size, size) as `own`.
 
-
-def _turned(own: F32) -> tuple[I64, F32, int]:
-    """The order of visits, H in that order, and how many columns may be visited at once."""
+    spans, visited: as `visits` has them. block, group: sizes.
+    """
     xp, size = namespace(own), own.shape[0]
-    spans = max(1, size // _SPAN)
-    while True:
-        order = _order(size, spans)
-        index = moved(order, own)
+    order, back = _order(size, spans), _back(size, spans)
+    index, undone, groups = (moved(a, own) for a in (order, back, order // group))
+    diagonal = xp.take(xp.linalg.diagonal(own), index, axis=0)[:, None]
+    arrays = index, undone, groups, diagonal, visited[here, :size], _together(own, spans)
+    return Panel(here, own, _within(own, block), _within(own, group), *arrays)
+
+
+def visits(h: F32, added: float) -> tuple[tuple[int, ...], F32]:
+    """How visits take h + added I, (n_in, n_in), whatever the type.
+
+    Returned: how many columns of every panel may be visited at once, and `Panel.turned` of all of
+    them, one below the other, (n_in, size).
+    """
+    xp, counts, found = namespace(h), [], panels(h.shape[0])
+    visited: F32 = empty((h.shape[0], max(p.stop - p.start for p in found)), h)
+    for here in found:
+        own = xp.asarray(h[here, here], copy=True)
+        add_to_diagonal(own, added)
+        spans = _spans(own)
+        index = moved(_order(own.shape[0], spans), own)
         turned = xp.take(xp.take(own, index, axis=0), index, axis=1)
-        if spans <= 2 or _going_together(_within(turned, spans)) <= _TOGETHER:
-            return order, turned, spans
+        turned /= xp.linalg.diagonal(turned)[:, None]
+        visited[here, : own.shape[0]] = alone(turned, spans)
+        counts.append(spans)
+    return tuple(counts), visited
+
+
+def _spans(own: F32) -> int:
+    """How many columns may be visited at once."""
+    size = own.shape[0]
+    spans: int = max(1, size // _SPAN)
+    while spans > 2 and _going_together(_together(own, spans)) > _TOGETHER:
         spans = next(count for count in range(spans // 2, 0, -1) if size % count == 0)
+    return spans
 
 
 def _going_together(h: F32) -> float:
@@ -114,6 +130,7 @@ def _going_together(h: F32) -> float:
     return float(xp.sum(correlations)) / count
 
 
+@cache
 def _order(size: int, spans: int) -> I64:
     """The columns of a panel in the order of visits: one of every span, then the next of each."""
     length = size // spans
@@ -122,14 +139,34 @@ def _order(size: int, spans: int) -> I64:
     return order
 
 
+@cache
+def _back(size: int, spans: int) -> I64:
+    """How to undo that."""
+    return np.argsort(_order(size, spans))
+
+
+@cache
+def _pairs(size: int, spans: int) -> I64:
+    """Where in (size, size) the pairs of columns are that are visited at once."""
+    places = _order(size, spans).reshape(-1, spans)
+    pairs: I64 = places[:, :, None] * size + places[:, None, :]
+    return pairs.reshape(-1)
+
+
+def _together(h: F32, spans: int) -> F32:
+    """H within the columns that are visited at once: (size, size) -> (places, spans, spans)."""
+    xp, size = namespace(h), h.shape[0]
+    found = xp.take(xp.reshape(h, (-1,)), moved(_pairs(size, spans), h), axis=0)
+    together: F32 = xp.reshape(found, (-1, spans, spans))
+    return together
+
+
 def _within(h: F32, size: int) -> F32:
-    """Blocks on the diagonal: (n, n) -> (n / size, size, size)."""
-    if size == h.shape[0]:
-        return h[None, :, :]
-    parts: F32 = namespace(h).stack(
-        [h[at : at + size, at : at + size] for at in range(0, h.shape[0], size)]
-    )
-    return parts
+    """Blocks on the diagonal, a view where there can be one: (n, n) -> (n / size, size, size)."""
+    xp, count = namespace(h), h.shape[0] // size
+    pairs = xp.permute_dims(xp.reshape(h, (count, size, count, size)), (1, 3, 0, 2))
+    blocks: F32 = xp.permute_dims(xp.linalg.diagonal(pairs), (2, 0, 1))
+    return blocks
 
 
 @dataclass(frozen=True)
@@ -175,6 +212,8 @@ def _rescale(
         error[here, :] -= move[here, :] * taken
         pull -= pulled * taken
         for old, found in zip(scales.arrays, new.arrays, strict=True):
+            if found is old:
+                continue
             count = old.shape[0]
             rows = slice(here.start * count // size, here.stop * count // size)
             old[rows, :] = xp.where(better, found[rows, :], old[rows, :])
@@ -204,49 +243,18 @@ def _recode(
     Given all others, the error is least where weight c moves by pull_c / H_cc.
     """
     xp = namespace(units)
-    old, wish = xp.take(units, order, axis=0), xp.take(pull, order, axis=0)
-    wish /= diagonal
     step, inverse = (xp.take(a, group, axis=0) for a in (steps, reciprocal(steps)))
-    levels, change = xp.empty_like(old), xp.empty_like(old)
-    _visit(old, wish, step, inverse, turned, levels, change, together.shape[1], snap)
-    places = xp.reshape(change, (together.shape[0], -1, change.shape[1]))
-    wish *= 2 * diagonal
-    wish -= xp.reshape(together @ places, change.shape)
-    better = dot(change, wish) > 0
+    now = xp.take(units, order, axis=0)
+    now *= step
+    x = xp.take(pull, order, axis=0)
+    x /= diagonal
+    x += now
+    levels, wanted = xp.empty_like(x), xp.empty_like(x)
+    in_turn(turned, x, wanted, levels, now, step, inverse, at_once=together.shape[1], snap=snap)
+    # x is by how much less the weights became
+    now -= wanted
+    now *= 2 * diagonal
+    now -= xp.reshape(together @ xp.reshape(x, (together.shape[0], -1, x.shape[1])), x.shape)
+    better = dot(x, now) > 0
     replace_where(units, better, xp.take(levels, back, axis=0))
-    error -= xp.take(change, back, axis=0) * xp.astype(better, units.dtype)
-
-
-def _visit(
-    old: F32,
-    wish: F32,
-    step: F32,
-    inverse: F32,
-    turned: F32,
-    levels: F32,
-    change: F32,
-    spans: int,
-    snap: Snap,
-) -> None:
-    """Round place after place: all (size, n) and in the order of visits, but turned (size, size).
-
-    wish: how far weights should move, which is kept up to date until they are visited. Written:
-    levels, and change, by how much that moved the weights.
-    """
-    xp, size = namespace(old), old.shape[0]
-    multiply, subtract, times = in_place(xp.multiply), in_place(xp.subtract), small_product(old)
-    strip = max(1, _STRIP // spans) * spans
-    for begin in range(0, size, strip):
-        end = min(begin + strip, size)
-        for at in range(begin, end, spans):
-            here = slice(at, at + spans)
-            own, level, moved = wish[here, :], levels[here, :], change[here, :]
-            if at > begin:
-                own -= times(turned[here, begin:at], change[begin:at, :])
-            multiply(own, inverse[here, :], out=level)
-            level += old[here, :]
-            snap(level)
-            subtract(level, old[here, :], out=moved)
-            moved *= step[here, :]
-        if end < size:
-            wish[end:, :] -= turned[end:, begin:end] @ change[begin:end, :]
+    error += xp.take(x, back, axis=0) * xp.astype(better, units.dtype)

@@ -1,0 +1,55 @@
+"""Weights that are rounded in turn, some at once, each making up for those before it."""
+
+from collections.abc import Callable
+
+from tqgguf.kernels.arrays import empty, in_place, namespace, parts, small_product
+from tqgguf.kernels.dtypes import F32
+
+Snap = Callable[[F32], None]
+
+_STRIP = 8  # turns between two updates of all the rest
+
+
+def in_turn(
+    turned: F32,
+    x: F32,
+    wanted: F32,
+    levels: F32,
+    w: F32,
+    step: F32,
+    inverse: F32,
+    *,
+    at_once: int,
+    snap: Snap,
+) -> None:
+    """Round w, (size, n), to levels times step, at_once rows at a time.
+
+    x: at first what is asked of the weights if no other is rounded, then the errors. turned: (size,
+    size), how much of a weight's error (column) is added to what is asked of one (row); nothing for
+    those of the same turn, and 1 on the diagonal. Written: levels, and wanted, what was asked of
+    the weights at last. inverse: 1 / step. All but turned are (size, n).
+    """
+    xp, size = namespace(w), w.shape[0]
+    multiply, subtract, times = in_place(xp.multiply), in_place(xp.subtract), small_product(w)
+    values, strip = empty((at_once, w.shape[1]), w), _STRIP * at_once
+    rows = zip(*(parts(a, at_once) for a in (x, wanted, levels, w, step, inverse)), strict=True)
+    for at, (error, target, level, own, scale, unit) in zip(
+        range(0, size, at_once), rows, strict=True
+    ):
+        begin, end = at - at % strip, at + at_once
+        times(turned[at:end, begin:end], x[begin:end, :], out=target)
+        multiply(target, unit, out=level)
+        snap(level)
+        multiply(level, scale, out=values)
+        subtract(own, values, out=error)
+        if end % strip == 0 and end < size:
+            x[end:, :] += turned[end:, begin:end] @ x[begin:end, :]
+
+
+def alone(turned: F32, at_once: int) -> F32:
+    """The same without what is between columns of one turn, and 1 on the diagonal."""
+    xp, size = namespace(turned), turned.shape[0]
+    turn = xp.arange(size, device=turned.device) // at_once
+    others = xp.astype(turn[:, None] != turn[None, :], turned.dtype)
+    own: F32 = turned * others + xp.eye(size, dtype=turned.dtype, device=turned.device)
+    return own
