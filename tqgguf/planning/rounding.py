@@ -1,15 +1,18 @@
 """What rounding to each type would cost every matrix, measured on a sample of its rows."""
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property, partial
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tqgguf.calibration.sensitivity import energy_of
 from tqgguf.formats import dequantize, quantize
 from tqgguf.kernels.dtypes import F32, F64
 from tqgguf.kernels.metrics import ratio
+from tqgguf.machine.threads import few, map_in_order
 from tqgguf.models import Model, Tensor
 from tqgguf.planning.allocation import Errors
 from tqgguf.rotation.vectors import Energies
@@ -36,10 +39,21 @@ def measure_errors(
     for sample in sampled:
         n_in, known = sample.rows.shape[1], sample.energy is not None
         kinds[n_in, known, tuple(types[sample.name])].append(sample)
+    alike = [(_Alike.of(samples), candidates) for (_, _, candidates), samples in kinds.items()]
+    tasks = [partial(those.errors, type) for those, candidates in alike for type in candidates]
+    lost = map_in_order(_call, tasks, threads=few(threads))
     found: dict[str, Errors] = {}
-    for (_, _, candidates), samples in kinds.items():
-        found |= _errors(samples, candidates, threads)
+    for those, candidates in alike:
+        by_type = {type: next(lost) for type in candidates}
+        found |= {
+            name: Errors({t: by_type[t][i] for t in candidates}, those.energy is not None)
+            for i, name in enumerate(those.names)
+        }
     return {name: found[name] for name in types}
+
+
+def _call(task: Callable[[], list[float]]) -> list[float]:
+    return task()
 
 
 @dataclass(frozen=True)
@@ -55,32 +69,43 @@ class _Sample:
         return cls(name, _sample(model.tensors[name]), energy_of(model, energies, name))
 
 
-def _errors(
-    samples: Sequence[_Sample], types: Sequence[str], threads: int | None
-) -> dict[str, Errors]:
-    """The errors of matrices that are alike, rounded together: small arrays cost many calls."""
-    x = np.concatenate([s.rows for s in samples])
-    known = [np.broadcast_to(s.energy, s.rows.shape) for s in samples if s.energy is not None]
-    energy = np.concatenate(known) if known else None
-    begins = np.cumsum([0, *(len(s.rows) for s in samples[:-1])])
+@dataclass(frozen=True)
+class _Alike:
+    """Samples of matrices that are alike, rounded together: small arrays cost many calls.
 
-    def energies_of(values: F32) -> F64:
+    x, energy: the rows of all, and what each weight's input weighs. begins: of each one's rows.
+    """
+
+    names: list[str]
+    x: F32
+    energy: F32 | None
+    begins: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, samples: Sequence[_Sample]) -> "_Alike":
+        known = [np.broadcast_to(s.energy, s.rows.shape) for s in samples if s.energy is not None]
+        return cls(
+            [s.name for s in samples],
+            np.concatenate([s.rows for s in samples]),
+            np.concatenate(known) if known else None,
+            np.cumsum([0, *(len(s.rows) for s in samples[:-1])]),
+        )
+
+    def errors(self, type: str) -> list[float]:
+        """The relative squared error of each in a type."""
+        data = quantize(self.x, type, self.energy, threads=1)
+        lost = self._energies_of(dequantize(data, type, self.x.shape[1]) - self.x)
+        return [ratio(float(a), float(b)) for a, b in zip(lost, self._whole, strict=True)]
+
+    @cached_property
+    def _whole(self) -> F64:
+        return self._energies_of(self.x)
+
+    def _energies_of(self, values: F32) -> F64:
         """Of each matrix's outputs, or weights where its inputs are unknown."""
         squares = np.square(values, dtype=np.float64)
-        squares *= 1 if energy is None else energy
-        return np.asarray(np.add.reduceat(squares.sum(axis=1), begins))
-
-    whole = energies_of(x)
-    lost = {}
-    for type in types:
-        data = quantize(x, type, energy, threads=threads)
-        lost[type] = energies_of(dequantize(data, type, x.shape[1]) - x)
-    return {
-        s.name: Errors(
-            {t: ratio(float(lost[t][i]), float(whole[i])) for t in types}, energy is not None
-        )
-        for i, s in enumerate(samples)
-    }
+        squares *= 1 if self.energy is None else self.energy
+        return np.asarray(np.add.reduceat(squares.sum(axis=1), self.begins))
 
 
 def _sample(tensor: Tensor) -> F32:
