@@ -30,7 +30,7 @@ class Bench:
     edges: of the chunks in all tokens. kept: where what the original computes is kept. holds:
     whether passes wait, with all they have computed, for the rest of their layer's matrices. layer:
     its number. tensors: their names without "blk.N.". todo: those that are to be rounded. done:
-    those that are on the desk rounded.
+    those that are on the desk rounded. aims: whether what its steps aim at is there as well.
     """
 
     desk: AnyDesk
@@ -41,6 +41,7 @@ class Bench:
     tensors: tuple[str, ...]
     todo: frozenset[str]
     done: frozenset[str] = frozenset()
+    aims: bool = False
 
 
 class Weights(Mapping[str, Any]):

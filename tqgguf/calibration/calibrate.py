@@ -13,11 +13,10 @@ made in the order of the tokens: the bytes do not depend on the number of worker
 
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +137,7 @@ class _Conductor:
         self.model, self.types, self.tokens = model, types, tokens
         self.settings, self.known, self.crew, self.desk = settings, known, crew, desk
         self.ahead, self.on_experts = ahead, on_experts
+        self.coming: dict[int, Future[tuple[str, ...]]] = {}
         context = forward.context(model, tokens.shape[1])
         desk.put_object(CONTEXT, context)
         self.n_layer, self.n_embd = context.graph.n_layer, context.graph.n_embd
@@ -153,8 +153,7 @@ class _Conductor:
         embedded = yield from self._embedding()
         self._put_streams("o", self.model)
         self._put_streams("s", embedded)
-        for bench in self._layers():
-            yield from self._layer(bench)
+        yield from self._through_layers()
         if HEAD in self.types:
             yield from self._head()
 
@@ -165,18 +164,34 @@ class _Conductor:
             self.desk.put(f"{name}.0.{i}", stream[self.edges[i] : self.edges[i + 1]])
 
     def _layers(self) -> Iterator[Bench]:
-        """One layer after the other, its weights on the desk, the next one's on their way."""
-        coming = self.ahead.submit(self._put_layer, 0)
+        """One layer after the other, the next one's weights on their way."""
         for layer in range(self.n_layer):
-            tensors = coming.result()
-            if layer + 1 < self.n_layer:
-                coming = self.ahead.submit(self._put_layer, layer + 1)
-            names = {name: f"blk.{layer}.{name}" for name in tensors}
-            todo = (s for s, n in names.items() if n in self.types and n not in self.known)
-            yield Bench(
-                *(self.desk, tuple(self.rows), self.kept, self.holds, layer),
-                *(tensors, frozenset(todo)),
-            )
+            if bench := self._enter(layer):
+                yield bench
+
+    def _enter(self, layer: int) -> Bench | None:
+        """A layer that is worked on from now on, the one after it on its way; None at the end."""
+        if layer == self.n_layer:
+            return None
+        bench = self._bench(layer)
+        self._order(layer + 1)
+        return bench
+
+    def _order(self, layer: int) -> None:
+        """Have a layer's weights put on the desk, where those two layers before it were."""
+        if layer < self.n_layer and layer not in self.coming:
+            self.coming[layer] = self.ahead.submit(self._put_layer, layer)
+
+    def _bench(self, layer: int) -> Bench:
+        """A layer whose weights are on the desk."""
+        self._order(layer)
+        tensors = self.coming.pop(layer).result()
+        names = {name: f"blk.{layer}.{name}" for name in tensors}
+        todo = (s for s, n in names.items() if n in self.types and n not in self.known)
+        return Bench(
+            *(self.desk, tuple(self.rows), self.kept, self.holds, layer),
+            *(tensors, frozenset(todo)),
+        )
 
     def _put_layer(self, layer: int) -> tuple[str, ...]:
         prefix = f"blk.{layer}."
@@ -242,21 +257,35 @@ class _Conductor:
         """What the head reads, (n_tokens, n_embd)."""
         return rows_of(forward.final_norm(self.model, stream))
 
-    def _layer(self, bench: Bench) -> Iterator[tuple[str, U8]]:
-        for stage in count():
-            todo = [partial(work.advance, bench, stage, i) for i in self.chunks]
-            reached = list(self.crew.run_at_home(todo))
-            steps = [step for step in reached if step]
-            if not steps:
-                return
-            matrices = [f"{matrix}.weight" for matrix in steps[0].matrices]
-            names = [f"blk.{bench.layer}.{matrix}" for matrix in matrices]
-            yield from self._step(stage, [name for name in names if name in self.types], steps)
-            done = {m for m, n in zip(matrices, names, strict=True) if n in self.types}
-            bench = replace(bench, done=bench.done | done)
+    def _through_layers(self) -> Iterator[tuple[str, U8]]:
+        """Round the layers' matrices, step after step.
+
+        From the last ones of a layer on it is known which layer follows: the original goes through
+        it while they are rounded, and whoever comes to the end of the layer begins the next.
+        """
+        bench, stage = self._enter(0), 0
+        following: Bench | None = None
+        while bench:
+            todo = [partial(work.advance, bench, stage, i, following) for i in self.chunks]
+            steps = list(self.crew.run_at_home(todo))
+            if steps[0] is None:
+                bench, stage = self._enter(bench.layer + 1), 0
+                continue
+            if following and steps[0].layer == following.layer:
+                self._order(following.layer + 1)
+                bench, following, stage = following, None, 0
+            matrices = [f"{m}.weight" for m in steps[0].matrices]
+            matrices = [m for m in matrices if f"blk.{bench.layer}.{m}" in self.types]
+            bench = replace(bench, done=bench.done | {*matrices})
+            rounds = not bench.todo.isdisjoint(matrices)
+            if rounds and bench.todo <= bench.done and bench.layer + 1 < self.n_layer:
+                following = replace(self._bench(bench.layer + 1), aims=True)
+            names = [f"blk.{bench.layer}.{m}" for m in matrices]
+            yield from self._step(stage, names, [s for s in steps if s], following)
+            stage += 1
 
     def _step(
-        self, stage: int, names: Sequence[str], steps: Sequence[Reached]
+        self, stage: int, names: Sequence[str], steps: Sequence[Reached], following: Bench | None
     ) -> Iterator[tuple[str, U8]]:
         """Round the matrices that are about to be used, and put them on the desk."""
         for name in names:
@@ -264,7 +293,8 @@ class _Conductor:
                 self._put_known(name)
         todo = [name for name in names if name not in self.known]
         if todo:
-            self.rounder.round(todo, self._measure(stage, todo, steps))
+            aims = [partial(work.put_aims, following, i) for i in self.chunks if following]
+            self.rounder.round(todo, self._measure(stage, todo, steps), aims)
         for name in names:
             yield name, self._rows(name)
 
@@ -304,7 +334,8 @@ class _Conductor:
             )
             work.put_rows(self.desk, "x.0", seen, self.rows, i)
             work.put_rows(self.desk, "d.0", meant, self.rows, i)
-        reached = Reached((), (self.tokens.size,), shared=True, aims=True, streams=False)
+        counts = (self.tokens.size,)
+        reached = Reached(self.n_layer, (), counts, shared=True, aims=True, streams=False)
         yield HEAD, self._round_alone(HEAD, self._measure(0, [HEAD], [reached]))
 
 

@@ -1,6 +1,6 @@
 """Round matrices whose inputs' moments are on the desk, cut into pieces for a crew."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
@@ -28,8 +28,16 @@ class Rounder:
     crew: Crew
     sweeps: int
 
-    def round(self, names: Sequence[str], moments: InputMoments) -> None:
-        """Round matrices that share their inputs, those of one type together."""
+    def round(
+        self,
+        names: Sequence[str],
+        moments: InputMoments,
+        alongside: Sequence[Callable[[], object]] = (),
+    ) -> None:
+        """Round matrices that share their inputs, those of one type together.
+
+        alongside: work for those who would have nothing to do.
+        """
         for name in names:
             tensor, fmt = self.model.tensors[name], FORMATS[self.types[name]]
             row_bytes = tensor.n_in // fmt.block_size * fmt.type_size
@@ -37,7 +45,7 @@ class Rounder:
             self.desk.make(f"q.{on_desk(name)}", tensor.shape)
             if fmt.is_scaled:
                 self.desk.put(f"scales.{on_desk(name)}", scales_of(tensor))
-        todo = []
+        todo: list[Callable[[], object]] = []
         for type in dict.fromkeys(self.types[name] for name in names):
             members = [name for name in names if self.types[name] == type]
             for e in range(len(moments.counts)):
@@ -46,6 +54,7 @@ class Rounder:
                     partial(work.round_rows, self.desk, moments.step, e, pieces, *how)
                     for pieces in self._pieces(members, e, moments)
                 ]
+        todo += alongside
         for _ in self.crew.run(todo):
             pass
 

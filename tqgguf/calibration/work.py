@@ -2,10 +2,10 @@
 
 Names on the desk: `w.SLOT.NAME` a matrix as it was, `q.SLOT.NAME` as it became, `b.NAME` its bytes;
 `o.SLOT.I` and `s.SLOT.I` the original's and the quantized network's stream before a layer, tokens
-of chunk I. Layers take turns in two slots. Of the step number K of a layer: `x.K.T` what
-goes into its matrices, columns of tile T, of all tokens; `x.K.E.T.I` where every expert E has
-inputs of its own, chunk I's. `a.K.I` what chunk I's step aims at, empty if at nothing (see
-`original.through_original`), and `d.K.T` what of that is left to its matrices. `m.K.E` and `hd.K`
+of chunk I, `a.SLOT.K.I` what the layer's step number K aims at, empty if at nothing (see
+`original.through_original`). Layers take turns in two slots. Of a layer's step number K: `x.K.T`
+what goes into its matrices, columns of tile T, of all tokens; `x.K.E.T.I` where every expert E has
+inputs of its own, chunk I's. `d.K.T` what of its aim is left to its matrices. `m.K.E` and `hd.K`
 the means of x x^T and x d^T over all tokens, in runs that are to be added up (of experts first
 `u.K.E`, which become `m.K.E` blended with `all.K`); `h.K.E` the sum of the runs of `m.K.E`,
 `v.K.E` the factor of the damped `h.K.E`, `v.PART.K.E` what goes with it, and `v.added.K.E` what was
@@ -49,12 +49,13 @@ def put_weights(desk: AnyDesk, name: str, tensor: Tensor) -> None:
 
 @dataclass(frozen=True)
 class Reached:
-    """The step that a chunk of tokens has come to, and how many tokens are in its inputs.
+    """The step of a layer that a chunk of tokens has come to, and how many are in its inputs.
 
     shared: whether all of its tokens go into all of its matrices. aims: whether these make up for
     drift, and streams: whether their product is added to the stream.
     """
 
+    layer: int
     matrices: tuple[str, ...]
     counts: tuple[int, ...]
     shared: bool
@@ -74,14 +75,15 @@ class _Pass:
 _held: dict[tuple[AnyDesk, int, int], _Pass] = {}  # of this process, by desk, layer and chunk
 
 
-def advance(bench: Bench, stage: int, chunk: int) -> Reached | None:
+def advance(bench: Bench, stage: int, chunk: int, following: Bench | None = None) -> Reached | None:
     """Bring a chunk to the step number `stage` of a layer, and put its inputs on the desk.
 
-    Returns None when the layer has ended and the stream after it is on the desk. A pass goes on
-    from where this process holds it, or else from the layer's begin.
+    Where the layer has ended the stream after it is on the desk, and the chunk goes on to the first
+    step of the layer that follows; None if that is not known. A pass goes on from where this
+    process holds it, or else from the layer's begin.
     """
-    if stage == 0:
-        _put_aims(bench, chunk)
+    if stage == 0 and not bench.aims:
+        put_aims(bench, chunk)
     key = bench.desk, bench.layer, chunk
     going = _held.pop(key, None)
     if going is None or going.steps != stage:
@@ -92,7 +94,7 @@ def advance(bench: Bench, stage: int, chunk: int) -> Reached | None:
     except StopIteration as end:
         bench.desk.put(f"s.{(bench.layer + 1) % 2}.{chunk}", end.value)
         bench.desk.drop(f"s.{bench.layer % 2}.{chunk}")
-        return None
+        return advance(following, 0, chunk) if following else None
     going.steps += 1
     if bench.holds:
         _held[key] = going
@@ -105,13 +107,13 @@ def pass_original(bench: Bench, chunk: int) -> None:
     bench.desk.put(f"o.{(bench.layer + 1) % 2}.{chunk}", after)
 
 
-def _put_aims(bench: Bench, chunk: int) -> None:
+def put_aims(bench: Bench, chunk: int) -> None:
     """Put on the desk the original's stream after a layer, and what the layer's steps aim at."""
     after, aims = through_original(bench, chunk)
     bench.desk.put(f"o.{(bench.layer + 1) % 2}.{chunk}", after)
     bench.desk.drop(f"o.{bench.layer % 2}.{chunk}")
     for stage, aim in enumerate(aims):
-        bench.desk.put(f"a.{stage}.{chunk}", rows_of(aim))
+        bench.desk.put(f"a.{bench.layer % 2}.{stage}.{chunk}", rows_of(aim))
 
 
 def put_rows(desk: AnyDesk, name: str, x: Array, edges: Sequence[int], chunk: int) -> None:
@@ -282,8 +284,9 @@ def _begin(bench: Bench, chunk: int, steps: int) -> _Pass:
 def _reached(bench: Bench, stage: int, chunk: int, step: Projection) -> Reached:
     """Put on the desk what rounding a step's matrices takes."""
     shared, streams = len(step.inputs) == 1, step.stream is not None
-    aim = bench.desk.get(f"a.{stage}.{chunk}")
-    bench.desk.drop(f"a.{stage}.{chunk}")
+    name = f"a.{bench.layer % 2}.{stage}.{chunk}"
+    aim = bench.desk.get(name)
+    bench.desk.drop(name)
     aims = 0 not in aim.shape
     if any(f"{matrix}.weight" in bench.todo for matrix in step.matrices):
         if shared:
@@ -295,7 +298,7 @@ def _reached(bench: Bench, stage: int, chunk: int, step: Projection) -> Reached:
             for t, (begin, end) in enumerate(pairwise(bench.desk.sizes.edges(x.shape[1]))):
                 bench.desk.put(f"x.{stage}.{e}.{t}.{chunk}", x[:, begin:end])
     counts = tuple(x.shape[0] for x in step.inputs)
-    return Reached(step.matrices, counts, shared, aims, streams)
+    return Reached(bench.layer, step.matrices, counts, shared, aims, streams)
 
 
 def _left(bench: Bench, matrices: Sequence[str], wanted: Array) -> Array:
