@@ -31,10 +31,12 @@ from tqgguf.kernels.greedy import Factor, Rounding, Turns, falling, prepared
 from tqgguf.kernels.protocols import Runner, ScalarFormat
 from tqgguf.kernels.refitting import Scales
 from tqgguf.kernels.revisiting import Revisit, panel, panels, visits
+from tqgguf.kernels.scales import as_groups
 from tqgguf.kernels.search import indices, snapper
 from tqgguf.kernels.turns import Snap
 
 DAMPING = 0.1  # of the mean of H's diagonal, added to it
+_WRITTEN = 1024  # blocks whose codes are packed at a time, about
 _SOLVED = 64  # rows of a triangular system at a time
 _SOLVED_AWAY = 1024  # the same where calls cost more than arithmetic
 
@@ -206,10 +208,10 @@ def round_matrix(
     packing codes, which NumPy does whatever the library of w.
     """
     state, blocks = _begin(w, moments, fmt, run)
-    places = list(_slices(0, w.shape[0], fmt.block_size))
     _sweep(state, moments, sweeps)
     codes = to_numpy(indices(state.units, fmt.levels))
-    list(each(partial(_finish, state, blocks, codes), list(enumerate(places))))
+    some = list(_slices(0, len(blocks), max(1, _WRITTEN // w.shape[1])))
+    list(each(partial(_finish, state, blocks, codes), some))
     return blocks, w - state.error
 
 
@@ -232,11 +234,12 @@ def _sweep(state: "_State", moments: Moments, sweeps: int) -> None:
         state.run(work, *changed, *scales.arrays, pull, *each.arrays)
 
 
-def _finish(state: "_State", blocks: Blocks, codes: U8, at: tuple[int, slice]) -> None:
-    """Write a block's scales and codes down."""
-    i, here = at
-    state.scales.of(i, i + 1).write(blocks[i], state.fmt)
-    state.fmt.pack(blocks[i], codes[here])
+def _finish(state: "_State", blocks: Blocks, codes: U8, here: slice) -> None:
+    """Write the scales and codes of some blocks down."""
+    fmt, size = state.fmt, state.fmt.block_size
+    state.scales.of(here.start, here.stop).write(blocks[here], fmt)
+    own = codes[here.start * size : here.stop * size]
+    fmt.pack(blocks[here].reshape(-1), as_groups(own, size))
 
 
 @dataclass

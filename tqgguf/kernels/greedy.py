@@ -36,6 +36,7 @@ from tqgguf.kernels.arrays import (
 from tqgguf.kernels.dtypes import F32, I64, Blocks
 from tqgguf.kernels.protocols import Runner, ScalarFormat
 from tqgguf.kernels.refitting import Scales
+from tqgguf.kernels.scales import as_groups
 from tqgguf.kernels.search import reciprocal
 from tqgguf.kernels.turns import Snap, alone, in_turn
 
@@ -269,7 +270,7 @@ class Rounding:
         n, whole = wanted.shape[1], turns.whole[here]
         first, count = here.start // block, len(whole) // block
         index = moved(turns.fitted[here] - here.start, wanted)
-        x = _side_by_side(xp.take(wanted, index, axis=0), count)
+        x = as_groups(xp.take(wanted, index, axis=0), block)
         squares = np.repeat(self.squares[whole].reshape(count, block).T, n, axis=1)
         scales = self.scales.of(first, first + count)
         if self.fmt.choose and not is_numpy(wanted):
@@ -302,15 +303,6 @@ def _of(unit: slice, arrays: F32) -> F32:
     """A unit's array, (size, size)."""
     own: F32 = arrays[unit, : unit.stop - unit.start]
     return own
-
-
-def _side_by_side(x: F32, count: int) -> F32:
-    """Blocks one below the other as columns: (count * size, n) -> (size, count * n)."""
-    xp = namespace(x)
-    size = x.shape[0] // count
-    blocks = xp.permute_dims(xp.reshape(x, (count, size, -1)), (1, 0, 2))
-    columns: F32 = xp.reshape(blocks, (size, -1))
-    return columns
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import numpy as np
 from tqgguf.kernels.arrays import as_half, clip, dot, moved, namespace, rint, to_numpy
 from tqgguf.kernels.dtypes import F32, Blocks
 from tqgguf.kernels.protocols import ScalarFormat
-from tqgguf.kernels.scales import to_half
+from tqgguf.kernels.scales import as_groups, from_groups, to_half
 from tqgguf.kernels.search import reciprocal
 
 
@@ -79,7 +79,7 @@ class Scales:
 
     def read(self, blocks: Blocks, fmt: ScalarFormat) -> tuple[F32, F32]:
         """Take those of (n_blocks, n) blocks -> the groups' steps and offsets, (n_groups, n)."""
-        step, offset = (_by_block(a, len(blocks)) for a in fmt.grid(blocks.reshape(-1)))
+        step, offset = (from_groups(a, blocks.shape[1]) for a in fmt.grid(blocks.reshape(-1)))
         zeros = np.zeros_like(step[:: self.ratio])
         if self.kind.fixed:
             values: Sequence[F32] = np.ones_like(zeros), step, zeros, np.zeros_like(step)
@@ -94,15 +94,16 @@ class Scales:
         return moved(step, self.d), moved(offset, self.d)
 
     def write(self, blocks: Blocks, fmt: ScalarFormat) -> None:
-        """Put those of one block of every row into (n,) blocks. Raises WeightError."""
+        """Put those of some blocks of every row into (n_blocks, n) blocks. Raises WeightError."""
         if self.kind.fixed:
             return
         d, sub, dmin, minima = (to_numpy(a) for a in self.arrays)
-        blocks["d"] = to_half(d[0])
+        blocks["d"] = to_half(d)
         if self.kind.offset_limits:
-            blocks["dmin"] = to_half(dmin[0])
+            blocks["dmin"] = to_half(dmin)
         if fmt.store:
-            fmt.store(blocks, sub, minima)
+            groups = (as_groups(a, self.ratio) for a in (sub, minima))
+            fmt.store(blocks.reshape(-1), *groups)
 
     def settle(self) -> None:
         """Integers under a scale of 0 are 0, or they would come back with it."""
@@ -112,22 +113,20 @@ class Scales:
 
     def _spread(self, scale: F32) -> F32:
         """A block's scale for each of its groups: (n_blocks, n) -> (n_groups, n)."""
+        if self.ratio == 1:
+            return scale
         repeated: F32 = namespace(scale).repeat(scale, self.ratio, axis=0)
         return repeated
 
     def steps(self) -> F32:
         """(n_groups, n)."""
-        return self.sub if self.kind.fixed else self._spread(self.d) * self.sub
+        if self.kind.limits is None:
+            return self.sub if self.kind.fixed else self._spread(self.d)
+        return self._spread(self.d) * self.sub
 
     def offsets(self) -> F32:
         """(n_groups, n)."""
         return -self._spread(self.dmin) * self.minima
-
-
-def _by_block(a: F32, count: int) -> F32:
-    """The groups of one block after the other: (groups, count * n) -> (count * groups, n)."""
-    groups = a.reshape(len(a), count, -1).swapaxes(0, 1)
-    return groups.reshape(count * len(a), -1)
 
 
 def _as(mask: Any, x: F32) -> F32:
@@ -144,10 +143,13 @@ def refit_scales(scales: Scales, units: F32, pull: F32, h: F32) -> Scales:
     """
     xp = namespace(units)
     u, p = (xp.reshape(a, (*scales.d.shape[:1], -1, units.shape[1])) for a in (units, pull))
-    d, p = _refit_scale(scales.d, u * _along(scales.sub, u), p, h)
-    dmin = scales.dmin
+    along = u if scales.kind.limits is None else u * _along(scales.sub, u)
+    h_along, dmin = h @ along, scales.dmin
+    d = _refit_scale(scales.d, along, p, h_along)
     if scales.kind.offset_limits:
-        dmin, _ = _refit_scale(dmin, -_along(scales.minima, u), p, h)
+        p = p - (d - scales.d)[:, None, :] * h_along
+        along = -_along(scales.minima, u)
+        dmin = _refit_scale(dmin, along, p, h @ along)
     return Scales(scales.kind, d, scales.sub, dmin, scales.minima)
 
 
@@ -159,18 +161,18 @@ def _along(integers: F32, like: F32) -> F32:
     return along
 
 
-def _refit_scale(scale: F32, along: F32, pull: F32, h: F32) -> tuple[F32, F32]:
+def _refit_scale(scale: F32, along: F32, pull: F32, h_along: F32) -> F32:
     """Move float16 scales, (n_blocks, n), to their least-squares values, if that helps.
 
     Moving one by a moves the weights by a u, u = along, and e^T H e falls by
-    2 a u^T p - a^2 u^T H u: most at a = u^T p / u^T H u. along, pull: (n_blocks, size, n),
-    h: (n_blocks, size, size) -> the scales, and the pull after that.
+    2 a u^T p - a^2 u^T H u: most at a = u^T p / u^T H u. along, pull, h_along = H u: (n_blocks,
+    size, n).
     """
-    h_along = h @ along
     slope, curve = dot(pull, along), dot(along, h_along)
     change = as_half(scale + slope * reciprocal(curve)) - scale
     change *= _as(change * (2 * slope - change * curve) > 0, change)
-    return scale + change, pull - change[:, None, :] * h_along
+    moved: F32 = scale + change
+    return moved
 
 
 def refit_integers(scales: Scales, units: F32, pull: F32, h: F32) -> Scales:

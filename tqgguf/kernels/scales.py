@@ -9,9 +9,10 @@ try was found by greedy selection on Gaussian and Student-t(5) groups (docs/LOG.
 brings most, each further one less.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tqgguf.errors import WeightError
 from tqgguf.kernels import e4m3
@@ -55,19 +56,19 @@ class Sums(NamedTuple):
         return Sums(*(reshape(value, (groups, -1)) for value in self))
 
 
-def as_groups(x: F32, size: int) -> F32:
+def as_groups(x: NDArray[Any], size: int) -> NDArray[Any]:
     """Make each run of `size` elements a column of its own.
 
     x: (groups * size, n) -> (size, groups * n), column g * n + j holding group g of block j.
     """
     xp = namespace(x)
     runs = xp.permute_dims(xp.reshape(x, (-1, size, x.shape[1])), (1, 0, 2))
-    groups: F32 = xp.reshape(runs, (size, -1))
+    groups: NDArray[Any] = xp.reshape(runs, (size, -1))
     return groups
 
 
-def from_groups(codes: U8, n: int) -> U8:
-    """Undo `as_groups`: (size, groups * n) uint8 -> (groups * size, n)."""
+def from_groups(codes: NDArray[Any], n: int) -> NDArray[Any]:
+    """Undo `as_groups`: (size, groups * n) -> (groups * size, n)."""
     return codes.reshape(len(codes), -1, n).swapaxes(0, 1).reshape(-1, n)
 
 

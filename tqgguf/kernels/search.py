@@ -163,8 +163,11 @@ def _count_below(u: F32, edges: F32) -> U8:
 
 def reciprocal(step: F32) -> F32:
     """1 / step as float32, and 0 where step is 0 or too small to have a reciprocal."""
-    xp = namespace(step)
-    tiny = xp.abs(step) < np.float32(1e-38).item()
+    xp, least = namespace(step), np.float32(1e-38).item()
+    if is_numpy(step) and np.abs(step).min(initial=1) >= least:
+        whole: F32 = np.float32(1) / step
+        return whole
+    tiny = xp.abs(step) < least
     safe: Any = xp.where(tiny, constant(np.inf, step), step)
     inverse: F32 = 1 / safe
     return inverse

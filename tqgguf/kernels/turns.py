@@ -25,31 +25,33 @@ def in_turn(
     """Round w, (size, n), to levels times step, at_once rows at a time.
 
     x: at first what is asked of the weights if no other is rounded, then the errors. turned: (size,
-    size), how much of a weight's error (column) is added to what is asked of one (row); nothing for
-    those of the same turn, and 1 on the diagonal. Written: levels, and wanted, what was asked of
-    the weights at last. inverse: 1 / step. All but turned are (size, n).
+    size), how much of a weight's error (column) is added to what is asked of one that follows
+    (row); nothing for those of the same turn and before, and 1 on the diagonal. Written: levels,
+    and wanted, what was asked of the weights at last. inverse: 1 / step. All but turned are (size,
+    n).
     """
     xp, size = namespace(w), w.shape[0]
     multiply, subtract, times = in_place(xp.multiply), in_place(xp.subtract), small_product(w)
     values, strip = empty((at_once, w.shape[1]), w), _STRIP * at_once
     rows = zip(*(parts(a, at_once) for a in (x, wanted, levels, w, step, inverse)), strict=True)
-    for at, (error, target, level, own, scale, unit) in zip(
-        range(0, size, at_once), rows, strict=True
-    ):
-        begin, end = at - at % strip, at + at_once
-        times(turned[at:end, begin:end], x[begin:end, :], out=target)
-        multiply(target, unit, out=level)
-        snap(level)
-        multiply(level, scale, out=values)
-        subtract(own, values, out=error)
-        if end % strip == 0 and end < size:
-            x[end:, :] += turned[end:, begin:end] @ x[begin:end, :]
+    for begin in range(0, size, strip):
+        end = min(begin + strip, size)
+        here = x[begin:end, :]
+        for turn in parts(turned[begin:end, begin:end], at_once):
+            error, target, level, own, scale, unit = next(rows)
+            times(turn, here, out=target)
+            multiply(target, unit, out=level)
+            snap(level)
+            multiply(level, scale, out=values)
+            subtract(own, values, out=error)
+        if end < size:
+            x[end:, :] += turned[end:, begin:end] @ here
 
 
 def alone(turned: F32, at_once: int) -> F32:
-    """The same without what is between columns of one turn, and 1 on the diagonal."""
+    """The same without what is between columns of one turn or comes before, 1 on the diagonal."""
     xp, size = namespace(turned), turned.shape[0]
     turn = xp.arange(size, device=turned.device) // at_once
-    others = xp.astype(turn[:, None] != turn[None, :], turned.dtype)
-    own: F32 = turned * others + xp.eye(size, dtype=turned.dtype, device=turned.device)
+    before = xp.astype(turn[:, None] > turn[None, :], turned.dtype)
+    own: F32 = turned * before + xp.eye(size, dtype=turned.dtype, device=turned.device)
     return own
