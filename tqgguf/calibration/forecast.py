@@ -29,7 +29,7 @@ from tqgguf.rotation.ends import EMBEDDING, HEAD
 _PASS = 3.0  # times the products of both passes: attention, norms, reading and writing
 _MOMENTS = 3.0  # products of n_in^2 for each token: x x^T, x d^T
 _BARRIERS = 17  # of a layer: times at which all wait for all
-_HAND_OVER = 3e-4  # seconds that a task takes to reach a worker and come back
+_HAND_OVER = 1e-4  # seconds that a task takes to a worker and back (scripts/bench_crew.py)
 _RUNS = 3
 _PROBE = 256  # inputs of the matrix that is rounded, which has as many rows as small pieces
 
