@@ -2,12 +2,15 @@
 
 import os
 import signal
+import threading
 import time
+from functools import partial
 
 import pytest
 
 from tests.processes import wait_for
 from tqgguf.errors import ToolError
+from tqgguf.machine import crew as crews
 from tqgguf.machine.processes import processes
 
 LARGE = b"x" * (1 << 20)  # more than any pipe takes
@@ -84,6 +87,13 @@ def test_a_worker_that_is_killed_fails_its_tasks_and_later_ones(shared):
                 task.result(timeout=30)
         with pytest.raises(ToolError, match="a worker process died"):
             executor.submit(os.getpid).result(timeout=30)
+
+
+def test_a_crew_gives_the_last_tasks_to_whoever_is_idle():
+    told = threading.Event()
+    with crews.threads(2) as crew:
+        waited, *_ = crew.run([partial(told.wait, 10), int, told.set])
+    assert waited  # who sets it does not wait behind who waits for it
 
 
 def test_the_processes_are_gone_in_the_end():

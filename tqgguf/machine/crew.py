@@ -1,6 +1,6 @@
 """Who works: threads, processes or a cluster, each worker with a queue of its own."""
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, Executor, Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -17,7 +17,7 @@ from tqgguf.machine.threads import keep_freed_memory, single_threaded_blas
 Result = TypeVar("Result")
 Task = Callable[[], Result]
 
-_AHEAD = 2  # tasks a worker has at home, so that it never waits for the next
+_AHEAD = 2  # tasks that a worker is given, so that it does not wait for the next
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,8 @@ class Crew:
         if not self.workers:
             yield from map(_alone, tasks)
             return
-        queue = _Queue(tasks)
-        for worker in self.workers:
+        queue = _Queue(tasks, few=len(self.workers))
+        for worker in [*self.workers] * _AHEAD:
             queue.feed(worker)
         try:
             for outcome in queue.outcomes:
@@ -62,24 +62,33 @@ class Crew:
 
 
 class _Queue(Generic[Result]):
-    """Tasks that wait for a worker, and what becomes of all of them."""
+    """Tasks that wait for a worker, and what becomes of all of them.
 
-    def __init__(self, tasks: Sequence[Task[Result]]) -> None:
+    few: so many are given to whoever is idle; while there are more, a worker has the next one with
+    it when it is done with one.
+    """
+
+    def __init__(self, tasks: Sequence[Task[Result]], *, few: int = 0) -> None:
+        self._few, self._busy = few, Counter[Executor]()
         self.outcomes: list[Future[Result]] = [Future() for _ in tasks]
         self._waiting = deque(zip(self.outcomes, tasks, strict=True))
         self._lock = Lock()
 
     def feed(self, worker: Executor) -> None:
-        """Give a worker the next task, and another one when it is done."""
+        """Give a worker the next task if it may have it, and another one when it is done."""
         with self._lock:
-            if not self._waiting:
+            most = _AHEAD if len(self._waiting) > self._few else 1
+            if not self._waiting or self._busy[worker] >= most:
                 return
             outcome, task = self._waiting.popleft()
+            self._busy[worker] += 1
         done = worker.submit(_alone, task)
         done.add_done_callback(partial(self._pass_on, outcome, worker))
 
     def _pass_on(self, outcome: Future[Result], worker: Executor, done: Future[Result]) -> None:
         error = CancelledError() if done.cancelled() else done.exception()
+        with self._lock:
+            self._busy[worker] -= 1
         if error is None:
             self.feed(worker)
             outcome.set_result(done.result())
