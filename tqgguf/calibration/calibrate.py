@@ -235,7 +235,7 @@ class _Conductor:
             rows = self.rows[: len(chunks) + 1]
             for bench in self._layers():
                 todo = [partial(work.pass_original, bench, i) for i in chunks]
-                for _ in self.crew.run_at_home(todo):
+                for _ in self.crew.run(todo):
                     pass
             for i in chunks:
                 stream = self.desk.get(f"o.{self.n_layer % 2}.{i}")

@@ -1,6 +1,6 @@
 """The second moments of what goes into matrices, summed and factored on the desk by a crew."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -8,10 +8,11 @@ from typing import Any
 
 from tqgguf.calibration import work
 from tqgguf.calibration.bench import AnyDesk
+from tqgguf.calibration.desk import Sizes
 from tqgguf.calibration.settings import Feedback
 from tqgguf.calibration.work import Reached
 from tqgguf.errors import WeightError
-from tqgguf.machine.crew import Crew
+from tqgguf.machine.crew import Crew, Task
 
 BORROWED = 4  # the part of an input's width that experts count as tokens that all of them saw
 
@@ -41,13 +42,18 @@ class Sum:
     tokens: int
     parts: tuple[str, ...] = ("",)
 
-    def tiles(self, rows: Sequence[int], columns: Sequence[int]) -> list[tuple[int, int]]:
-        """The tiles between these edges, or one of two that mirror each other, largest first."""
+    def tiles(self, sizes: Sizes) -> list[tuple[int, int]]:
+        """Its tiles, or one of two that mirror each other, the largest first."""
+        rows, columns = (len(sizes.edges(n)) - 1 for n in self.shape)
         same = self.left == self.right
-        found = [
-            (a, b) for a in range(len(rows) - 1) for b in range(a if same else 0, len(columns) - 1)
-        ]
+        found = [(a, b) for a in range(rows) for b in range(a if same else 0, columns)]
         return sorted(found, key=lambda tile: same and tile[0] == tile[1])
+
+    def inputs(self, sizes: Sizes) -> Iterator[str]:
+        """The names of the arrays that are multiplied."""
+        for x, n in zip((self.left, self.right), self.shape, strict=True):
+            for t in range(len(sizes.edges(n)) - 1):
+                yield from (f"{x}.{t}{part}" for part in self.parts)
 
 
 @dataclass(frozen=True)
@@ -68,45 +74,52 @@ class Accumulator:
         """
         counts = tuple(map(sum, zip(*(step.counts for step in steps), strict=True)))
         share = _share(self.settings.drift, n_in, counts[0]) if steps[0].aims else 0.0
-        if not self.sum(self._sums(stage, counts, n_in, steps[0], share=share)):
+        moments = InputMoments(stage, counts, share, steps[0].streams)
+        squares, aimed = self._squares(moments, n_in, steps[0]), self._aimed(moments, n_in)
+        finite = self._are_finite(self._tasks(squares))
+        if finite and len(counts) > 1:
+            self._blend(stage, counts, n_in)
+        if not finite or not self.factor(moments, self._tasks(aimed)):
             raise WeightError(
                 f"{name}: on this text the network computes NaN or Inf before it; the model "
                 "is damaged or needs more than float32: quantize it without --calibrate"
             )
-        if len(counts) > 1:
-            self._blend(stage, counts, n_in)
-        moments = InputMoments(stage, counts, share, steps[0].streams)
-        self.factor(moments)
+        self._drop_inputs({**squares, **aimed})
         return moments
 
-    def _sums(
-        self, stage: int, counts: Sequence[int], n_in: int, step: Reached, *, share: float
-    ) -> dict[str, Sum]:
-        """What is to be known of the inputs of a step."""
-        square, x = (n_in, n_in), f"x.{stage}"
-        if not step.shared:
-            parts = tuple(f".{i}" for i in self.chunks)
-            return {
-                f"{'m' if len(counts) == 1 else 'u'}.{stage}.{e}": Sum(
-                    f"{x}.{e}", f"{x}.{e}", square, n, parts
-                )
-                for e, n in enumerate(counts)
-            }
-        sums = {f"m.{stage}.0": Sum(x, x, square, counts[0])}
-        if share:
-            width = self.n_embd if step.streams else n_in
-            sums[f"hd.{stage}"] = Sum(x, f"d.{stage}", (n_in, width), counts[0])
-        return sums
+    def _squares(self, moments: InputMoments, n_in: int, step: Reached) -> dict[str, Sum]:
+        """The means of x x^T of the inputs of a step."""
+        square, counts, x = (n_in, n_in), moments.counts, f"x.{moments.step}"
+        if step.shared:
+            return {f"m.{moments.step}.0": Sum(x, x, square, counts[0])}
+        parts = tuple(f".{i}" for i in self.chunks)
+        name = "m" if len(counts) == 1 else "u"
+        return {
+            f"{name}.{moments.step}.{e}": Sum(f"{x}.{e}", f"{x}.{e}", square, n, parts)
+            for e, n in enumerate(counts)
+        }
+
+    def _aimed(self, moments: InputMoments, n_in: int) -> dict[str, Sum]:
+        """The mean of x d^T, d what a step's matrices should come to, if they make up for drift."""
+        if not moments.share:
+            return {}
+        step, width = moments.step, self.n_embd if moments.streams else n_in
+        return {f"hd.{step}": Sum(f"x.{step}", f"d.{step}", (n_in, width), moments.counts[0])}
 
     def sum(self, sums: Mapping[str, Sum]) -> bool:
         """Put means of products on the desk; False where there is one that is not finite.
 
         Their factors are dropped.
         """
-        todo, read = [], set()
+        finite = self._are_finite(self._tasks(sums))
+        self._drop_inputs(sums)
+        return finite
+
+    def _tasks(self, sums: Mapping[str, Sum]) -> list[Task[bool]]:
+        """What is to be done so that sums are on the desk; each says whether its part is finite."""
+        todo: list[Task[bool]] = []
         for name, each in sums.items():
-            edges = [self.desk.sizes.edges(n) for n in each.shape]
-            tiles = each.tiles(*edges)
+            tiles = each.tiles(self.desk.sizes)
             runs = self._runs(each, len(tiles))
             self.desk.make(name, (len(runs), *each.shape))
             inputs = self.desk, name, each.left, each.right
@@ -115,14 +128,14 @@ class Accumulator:
                 for tile in tiles
                 for number, run in enumerate(runs)
             ]
-            sides = zip((each.left, each.right), edges, strict=True)
-            read |= {
-                f"{x}.{t}{part}" for x, e in sides for t in range(len(e) - 1) for part in each.parts
-            }
-        finite = all(list(self.crew.run(todo)))
-        for name in read:
+        return todo
+
+    def _are_finite(self, tasks: Sequence[Task[bool]]) -> bool:
+        return all(list(self.crew.run(tasks)))
+
+    def _drop_inputs(self, sums: Mapping[str, Sum]) -> None:
+        for name in {name for each in sums.values() for name in each.inputs(self.desk.sizes)}:
             self.desk.drop(name)
-        return finite
 
     def _runs(self, wanted: Sum, tiles: int) -> list[tuple[int, int]]:
         """Runs of tokens that are summed up apart, so that there is something for all to do."""
@@ -145,13 +158,17 @@ class Accumulator:
         for _ in self.crew.run(todo):
             pass
 
-    def factor(self, moments: InputMoments) -> None:
-        """Factor them, so many at once as there is memory for."""
+    def factor(self, moments: InputMoments, alongside: Sequence[Task[bool]] = ()) -> bool:
+        """Factor them, so many at once as there is memory for; are they and what is alongside?"""
         names = [f"{moments.step}.{e}" for e in range(len(moments.counts))]
-        todo = [partial(work.factor, self.desk, name, self.settings.damping) for name in names]
-        for at in range(0, len(todo), self.settings.factors):
-            for _ in self.crew.run(todo[at : at + self.settings.factors]):
-                pass
+        todo: list[Task[bool]] = [
+            partial(work.factor, self.desk, name, self.settings.damping) for name in names
+        ]
+        first, rest = todo[: self.settings.factors], todo[self.settings.factors :]
+        finite = self._are_finite([*first, *alongside])
+        for at in range(0, len(rest), self.settings.factors):
+            finite &= self._are_finite(rest[at : at + self.settings.factors])
+        return finite
 
 
 def _share(drift: float, n_in: int, tokens: int) -> float:

