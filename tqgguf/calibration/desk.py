@@ -34,8 +34,8 @@ class Sizes:
     tokens: that go through a layer. tile: the columns of the inputs that are multiplied with each
     other, at most; inputs are cut into three tiles where that leaves `narrowest` to each, and
     tokens into runs until a sum of their products has so many `sums`. rows, pieces, fewest: the
-    rows of matrices are cut into pieces for rounding, of at most so many rows, and into so many
-    pieces where that leaves the fewest rows to each.
+    rows of matrices that share their inputs are cut into pieces for rounding, of at most so many
+    rows, and into so many pieces where that leaves the fewest rows to each.
     """
 
     tokens: int = 512
@@ -44,7 +44,7 @@ class Sizes:
     sums: int = 16
     rows: int = 1024
     pieces: int = 16
-    fewest: int = 128  # calls for fewer cost more than what they do
+    fewest: int = 64  # calls for fewer cost more than what they do
     holds: bool = True
 
     def edges(self, n_in: int) -> list[int]:
@@ -52,9 +52,10 @@ class Sizes:
         count = max(-(-n_in // self.tile), min(3, n_in // self.narrowest))
         return [n_in * t // count for t in range(count + 1)]
 
-    def count(self, rows: int) -> int:
-        """Into how many pieces rows that share their inputs are cut."""
-        return -(-rows // max(self.fewest, min(self.rows, rows // self.pieces)))
+    def count(self, rows: int, of: float) -> int:
+        """Into how many pieces rows are cut where so many, these among them, share the work."""
+        size = max(self.fewest, min(self.rows, of / self.pieces))
+        return max(1, -(-rows // self.rows), round(rows / size))
 
 
 SIZES = Sizes()

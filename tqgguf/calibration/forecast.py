@@ -31,7 +31,7 @@ _MOMENTS = 3.0  # products of n_in^2 for each token: x x^T, x d^T
 _BARRIERS = 17  # of a layer: times at which all wait for all
 _HAND_OVER = 1e-4  # seconds that a task takes to a worker and back (scripts/bench_crew.py)
 _RUNS = 3
-_PROBE = 256  # inputs of the matrix that is rounded, which has as many rows as small pieces
+_PROBE = 256  # inputs of the matrix that is rounded to see how long it takes, and its rows at most
 
 
 @dataclass(frozen=True)
@@ -124,16 +124,17 @@ def _step(layer: str, tensors: Sequence[Tensor], types: Mapping[str, str]) -> _S
 
 def _rounding(step: _Step, workers: int) -> float:
     """Seconds until a step's matrices are rounded."""
-    pieces = SIZES.count(step.rows)
+    pieces = SIZES.count(step.rows, step.rows * step.copies)
     waves = -(-pieces * step.copies // workers)
-    rate = max(map(_rate, step.types)) + 8 * step.n_in / _speed()
+    rows = min(_PROBE, -(-step.rows // pieces))
+    rate = max(_rate(type, rows) for type in step.types) + 8 * step.n_in / _speed()
     return waves * step.rows / pieces * step.n_in * rate
 
 
 @cache
-def _rate(type: str) -> float:
-    """Seconds for a weight that is rounded, its share of H's products left out."""
-    x = np.random.default_rng(0).standard_normal((_PROBE, SIZES.fewest)).astype(np.float32)
+def _rate(type: str, rows: int = _PROBE) -> float:
+    """Seconds for a weight in a piece of so many rows, its share of H's products left out."""
+    x = np.random.default_rng(0).standard_normal((_PROBE, rows)).astype(np.float32)
     moments = feedback.factored(np.eye(_PROBE, dtype=np.float32))
     encode, sweeps = FORMATS[type].encode_matrix, sweeps_of(type, Feedback().sweeps)
     return _timed(lambda: encode(x, moments, sweeps=sweeps)) / x.size

@@ -12,10 +12,14 @@ from tqgguf.calibration.bench import AnyDesk, on_desk
 from tqgguf.calibration.moments import InputMoments
 from tqgguf.calibration.settings import sweeps_of
 from tqgguf.calibration.work import Rows
-from tqgguf.formats import FORMATS
+from tqgguf.formats import FORMATS, LatticeFormat
 from tqgguf.machine.crew import Crew
 from tqgguf.models import Model
 from tqgguf.output.scales import scales_of
+
+_LATTICE = 16  # times as long as rounding to a grid, to search among points
+
+Piece = tuple[int, list[Rows], str, int]  # an expert, rows, their type and how many sweeps
 
 
 @dataclass(frozen=True)
@@ -45,30 +49,47 @@ class Rounder:
             self.desk.make(f"q.{on_desk(name)}", tensor.shape)
             if fmt.is_scaled:
                 self.desk.put(f"scales.{on_desk(name)}", scales_of(tensor))
-        todo: list[Callable[[], object]] = []
-        for type in dict.fromkeys(self.types[name] for name in names):
-            members = [name for name in names if self.types[name] == type]
-            for e in range(len(moments.counts)):
-                how = type, sweeps_of(type, self.sweeps), moments.share
-                todo += [
-                    partial(work.round_rows, self.desk, moments.step, e, pieces, *how)
-                    for pieces in self._pieces(members, e, moments)
-                ]
-        todo += alongside
-        for _ in self.crew.run(todo):
+        todo: list[Callable[[], object]] = [
+            partial(work.round_rows, self.desk, moments.step, *piece, moments.share)
+            for piece in sorted(self._pieces(names, moments), key=self._cost, reverse=True)
+        ]
+        for _ in self.crew.run([*todo, *alongside]):
             pass
 
-    def _pieces(self, names: Sequence[str], e: int, moments: InputMoments) -> list[list[Rows]]:
-        """Cut the rows of expert e of these matrices into pieces of about the same size."""
-        rows = [
-            Rows(on_desk(name), e * size, (e + 1) * size, moments.streams)
-            for name in names
-            for size in [self.model.tensors[name].n_rows // len(moments.counts)]
+    def _pieces(self, names: Sequence[str], moments: InputMoments) -> list[Piece]:
+        """Cut the rows of matrices into pieces that take about as long, each of one type."""
+        wholes = [
+            (e, self._rows(names, type, e, moments), type, sweeps_of(type, self.sweeps))
+            for type in dict.fromkeys(self.types[name] for name in names)
+            for e in range(len(moments.counts))
         ]
-        total = sum(r.end - r.begin for r in rows)
-        count = self.desk.sizes.count(total)
-        edges = [total * k // count for k in range(count + 1)]
-        return [_cut(rows, begin, end) for begin, end in pairwise(edges)]
+        cost, found = sum(map(self._cost, wholes)), []
+        for whole in wholes:
+            e, rows, type, sweeps = whole
+            size = _size(rows)
+            count = self.desk.sizes.count(size, size * cost / self._cost(whole))
+            edges = [size * k // count for k in range(count + 1)]
+            found += [(e, _cut(rows, *edge), type, sweeps) for edge in pairwise(edges)]
+        return found
+
+    def _rows(self, names: Sequence[str], type: str, e: int, moments: InputMoments) -> list[Rows]:
+        """Expert e's rows of the matrices of a type."""
+        sizes = {n: self.model.tensors[n].n_rows // len(moments.counts) for n in names}
+        return [
+            Rows(on_desk(name), e * size, (e + 1) * size, moments.streams)
+            for name, size in sizes.items()
+            if self.types[name] == type
+        ]
+
+    def _cost(self, piece: Piece) -> float:
+        """How long it takes, in about the time of a row's greedy pass."""
+        _, rows, type, sweeps = piece
+        each = _LATTICE if isinstance(FORMATS[type], LatticeFormat) else 1
+        return each * (1 + sweeps) * _size(rows)
+
+
+def _size(rows: Sequence[Rows]) -> int:
+    return sum(r.end - r.begin for r in rows)
 
 
 def _cut(rows: Sequence[Rows], begin: int, end: int) -> list[Rows]:
