@@ -1,8 +1,19 @@
 """Weights that are rounded in turn, some at once, each making up for those before it."""
 
 from collections.abc import Callable
+from functools import cache
 
-from tqgguf.kernels.arrays import empty, in_place, namespace, parts, small_product
+import numpy as np
+
+from tqgguf.kernels.arrays import (
+    add_to_diagonal,
+    empty,
+    in_place,
+    moved,
+    namespace,
+    parts,
+    small_product,
+)
 from tqgguf.kernels.dtypes import F32
 
 Snap = Callable[[F32], None]
@@ -50,8 +61,14 @@ def in_turn(
 
 def alone(turned: F32, at_once: int) -> F32:
     """The same without what is between columns of one turn or comes before, 1 on the diagonal."""
-    xp, size = namespace(turned), turned.shape[0]
-    turn = xp.arange(size, device=turned.device) // at_once
-    before = xp.astype(turn[:, None] > turn[None, :], turned.dtype)
-    own: F32 = turned * before + xp.eye(size, dtype=turned.dtype, device=turned.device)
+    own: F32 = namespace(turned).astype(turned, namespace(turned).float32)
+    own = own * moved(_before(own.shape[0], at_once), own)
+    add_to_diagonal(own, 1)
     return own
+
+
+@cache
+def _before(size: int, at_once: int) -> F32:
+    """1 where the column comes in an earlier turn than the row: (size, size)."""
+    turn = np.arange(size) // at_once
+    return (turn[:, None] > turn[None, :]).astype(np.float32)
