@@ -1,10 +1,12 @@
 """Tasks through pipes: in order, of any size, and no accident leaves anybody waiting."""
 
+import errno
 import os
 import signal
 import threading
 import time
 from functools import partial
+from multiprocessing.context import SpawnContext
 
 import pytest
 
@@ -12,6 +14,7 @@ from tests.processes import wait_for
 from tqgguf.errors import ToolError
 from tqgguf.machine import crew as crews
 from tqgguf.machine.processes import processes
+from tqgguf.machine.workers import Workers
 
 LARGE = b"x" * (1 << 20)  # more than any pipe takes
 
@@ -87,6 +90,26 @@ def test_a_worker_that_is_killed_fails_its_tasks_and_later_ones(shared):
                 task.result(timeout=30)
         with pytest.raises(ToolError, match="a worker process died"):
             executor.submit(os.getpid).result(timeout=30)
+
+
+class NoRoom(SpawnContext):
+    """A system that has no room for another process."""
+
+    class Process:
+        pid = None
+
+        def __init__(self, **_):
+            pass
+
+        def start(self):
+            raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
+
+
+def test_a_process_that_cannot_be_started_is_one_that_died():
+    with Workers(2, NoRoom(), int) as workers:
+        for executor in (workers, workers.each[1]):
+            with pytest.raises(ToolError, match="a worker process died"):
+                executor.submit(int).result(timeout=10)
 
 
 def test_a_crew_gives_the_last_tasks_to_whoever_is_idle():

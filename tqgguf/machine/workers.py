@@ -10,6 +10,7 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future
+from contextlib import suppress
 from functools import partial
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import BaseContext
@@ -30,22 +31,27 @@ _DIED = (
 class Worker(Executor):
     """A process that does in order what it is given; what comes next is in its pipe already.
 
-    Once it has died, its tasks raise ToolError. Somebody has to call `receive` when there are
-    `results`.
+    It may be given tasks before it is started. Once it has died, they raise ToolError. Somebody
+    has to call `receive` when there are `results`.
     """
 
     def __init__(self, context: BaseContext, begin: Callable[[], object]) -> None:
-        theirs, self._tasks = context.Pipe(duplex=False)
-        self.results, theirs_too = context.Pipe(duplex=False)
+        tasks, self._tasks = context.Pipe(duplex=False)
+        self.results, results = context.Pipe(duplex=False)
+        self._theirs = tasks, results
         self._lock, self.is_dead = Lock(), False
         self._waiting: deque[tuple[Future[Any], bytes]] = deque()
         self._given: deque[tuple[Future[Any], int]] = deque()
         self._process: Any = context.Process(  # type: ignore[attr-defined]
-            target=_serve, args=(begin, theirs, theirs_too), daemon=True
+            target=_serve, args=(begin, tasks, results), daemon=True
         )
-        self._process.start()
-        theirs.close()
-        theirs_too.close()
+
+    def start(self) -> None:
+        """Start the process; one that cannot be started has died."""
+        with suppress(OSError, EOFError):
+            self._process.start()
+        for end in self._theirs:
+            end.close()
 
     @property
     def load(self) -> int:
@@ -112,8 +118,9 @@ class Worker(Executor):
             self._tasks.close()
 
     def join(self) -> None:
-        """Wait until the process has ended."""
-        self._process.join()
+        """Wait until the process has ended, if there was one."""
+        if self._process.pid is not None:
+            self._process.join()
 
 
 class Workers(Executor):
@@ -125,6 +132,12 @@ class Workers(Executor):
         self._waiting: deque[tuple[Future[Any], bytes]] = deque()
         self._receiver = Thread(target=self._receive, daemon=True)
         self._receiver.start()
+        # a fork takes 3 ms, and 16 of them as long as the first tasks
+        Thread(target=self._start, daemon=True).start()
+
+    def _start(self) -> None:
+        for worker in self.each:
+            worker.start()
 
     def submit(self, task: Callable[..., Result], /, *args: Any, **kwargs: Any) -> Future[Result]:
         """Do a task after those that have waited for longer."""
@@ -164,10 +177,10 @@ class Workers(Executor):
             self._waiting.clear()
         for worker in self.each:
             worker.dismiss()
+        if wait:
+            self._receiver.join()  # until all were started, and have ended
         for worker in self.each if wait else ():
             worker.join()
-        if wait:
-            self._receiver.join()
 
 
 def _task(task: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
