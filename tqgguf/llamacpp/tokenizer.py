@@ -65,13 +65,13 @@ def by_wheel(vocabulary: Path, text: Path) -> list[int]:
 
 def write_vocabulary(path: Path, metadata: Mapping[str, Value]) -> None:
     """Write a model of the same vocabulary whose few weights are all zero."""
-    tokens = metadata[_TOKENS].decode() if _TOKENS in metadata else None
-    if not (isinstance(tokens, list) and tokens):
+    count = metadata[_TOKENS].count if _TOKENS in metadata else 0
+    if not count:
         raise FileFormatError(f"the model has no vocabulary ({_TOKENS}) to tokenize a text with")
     kept = {k: v for k, v in metadata.items() if k.startswith("tokenizer.") or k == _NAME}
     kept = {k: v for k, v in kept.items() if not k.startswith(_TEMPLATE)}
     numbers = {f"llama.{key}": encode(number) for key, number in _NUMBERS.items()}
-    tensors = [TensorInfo("token_embd.weight", (len(tokens), _WIDTH), "Q4_0")]
+    tensors = [TensorInfo("token_embd.weight", (count, _WIDTH), "Q4_0")]
     tensors += [TensorInfo(f"{name}.weight", (_WIDTH,), "F32") for name in _VECTORS]
     tensors += [TensorInfo(f"{name}.weight", (_WIDTH, _WIDTH), "F32") for name in _MATRICES]
     layout = lay_out({"general.architecture": encode("llama")} | numbers | kept, tensors)

@@ -38,6 +38,11 @@ class Value:
         """The value as a Python number, bool, str or (nested) list."""
         return _decode(self.type, self.raw, 0)[0]
 
+    @property
+    def count(self) -> int:
+        """The items of an array, without decoding them; 0 of anything else."""
+        return int(struct.unpack_from("<IQ", self.raw)[1]) if self.type == Type.ARRAY else 0
+
 
 def encode(value: Any, type: Type | None = None) -> Value:
     """Make a Value from a Python object or a NumPy array of numbers.
