@@ -5,9 +5,8 @@ are independent, columns are not: an error made in one column is made up for in 
 and afterwards every column and every scale is visited again with all the others as they are.
 
 Everything is element-major: w is (n_in, n) float32, one column per row of the matrix, so a block
-of weights is a slab of rows, as formats want it. Weights that share a step are reckoned in steps,
-where a code is found by rounding; what a few of them changed is carried to the rest of the block by
-one product (the lazy batches of the same paper).
+of weights is a slab of rows, as formats want it. What a few of them changed is carried to the rest
+by one product (the lazy batches of the same paper).
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -115,17 +114,25 @@ def factor(h: F32, *, damping: float, order: I64 | None = None) -> tuple[float, 
     """
     xp = namespace(h)
     mean = float(to_numpy(xp.linalg.diagonal(h)).mean(dtype=np.float64)) or 1.0
-    if order is not None:
-        index = moved(order, h)
-        h = xp.take(xp.take(h, index, axis=0), index, axis=1)
     while True:
         added = damping * mean
+        damped = _backwards(h, order)
+        add_to_diagonal(damped, added)
         try:
-            lower = _cholesky(xp.asarray(xp.flip(_with_added(h, added)), copy=True))
+            return added, xp.flip(_cholesky(damped))
         except np.linalg.LinAlgError:
             damping *= 4
-            continue
-        return added, xp.flip(lower)
+
+
+def _backwards(h: F32, order: I64 | None) -> F32:
+    """H in an order, or its own, from the last column to the first."""
+    xp = namespace(h)
+    if order is None:
+        turned: F32 = xp.asarray(xp.flip(h), copy=True)
+        return turned
+    index = moved(order[::-1].copy(), h)
+    found: F32 = xp.take(xp.take(h, index, axis=0), index, axis=1)
+    return found
 
 
 def _panels(a: F32) -> list[slice]:
