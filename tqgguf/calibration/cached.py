@@ -32,6 +32,7 @@ from tqgguf.machine.crew import Crew
 from tqgguf.machine.devices import CPU, Device, find_device
 from tqgguf.machine.machine import Machine
 from tqgguf.models import Model, model_files
+from tqgguf.models.damage import naming_damage
 from tqgguf.models.roles import layer_prefix
 from tqgguf.network.forward import Tokens
 from tqgguf.network.graph import read_graph
@@ -78,7 +79,7 @@ def calibrate_model(
     done = _Rounded.of(open_kept(_folder(), key), types, lambda name: advance(shares[name]))
     experts, notes = _Experts(), [f"calibrated on {device.card}"] if not device.is_cpu else []
     rounding = partial(calibrate, *(folded, types, tokens, settings), on_experts=experts.saw)
-    with done.kept(model.path), running(model):
+    with done.kept(model.path), running(model), naming_damage(model):
         if not _on_device(device, rounding, done, notes):
             with _crew(wanted, machine) as crew:
                 desks = user_cache() / "desks"

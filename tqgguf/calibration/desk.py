@@ -33,15 +33,18 @@ class Sizes:
 
     tokens: that go through a layer. tile: the columns of the inputs that are multiplied with each
     other, at most; inputs are cut into three tiles where that leaves `narrowest` to each, and
-    tokens into runs until a sum of their products has so many `sums`. rows, pieces, fewest: the
-    rows of matrices that share their inputs are cut into pieces for rounding, of at most so many
-    rows, and into so many pieces where that leaves the fewest rows to each.
+    tokens into runs until a sum of their products has so many `sums`, but in runs of `run` tokens
+    and to `summed` numbers at the most. rows, pieces, fewest: the rows of matrices that share their
+    inputs are cut into pieces for rounding, of at most so many rows, and into so many pieces where
+    that leaves the fewest rows to each.
     """
 
     tokens: int = 512
     tile: int = 320
     narrowest: int = 192
-    sums: int = 16
+    sums: int = 48
+    run: int = 1024
+    summed: int = 1 << 22
     rows: int = 1024
     pieces: int = 16
     fewest: int = 64  # calls for fewer cost more than what they do

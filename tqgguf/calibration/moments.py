@@ -138,8 +138,13 @@ class Accumulator:
             self.desk.drop(name)
 
     def _runs(self, wanted: Sum, tiles: int) -> list[tuple[int, int]]:
-        """Runs of tokens that are summed up apart, so that there is something for all to do."""
-        count = min(-(-self.desk.sizes.sums // tiles), wanted.tokens // self.desk.sizes.tokens)
+        """Runs of tokens that are summed up apart, so that there is something for all to do.
+
+        As many sums as there are runs are on the desk, so large ones are not cut.
+        """
+        sizes, (rows, columns) = self.desk.sizes, wanted.shape
+        affordable = min(wanted.tokens // sizes.run, sizes.summed // (rows * columns))
+        count = min(-(-sizes.sums // tiles), affordable)
         if len(wanted.parts) > 1 or count < 2:
             return [(0, wanted.tokens)]
         return list(pairwise(wanted.tokens * k // count for k in range(count + 1)))
