@@ -26,7 +26,8 @@ from tqgguf.models import Model, Tensor
 from tqgguf.models.roles import layer_prefix
 from tqgguf.rotation.ends import EMBEDDING, HEAD
 
-_PASS = 3.0  # times the products of both passes: attention, norms, reading and writing
+_PASS = 1.6  # times the products of both passes: attention, norms, reading and writing
+_SPREAD = 0.8  # the power of the number of workers by which they are faster than one
 _MOMENTS = 3.0  # products of n_in^2 for each token: x x^T, x d^T
 _BARRIERS = 17  # of a layer: times at which all wait for all
 _HAND_OVER = 1e-4  # seconds that a task takes to a worker and back (scripts/bench_crew.py)
@@ -76,8 +77,9 @@ def seconds(
     steps, n_tokens = _steps(model, types), shape[0] * shape[1]
     chunks = -(-n_tokens // max(SIZES.tokens, shape[1]))
     flops = sum(_PASS * 4 * s.weights for s in steps if s.layer) * n_tokens
-    passing = flops / _speed() / min(workers, chunks)
-    moments = sum(_MOMENTS * s.n_in**2 * s.copies for s in steps) * n_tokens / _speed() / workers
+    passing = flops / _speed() / min(workers, chunks) ** _SPREAD
+    sums = sum(_MOMENTS * s.n_in**2 * s.copies for s in steps) * n_tokens
+    moments = sums / _speed() / workers**_SPREAD
     layers = len({s.layer for s in steps if s.layer})
     waiting = _BARRIERS * _HAND_OVER * layers * workers if workers > 1 else 0.0
     return passing + moments + waiting + sum(_rounding(s, workers) for s in steps)
