@@ -2,8 +2,9 @@
 
 Both get the same tokens of one text and are judged on another. For each model our run is repeated
 with 1, 2, ... processes, each time with an empty cache; the files must be the same byte for byte.
-`share` is the processor seconds of one process over the clock's seconds times the processes: 1 is
-perfect scaling. Run it on a machine that does nothing else.
+`share` is the processor seconds of the fewest processes over the clock's seconds times the
+processes: 1 is perfect scaling. Of more than the first number of tokens only the most processes
+run. Use a machine that does nothing else.
 
     make bench-calibration
 """
@@ -45,7 +46,7 @@ def main() -> None:
     parser.add_argument("model", type=Path)
     parser.add_argument("calibration", type=Path, help="text to calibrate on")
     parser.add_argument("text", type=Path, help="text to be judged on")
-    parser.add_argument("--tokens", type=int, default=8192)
+    parser.add_argument("--tokens", default="8192,65536", help="how many: 8192,65536")
     parser.add_argument("--chunks", type=int, default=16, help="of the text, to be judged on")
     parser.add_argument("--type", default="q4_0")
     parser.add_argument("--theirs", default="Q4_0")
@@ -53,12 +54,14 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     counts = [int(n) for n in args.workers.split(",")]
-    with TemporaryDirectory(prefix="tqgguf-") as folder:
-        lines = list(_lines(args, counts, Path(folder)))
-    if args.json:
-        print(json.dumps([vars(line) | {"usage": line.usage._asdict()} for line in lines]))
-    else:
-        _say(args.model, lines)
+    for at, n_tokens in enumerate(int(n) for n in args.tokens.split(",")):
+        with TemporaryDirectory(prefix="tqgguf-") as folder:
+            lines = list(_lines(args, n_tokens, counts[-1:] if at else counts, Path(folder)))
+        if args.json:
+            said = [vars(line) | {"usage": line.usage._asdict()} for line in lines]
+            print(json.dumps({"tokens": n_tokens, "lines": said}))
+        else:
+            _say(args.model, n_tokens, lines)
 
 
 def _all_workers() -> str:
@@ -69,12 +72,14 @@ def _all_workers() -> str:
     return ",".join(map(str, dict.fromkeys([*powers, count])))
 
 
-def _lines(args: argparse.Namespace, counts: Sequence[int], folder: Path) -> Iterator[Line]:
+def _lines(
+    args: argparse.Namespace, n_tokens: int, counts: Sequence[int], folder: Path
+) -> Iterator[Line]:
     context = evaluate.default_context(args.model)
     settings = Settings(context, args.chunks)
     original = evaluate.prepare_original(args.model, args.text, settings)
-    made = [_theirs(args, context, folder)]
-    made += [_ours(args, count, folder) for count in counts]
+    made = [_theirs(args, n_tokens // context, context, folder)]
+    made += [_ours(args, n_tokens, count, folder) for count in counts]
     first = made[1][0].read_bytes()
     for path, _, usage in made[2:]:
         if path.read_bytes() != first:
@@ -84,10 +89,12 @@ def _lines(args: argparse.Namespace, counts: Sequence[int], folder: Path) -> Ite
         yield Line(path.stem, workers, usage, row.bytes, row.kld_mean)
 
 
-def _theirs(args: argparse.Namespace, context: int, folder: Path) -> tuple[Path, int, Usage]:
+def _theirs(
+    args: argparse.Namespace, chunks: int, context: int, folder: Path
+) -> tuple[Path, int, Usage]:
     """llama-imatrix on as many tokens, then llama-quantize, on all processors."""
     matrix, path, threads = folder / "imatrix.gguf", folder / "llama.cpp.gguf", default_threads()
-    options = ["-c", str(context), "--chunks", str(args.tokens // context), "-t", str(threads)]
+    options = ["-c", str(context), "--chunks", str(chunks), "-t", str(threads)]
     take = [str(find("llama-imatrix")), "-m", str(args.model), "-f", str(args.calibration)]
     first = measuring.run([*take, "-o", str(matrix), *options])
     make = [str(find("llama-quantize")), "--imatrix", str(matrix), "--pure", str(args.model)]
@@ -95,12 +102,14 @@ def _theirs(args: argparse.Namespace, context: int, folder: Path) -> tuple[Path,
     return path, threads, _sum(first, second)
 
 
-def _ours(args: argparse.Namespace, workers: int, folder: Path) -> tuple[Path, int, Usage]:
+def _ours(
+    args: argparse.Namespace, n_tokens: int, workers: int, folder: Path
+) -> tuple[Path, int, Usage]:
     """Tqgguf quantize --calibrate with an empty cache."""
     path, cache = folder / f"tqgguf-{workers}.gguf", folder / f"cache-{workers}"
     command = [sys.executable, "-m", "tqgguf", "quantize", str(args.model), "-o", str(path)]
     command += ["--type", args.type, "--rotate", "none", "--threads", str(workers), "--quiet"]
-    command += ["--calibrate", str(args.calibration), "--calibrate-tokens", str(args.tokens)]
+    command += ["--calibrate", str(args.calibration), "--calibrate-tokens", str(n_tokens)]
     programs = str(find("llama-quantize").parent)
     env = os.environ | {"XDG_CACHE_HOME": str(cache), "LLAMA_CPP_BIN": programs}
     return path, workers, measuring.run(command, env=env)
@@ -115,9 +124,9 @@ def _sum(one: Usage, other: Usage) -> Usage:
     )
 
 
-def _say(model: Path, lines: Sequence[Line]) -> None:
+def _say(model: Path, n_tokens: int, lines: Sequence[Line]) -> None:
     useful, theirs = lines[1].usage.processor, lines[0].usage.seconds
-    print(f"{model.name}, {lines[1].n_bytes:,} bytes of ours")
+    print(f"{model.name}, {n_tokens:,} tokens, {lines[1].n_bytes:,} bytes of ours")
     print("| made by | processes | s | to llama.cpp | processor s | share | MiB | bytes | KLD |")
     print("|---|---:|---:|---:|---:|---:|---:|---:|---:|")
     for line in lines:
