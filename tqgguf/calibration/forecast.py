@@ -4,6 +4,7 @@ Rounding is timed on a small matrix of each type, products on one of the size of
 are worked on at once are counted, for a step's few pieces leave most of many workers idle.
 """
 
+import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -77,9 +78,9 @@ def seconds(
     steps, n_tokens = _steps(model, types), shape[0] * shape[1]
     chunks = -(-n_tokens // max(SIZES.tokens, shape[1]))
     flops = sum(_PASS * 4 * s.weights for s in steps if s.layer) * n_tokens
-    passing = flops / _speed() / float(min(workers, chunks)) ** _SPREAD
+    passing = flops / _speed() / math.pow(min(workers, chunks), _SPREAD)
     sums = sum(_MOMENTS * s.n_in**2 * s.copies for s in steps) * n_tokens
-    moments = sums / _speed() / float(workers) ** _SPREAD
+    moments = sums / _speed() / math.pow(workers, _SPREAD)
     layers = len({s.layer for s in steps if s.layer})
     waiting = _BARRIERS * _HAND_OVER * layers * workers if workers > 1 else 0.0
     return passing + moments + waiting + sum(_rounding(s, workers) for s in steps)
