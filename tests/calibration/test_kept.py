@@ -61,6 +61,17 @@ def test_no_damaged_entry_is_returned(tmp_path):
     assert same(store.read("a"), ARRAYS)
 
 
+def test_the_entry_of_another_is_not_returned(tmp_path):
+    for key in "xy":
+        open_kept(tmp_path, key).write("a", ARRAYS)
+    store, whole = Kept(tmp_path / "x"), (tmp_path / "x" / "a.kept").read_bytes()
+    (tmp_path / "x" / "b.kept").write_bytes(whole)
+    (tmp_path / "y" / "a.kept").write_bytes(whole)
+    assert same(store.read("a"), ARRAYS)
+    assert store.read("b") is None
+    assert Kept(tmp_path / "y").read("a") is None
+
+
 def test_only_what_fits_the_room_is_kept(tmp_path):
     mebibyte = [np.zeros(1 << 20, np.uint8)]
     for name in "abc":

@@ -2,13 +2,18 @@
 
 import os
 import resource
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
+from itertools import count
+from threading import Event
 
 import numpy as np
 import pytest
 
 from tests.network.graphs import write_graph
 from tests.network.small_models import N_VOCAB, RECIPES, write_model
+from tests.processes import wait_for
 from tqgguf.calibration.cached import _Experts, calibrate_model
 from tqgguf.calibration.calibrate import calibrate
 from tqgguf.calibration.desk import open_desk
@@ -55,10 +60,10 @@ def processes():
 def test_threads_and_processes_give_the_same_bytes(tmp_path, processes, name, memory):
     model, settings = opened(tmp_path, name), Feedback(sweeps=1, memory=memory)
     alone = rounded(model, settings=settings, crew=Crew())
-    for count in (2, 3):
-        some = Crew(processes.workers[:count])
+    for size in (2, 3):
+        some = Crew(processes.workers[:size])
         assert same(rounded(model, settings=settings, crew=some, kept=Kept(tmp_path)), alone)
-        with crews.threads(count) as threads:
+        with crews.threads(size) as threads:
             assert same(rounded(model, settings=settings, crew=threads), alone)
 
 
@@ -94,12 +99,16 @@ def test_who_is_at_home_stays_the_same(processes):
     assert len(set(first)) == 3
 
 
-def test_activations_that_are_no_numbers_are_named(tmp_path):
-    model = opened(tmp_path, "llama")
+@pytest.mark.parametrize(
+    ("name", "reader"),
+    [("llama", "blk.1.attn_q.weight"), ("llama-tied-llama3-rope", "token_embd.weight")],
+)
+def test_activations_that_are_no_numbers_are_named(tmp_path, name, reader):
+    model = opened(tmp_path, name)
     broken = model.tensors["blk.1.attn_norm.weight"]
     rows = {broken.name: broken.derived(lambda a, b: np.full((b - a, broken.n_in), np.nan, "f4"))}
     damaged = type(model)(**{**vars(model), "tensors": {**model.tensors, **rows}})
-    with pytest.raises(WeightError, match=r"blk\.1\.attn_q\.weight: on this text .* NaN or Inf"):
+    with pytest.raises(WeightError, match=rf"^{reader}: on this text .* NaN or Inf"):
         rounded(damaged, crew=Crew())
 
 
@@ -142,6 +151,24 @@ def test_a_desk_is_written_over_in_place_and_gone_in_the_end(tmp_path):
         assert desk.get("a").shape == (0, 3)
         desk.make("b", (4, 5))[1] = 7
         assert desk.get("b").sum() == 35
+    assert not list(tmp_path.iterdir())
+
+
+def test_nobody_puts_anything_on_a_desk_that_is_gone(tmp_path):
+    gone = Event()
+
+    def put_many():
+        with suppress(OutputError):
+            for number in count():
+                if gone.is_set():
+                    return
+                desk.put(f"x.{number % 99}", np.zeros(9))
+
+    with ThreadPoolExecutor(1) as another:
+        with open_desk(tmp_path) as desk:
+            another.submit(put_many)
+            wait_for(lambda: len(list(desk.folder.iterdir())) == 99)
+        gone.set()
     assert not list(tmp_path.iterdir())
 
 

@@ -240,7 +240,8 @@ class _Conductor:
             for i in chunks:
                 stream = self.desk.get(f"o.{self.n_layer % 2}.{i}")
                 work.put_rows(self.desk, "x.0", self._normed(stream), rows, i)
-            self.moments.sum({"head": Sum("x.0", "x.0", (self.n_embd, self.n_embd), rows[-1])})
+            sums = {"head": Sum("x.0", "x.0", (self.n_embd, self.n_embd), rows[-1])}
+            self.moments.sum(EMBEDDING, sums)
             return [np.array(to_numpy(work.added_up(self.desk.get("head"))))]
 
         (h,) = self.kept.once("head", found) if self.kept else found()

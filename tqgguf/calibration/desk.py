@@ -11,7 +11,7 @@ import pickle
 import struct
 import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from shutil import rmtree
@@ -205,7 +205,14 @@ def open_desk(root: Path) -> Iterator[Desk]:
     try:
         yield Desk(folder)
     finally:
-        rmtree(folder, ignore_errors=True)
+        _remove(folder)
+
+
+def _remove(folder: Path) -> None:
+    """Remove a desk under another name: after Ctrl-C some still work, and would put more there."""
+    with suppress(OSError):  # Windows: where a file is open
+        folder = folder.rename(folder.with_name(f"{folder.name}-gone"))
+    rmtree(folder, ignore_errors=True)
 
 
 def _tidy(root: Path) -> None:

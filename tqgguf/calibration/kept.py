@@ -1,8 +1,8 @@
 """Arrays that outlive the process, in a folder of the user's cache.
 
-An entry is a file of arrays in NumPy's format, one after the other, and a CRC-32 of them all. It
-appears under its name when it is whole; an entry that is damaged counts as absent, so whoever kept
-it computes it again.
+An entry is a file of arrays in NumPy's format, one after the other, and a CRC-32 of its name and
+them all. It appears under its name when it is whole; an entry that is damaged counts as absent, so
+whoever kept it computes it again.
 """
 
 import math
@@ -63,7 +63,7 @@ class Kept:
             return None
         state = _state(self._path(name))
         if state is None or state != self._sound.get(name):
-            if _checksum(data[:-_CHECKSUM]) != data[-_CHECKSUM:].tobytes():
+            if self._checksum(name, data[:-_CHECKSUM]) != data[-_CHECKSUM:].tobytes():
                 return None
             self._note(name, state)
         return list(_arrays(data[:-_CHECKSUM]))
@@ -75,7 +75,7 @@ class Kept:
         # a full disk, say: what is not kept is computed again
         with suppress(OSError):
             with whole_file(self._path(name)) as scratch:
-                _write(scratch, arrays)
+                self._write(name, scratch, arrays)
             self._note(name, _state(self._path(name)))
 
     def once(self, name: str, make: Callable[[], Arrays]) -> Arrays:
@@ -97,6 +97,18 @@ class Kept:
             fits = n_bytes <= self._left
             self._left -= n_bytes if fits else 0
         return fits
+
+    def _write(self, name: str, path: Path, arrays: Arrays) -> None:
+        with path.open("wb") as file:
+            for array in arrays:
+                npy.write_array(file, np.ascontiguousarray(array), allow_pickle=False)
+            file.flush()
+            file.write(self._checksum(name, _mapped(path)))
+
+    def _checksum(self, name: str, data: U8) -> bytes:
+        """Of what an entry is called as well: another's file, or one of zeros, does not do."""
+        called = zlib.crc32(f"{self.folder.name}/{name}".encode())
+        return zlib.crc32(data.data, called).to_bytes(_CHECKSUM, "little")
 
     def _path(self, name: str) -> Path:
         return self.folder / f"{name}{_SUFFIX}"
@@ -137,14 +149,6 @@ def keep(root: Path, key: str, name: str, make: Callable[[], Arrays]) -> Arrays:
     return kept.once(name, make)
 
 
-def _write(path: Path, arrays: Arrays) -> None:
-    with path.open("wb") as file:
-        for array in arrays:
-            npy.write_array(file, np.ascontiguousarray(array), allow_pickle=False)
-        file.flush()
-        file.write(_checksum(_mapped(path)))
-
-
 def _state(path: Path) -> tuple[int, int] | None:
     """Which file is there, and when it was written."""
     try:
@@ -156,11 +160,6 @@ def _state(path: Path) -> tuple[int, int] | None:
 
 def _mapped(path: Path) -> U8:
     return np.asarray(np.memmap(path, np.uint8, "r"))
-
-
-def _checksum(data: U8) -> bytes:
-    """Not that of zeros for no data, or a file of zeros would do."""
-    return zlib.crc32(data.data, 1).to_bytes(_CHECKSUM, "little")
 
 
 def _arrays(data: U8) -> Iterator[NDArray[Any]]:

@@ -80,10 +80,7 @@ class Accumulator:
         if finite and len(counts) > 1:
             self._blend(stage, counts, n_in)
         if not finite or not self.factor(moments, self._tasks(aimed)):
-            raise WeightError(
-                f"{name}: on this text the network computes NaN or Inf before it; the model "
-                "is damaged or needs more than float32: quantize it without --calibrate"
-            )
+            raise _not_finite(name)
         self._drop_inputs({**squares, **aimed})
         return moments
 
@@ -106,14 +103,14 @@ class Accumulator:
         step, width = moments.step, self.n_embd if moments.streams else n_in
         return {f"hd.{step}": Sum(f"x.{step}", f"d.{step}", (n_in, width), moments.counts[0])}
 
-    def sum(self, sums: Mapping[str, Sum]) -> bool:
-        """Put means of products on the desk; False where there is one that is not finite.
+    def sum(self, name: str, sums: Mapping[str, Sum]) -> None:
+        """Put means of products on the desk, of what a matrix reads; their factors are dropped.
 
-        Their factors are dropped.
+        Raises WeightError where they are not finite.
         """
-        finite = self._are_finite(self._tasks(sums))
+        if not self._are_finite(self._tasks(sums)):
+            raise _not_finite(name)
         self._drop_inputs(sums)
-        return finite
 
     def _tasks(self, sums: Mapping[str, Sum]) -> list[Task[bool]]:
         """What is to be done so that sums are on the desk; each says whether its part is finite."""
@@ -174,6 +171,13 @@ class Accumulator:
         for at in range(0, len(rest), self.settings.factors):
             finite &= self._are_finite(rest[at : at + self.settings.factors])
         return finite
+
+
+def _not_finite(name: str) -> WeightError:
+    return WeightError(
+        f"{name}: on this text the network computes NaN or Inf before it; the model is damaged or "
+        "needs more than float32: quantize it without --calibrate"
+    )
 
 
 def _share(drift: float, n_in: int, tokens: int) -> float:
