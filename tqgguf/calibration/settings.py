@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from tqgguf.formats import FORMATS
 from tqgguf.kernels import feedback
 
-_FINE_BITS = 5  # a weight: one sweep is enough
+_FINE_BITS = 7  # a weight: one sweep is enough
 
 
 @dataclass(frozen=True)
