@@ -172,6 +172,19 @@ def test_nobody_puts_anything_on_a_desk_that_is_gone(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["gpt2", "gemma2", "llama-moe"])
+def test_the_desk_takes_no_more_of_the_disk_than_was_said(tmp_path, name):
+    model = read_gguf(write_graph(tmp_path / "model.gguf", name))
+    types = make_plan(model, Options(type="q4_0", rotate="none")).matrix_types
+    tokens = np.resize(TOKENS, (64, 64))
+    peak = 0
+    for _ in calibrate(model, types, tokens, Feedback(sweeps=0), crew=Crew(), desks=tmp_path / "d"):
+        files = [path.stat() for path in (tmp_path / "d").glob("*/*")]
+        peak = max(peak, sum(512 * file.st_blocks for file in files))
+    assert 0.25 < peak / resources(model, types, tokens.shape).disk <= 1
+
+
 def test_the_desks_of_the_dead_are_removed(tmp_path):
     (tmp_path / "4194305-left").mkdir()  # beyond Linux' largest process number
     with open_desk(tmp_path) as desk:

@@ -22,6 +22,8 @@ _STREAMS, _INNER = 12, 6  # arrays as wide as the stream, and as wide as the wid
 _ROUNDING = 9  # copies of the rows in work
 _PANELS = 5 * 256  # numbers for each of their columns that revisiting takes
 _FACTORING = 3  # copies of the second moments
+_EXPERTS = 8  # that see a token, at most
+_PREPARED = 1024  # numbers for each column of a factor, besides it
 _WORTH_PROCESSES = 1 << 35  # weights times tokens: starting processes takes about half a second
 
 
@@ -128,7 +130,12 @@ class _Need:
         n_in = max((t.n_in for t in rounded), default=n_embd)
         chunk = max(min(SIZES.tokens, n_tokens), shape[1])
         layers = max(1, len(_layers(inside)))
-        steps = sum(_inputs(inside)) // layers
+        inputs = _inputs(inside)
+        widths = (
+            8 * n_embd
+            + _arrays_of_inputs(model) * sum(n * min(e, _EXPERTS) for n, e in inputs) // layers
+        )
+        moments = sum(_moments(*each, n_tokens) for each in inputs) // layers
         table = max((model.tensors[n].size for n in (EMBEDDING, HEAD) if n in names), default=0)
         largest = max((sum(t.size for t in inside) // layers, 1))
         weights = sum(t.size for t in inside)
@@ -138,11 +145,31 @@ class _Need:
             4 * n_tokens * (widest + 4 * n_embd),
             4 * (_ROUNDING * SIZES.rows + _PANELS) * n_in,
             4 * _FACTORING * n_in * n_in,
-            4 * (4 * largest + 2 * table + n_tokens * (4 * n_embd + 2 * steps) + 8 * n_in * n_in),
+            4 * (4 * largest + 2 * table + n_tokens * widths + moments),
         )
 
 
-def _inputs(matrices: list[Tensor]) -> list[int]:
-    """The widths of the inputs of these matrices; those that read the same one have one prefix."""
-    seen = {(layer_prefix(t.name), t.n_in, t.shape[-2] > t.n_in) for t in matrices}
-    return [n_in for _, n_in, _ in seen]
+def _inputs(matrices: list[Tensor]) -> list[tuple[int, int]]:
+    """How wide inputs of these matrices are, and how many experts have their own.
+
+    Matrices that read the same one are alike in their names and shapes.
+    """
+    copies: dict[tuple[int, str, bool, bool, bool], int] = {}
+    for t in matrices:
+        alike = "attn" in t.name, "output" in t.name, t.shape[-2] > t.n_in
+        key = t.n_in, layer_prefix(t.name), *alike
+        copies[key] = max(copies.get(key, 1), t.n_rows // t.shape[-2])
+    return [(key[0], experts) for key, experts in copies.items()]
+
+
+def _arrays_of_inputs(model: Model) -> int:
+    """How many arrays as wide as the inputs of a layer there are: with norms after them, aims."""
+    return 4 if any("post" in name and "norm" in name for name in model.tensors) else 2
+
+
+def _moments(n_in: int, experts: int, n_tokens: int) -> int:
+    """Numbers of second moments, of products with what is aimed at, and of factors."""
+    square = n_in * n_in
+    summed = max(square, min(n_tokens // SIZES.run * square, SIZES.summed))
+    sums = 2 * (summed if experts == 1 else experts * square)
+    return sums + experts * (2 * square + _PREPARED * n_in)
