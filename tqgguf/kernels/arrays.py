@@ -100,11 +100,14 @@ def parts(x: Any, size: int) -> list[Any]:
     return [x[at : at + size, :] for at in range(0, x.shape[0], size)]
 
 
-def dot(a: Any, b: Any) -> Any:
-    """Sum of a * b over the last axis but one: two (..., size, n) -> (..., n)."""
+def dot(a: Any, b: Any, out: Any = None) -> Any:
+    """Sum of a * b over the last axis but one: two (..., size, n) -> (..., n), put into out too."""
     if is_numpy(a):
-        return np.einsum("...in,...in->...n", a, b)
-    return namespace(a).sum(a * b, axis=-2)
+        return np.einsum("...in,...in->...n", a, b, out=out)
+    sums = namespace(a).sum(a * b, axis=-2)
+    if out is not None:
+        out[...] = sums
+    return sums
 
 
 def inner(a: Any, b: Any) -> Any:

@@ -20,6 +20,7 @@ from tqgguf.kernels.arrays import (
     as_half,
     clip,
     constant,
+    dot,
     empty,
     in_place,
     is_numpy,
@@ -70,17 +71,6 @@ def as_groups(x: NDArray[Any], size: int) -> NDArray[Any]:
 def from_groups(codes: NDArray[Any], n: int) -> NDArray[Any]:
     """Undo `as_groups`: (size, groups * n) -> (groups * size, n)."""
     return codes.reshape(len(codes), -1, n).swapaxes(0, 1).reshape(-1, n)
-
-
-def dot(a: F32, b: F32, out: F32 | None = None) -> F32:
-    """Sum of a * b over the last axis but one: two (..., size, n) -> (..., n) float32."""
-    if is_numpy(a):
-        sums: F32 = np.einsum("...in,...in->...n", a, b, out=out)
-        return sums
-    sums = namespace(a).sum(a * b, axis=-2)
-    if out is not None:
-        out[...] = sums
-    return sums
 
 
 def signed_peak(x: F32) -> F32:

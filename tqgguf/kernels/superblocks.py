@@ -5,14 +5,13 @@ integers are chosen under the rounded float16 scales, the codes under both, and 
 are fitted once more to those codes.
 """
 
-from tqgguf.kernels.arrays import clip, constant, empty, namespace, rint
+from tqgguf.kernels.arrays import clip, constant, dot, empty, namespace, rint
 from tqgguf.kernels.dtypes import F32
 from tqgguf.kernels.scales import (
     Ranges,
     Sums,
     affine,
     as_groups,
-    dot,
     halved,
     pick,
     requantize,
