@@ -161,7 +161,7 @@ class Accumulator:
             pass
 
     def factor(self, moments: InputMoments, alongside: Sequence[Task[bool]] = ()) -> bool:
-        """Factor them, so many at once as there is memory for; are they and what is alongside?"""
+        """Factor them, so many at once as there is memory for; is what is alongside finite?"""
         names = [f"{moments.step}.{e}" for e in range(len(moments.counts))]
         todo: list[Task[bool]] = [
             partial(work.factor, self.desk, name, self.settings.damping) for name in names
