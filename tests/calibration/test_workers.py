@@ -2,10 +2,13 @@
 
 import os
 import resource
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from itertools import count
+from shutil import copytree
 from threading import Event
 
 import numpy as np
@@ -167,7 +170,7 @@ def test_nobody_puts_anything_on_a_desk_that_is_gone(tmp_path):
     with ThreadPoolExecutor(1) as another:
         with open_desk(tmp_path) as desk:
             another.submit(put_many)
-            wait_for(lambda: len(list(desk.folder.iterdir())) == 99)
+            wait_for(lambda: len(list(desk.folder.glob("x.*"))) == 99)
         gone.set()
     assert not list(tmp_path.iterdir())
 
@@ -185,10 +188,19 @@ def test_the_desk_takes_no_more_of_the_disk_than_was_said(tmp_path, name):
     assert 0.25 < peak / resources(model, types, tokens.shape).disk <= 1
 
 
-def test_the_desks_of_the_dead_are_removed(tmp_path):
-    (tmp_path / "4194305-left").mkdir()  # beyond Linux' largest process number
-    with open_desk(tmp_path) as desk:
-        assert [p.name for p in tmp_path.iterdir()] == [desk.folder.name]
+def test_the_desks_of_the_dead_are_removed_and_of_nobody_else(tmp_path):
+    died = (
+        "import os, sys, pathlib; from tqgguf.calibration.desk import open_desk\n"
+        "with open_desk(pathlib.Path(sys.argv[1])) as desk: os.kill(os.getpid(), 9)"
+    )
+    subprocess.run([sys.executable, "-c", died, str(tmp_path)], check=False)
+    (left,) = tmp_path.iterdir()
+    another = copytree(left, tmp_path / f"another{left.name}")  # a host's of another name
+    made = copytree(left, tmp_path / f"{left.name}made")  # somebody is about to lock it
+    next(made.iterdir()).write_text("")
+    with open_desk(tmp_path) as first, open_desk(tmp_path) as desk:
+        assert {*tmp_path.iterdir()} == {another, made, first.folder, desk.folder}
+    assert {*tmp_path.iterdir()} == {another, made}
 
 
 def test_experts_that_see_few_tokens_are_reported_and_rounded(tmp_path):

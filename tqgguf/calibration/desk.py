@@ -8,10 +8,11 @@ import math
 import mmap
 import os
 import pickle
+import platform
 import struct
 import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from shutil import rmtree
@@ -22,9 +23,11 @@ from numpy.typing import DTypeLike, NDArray
 
 from tqgguf.errors import OutputError
 from tqgguf.machine.devices import CPU, Device
+from tqgguf.machine.locks import lock
 
 _HEADER = struct.Struct("<8s7q")  # type, number of axes, axes; 64 bytes, or vectors are not aligned
 _MOST_AXES = 6
+_OWNER = "owner"  # the file that is locked as long as a desk is somebody's
 
 
 @dataclass(frozen=True)
@@ -192,20 +195,27 @@ def _no_room(path: Path, error: OSError) -> OutputError:
 
 @contextmanager
 def open_desk(root: Path) -> Iterator[Desk]:
-    """A desk of its own below `root`; those of processes that have died are removed.
+    """A desk of its own below `root`; those that a process of this host has left are removed.
 
     Raises OutputError where there can be none.
     """
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        _tidy(root)
-        folder = Path(tempfile.mkdtemp(prefix=f"{os.getpid()}-", dir=root))
-    except OSError as error:
-        raise _no_room(root, error) from error
-    try:
+    with ExitStack() as stack:
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+            _tidy(root)
+            folder = Path(tempfile.mkdtemp(prefix=f"{platform.node()}.", dir=root))
+            stack.callback(_remove, folder)
+            _own(folder, stack)
+        except OSError as error:
+            raise _no_room(root, error) from error
         yield Desk(folder)
-    finally:
-        _remove(folder)
+
+
+def _own(folder: Path, stack: ExitStack) -> None:
+    """Lock a desk as long as this process has it open, which whoever tidies up respects."""
+    owner = stack.enter_context((folder / _OWNER).open("wb", buffering=0))
+    lock(owner, wait=True)
+    owner.write(b"%d\n" % os.getpid())  # from now on it is somebody's
 
 
 def _remove(folder: Path) -> None:
@@ -216,19 +226,14 @@ def _remove(folder: Path) -> None:
 
 
 def _tidy(root: Path) -> None:
-    if os.name != "posix":
-        return
+    """Remove what is left of this host; not every file system tells of another one's locks."""
     for folder in root.iterdir():
-        owner = folder.name.partition("-")[0]
-        if owner.isdigit() and not _is_alive(int(owner)):
+        if folder.name.rpartition(".")[0] == platform.node() and _is_left(folder):
             rmtree(folder, ignore_errors=True)
 
 
-def _is_alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+def _is_left(folder: Path) -> bool:
+    """Whether a desk was somebody's, and is nobody's any more."""
+    with suppress(OSError), (folder / _OWNER).open("r+b") as owner:
+        return lock(owner) and owner.read() != b""
+    return False

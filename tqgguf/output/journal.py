@@ -14,11 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tqgguf.errors import OutputError
-
-try:
-    import fcntl
-except ImportError:  # Windows: two runs into one output are not told apart
-    fcntl = None  # type: ignore[assignment]
+from tqgguf.machine.locks import lock
 
 VERSION = 1
 Record = dict[str, Any]
@@ -82,10 +78,8 @@ def open_journal(path: Path) -> Iterator[Journal]:
 
 
 def _lock(file: FileIO, path: Path) -> None:
-    if fcntl is None:
-        return
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock(file)  # where there are no locks, two runs into one output are not told apart
     except BlockingIOError:
         output = path.name.removesuffix(".partial.journal")
         raise OutputError(f"{path.with_name(output)}: another tqgguf is writing it") from None
