@@ -260,22 +260,25 @@ def test_less_memory_means_fewer_workers_and_nothing_held(tmp_path):
     assert little.memory <= 1 << 30
 
 
-def test_an_interrupted_calibration_says_what_is_kept_and_goes_on(tmp_path, monkeypatch):
+@pytest.mark.parametrize("accident", [KeyboardInterrupt(), ToolError("a worker is lost")])
+def test_a_calibration_that_ends_early_says_what_is_kept_and_goes_on(
+    tmp_path, monkeypatch, accident
+):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     model = opened(tmp_path, "llama-tied-llama3-rope")
     types = make_plan(model, Options(type="q4_0", rotate="none")).matrix_types
     done = []
 
-    def interrupt(size):
+    def end(size):
         done.append(size)
         if len(done) == 5:
-            raise KeyboardInterrupt
+            raise accident
 
     def run(**options):
         return calibrate_model(model, NO_ROTATION, types, TOKENS, settings=ONE_SWEEP, **options)
 
-    with pytest.raises(KeyboardInterrupt, match="5 matrices are kept, and the same command goes"):
-        run(advance=interrupt)
+    with pytest.raises(type(accident), match="; 5 matrices are kept, and the same command goes on"):
+        run(advance=end)
     assert not list((tmp_path / "cache" / "tqgguf" / "desks").iterdir())
     assert same(run().rows, rounded(model))
 

@@ -168,6 +168,7 @@ def test_a_worker_that_dies_is_one_line(shallow, tmp_path, whole):
         _, said = run.communicate(timeout=30)
     assert run.returncode == 1
     assert "a worker process died" in said
+    assert "tensors are kept, continue with --resume" in said
     assert said.count("\n") == 1
     assert not path.exists()
     assert resumed(shallow, path) == whole

@@ -3,6 +3,8 @@
 import errno
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from functools import partial
@@ -86,7 +88,7 @@ def test_a_worker_that_is_killed_fails_its_tasks_and_later_ones(shared):
         tasks = [executor.submit(slowly, 60, None) for _ in range(4)]
         os.kill(pid, signal.SIGKILL)
         for task in tasks:
-            with pytest.raises(ToolError, match=r"a worker process died, .* --resume"):
+            with pytest.raises(ToolError, match=r"a worker process died, perhaps .* --threads 1"):
                 task.result(timeout=30)
         with pytest.raises(ToolError, match="a worker process died"):
             executor.submit(os.getpid).result(timeout=30)
@@ -108,8 +110,20 @@ class NoRoom(SpawnContext):
 def test_a_process_that_cannot_be_started_is_one_that_died():
     with Workers(2, NoRoom(), int) as workers:
         for executor in (workers, workers.each[1]):
-            with pytest.raises(ToolError, match="a worker process died"):
+            with pytest.raises(ToolError, match="a worker process died before it began"):
                 executor.submit(int).result(timeout=10)
+
+
+def test_a_script_whose_main_module_cannot_be_imported_is_told_why(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from tqgguf.machine.processes import processes\n"
+        "with processes(1, preload='tqgguf.machine.workers') as workers:\n"
+        "    workers.submit(int).result(timeout=30)\n"
+    )
+    ended = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False)
+    assert "ToolError: a worker process died before it began; what a script" in ended.stderr
+    assert 'below `if __name__ == "__main__":`' in ended.stderr
 
 
 def test_a_crew_gives_the_last_tasks_to_whoever_is_idle():

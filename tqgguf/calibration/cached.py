@@ -7,9 +7,9 @@ type of the same model needs as well.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -24,6 +24,7 @@ from tqgguf.calibration.kept import Kept, open_kept
 from tqgguf.calibration.resources import Resources, resources
 from tqgguf.calibration.settings import Feedback
 from tqgguf.calibration.short_pass import running
+from tqgguf.errors import ToolError
 from tqgguf.kernels.dtypes import U8
 from tqgguf.machine import crew as crews
 from tqgguf.machine.cache import user_cache
@@ -44,6 +45,8 @@ _VERSION = 12  # of what is cached; raised when the same inputs give other bytes
 _KEPT_LATER = 4  # matrices that are in memory until they are on the disk
 _FEW_TOKENS = 256  # that an expert saw
 _STATISTICS_BYTES = 4 << 30  # of what one model computes on one text
+
+_Found = Generator[tuple[str, U8], None, None]
 
 
 def calibrate_model(
@@ -105,10 +108,11 @@ class _Rounded:
         known = {name: found[0] for name in names if (found := results.read(name))}
         return cls(results, known, on_new)
 
-    def take(self, found: Iterator[tuple[str, U8]]) -> None:
+    def take(self, found: _Found) -> None:
         """Take over and keep each matrix as it is found; one may come again."""
         keeping: deque[Future[None]] = deque()
-        with ThreadPoolExecutor(1) as scribe:  # the next matrix is rounded meanwhile
+        # closed, or the desk would stay as long as anybody holds an error of ours
+        with closing(found), ThreadPoolExecutor(1) as scribe:  # the next is rounded meanwhile
             for name, data in found:
                 is_new = name not in self.rows
                 is_kept = name in self.known
@@ -129,19 +133,25 @@ class _Rounded:
 
     @contextmanager
     def kept(self, path: Path) -> Iterator[None]:
-        """Say after Ctrl-C what is kept of the model's matrices."""
+        """Say after Ctrl-C, or where a worker is lost, what is kept of the model's matrices."""
         try:
             yield
         except KeyboardInterrupt:
-            raise KeyboardInterrupt(
-                f"{path}: calibration was interrupted; {len(self.rows.keys() | self.known.keys())} "
-                "matrices are kept, and the same command goes on with them"
-            ) from None
+            said = f"{path}: calibration was interrupted{self._what_is_kept()}"
+            raise KeyboardInterrupt(said) from None
+        except ToolError as error:
+            raise ToolError(f"{error}{self._what_is_kept()}") from error
+
+    def _what_is_kept(self) -> str:
+        """The end of a line that says why the run has ended."""
+        count = len(self.rows.keys() | self.known.keys())
+        said = f"; {count} matrices are kept, and the same command goes on with them"
+        return said if count else ""
 
 
 def _on_device(
     device: Device,
-    rounding: Callable[..., Iterator[tuple[str, U8]]],
+    rounding: Callable[..., _Found],
     done: _Rounded,
     notes: list[str],
 ) -> bool:

@@ -12,7 +12,7 @@ made in the order of the tokens: the bytes do not depend on the number of worker
 """
 
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -66,7 +66,7 @@ def calibrate(
     device: Device = CPU,
     sizes: Sizes = SIZES,
     on_experts: OnExperts = lambda *_: None,
-) -> Iterator[tuple[str, U8]]:
+) -> Generator[tuple[str, U8], None, None]:
     """Quantize every matrix that `types` names.
 
     model: in the basis in which it is stored (see `fold`). types: tensor name -> GGUF type, float

@@ -22,9 +22,15 @@ from tqgguf.errors import ToolError
 Result = TypeVar("Result")
 
 _AHEAD_BYTES = 1 << 13  # that a pipe of any system takes in while nobody reads it
+_BEGUN = b"begun"  # what a process says first
 _DIED = (
-    "a worker process died, perhaps for lack of memory; go on with --resume and a smaller "
-    "--max-memory or --threads 1"
+    "a worker process died, perhaps for lack of memory; a smaller --max-memory or --threads 1 "
+    "takes less"
+)
+_NEVER_BEGAN = (
+    "a worker process died before it began; what a script does must stand below "
+    '`if __name__ == "__main__":`, and if that is so, this system has no room for more processes: '
+    "--threads 1 takes none"
 )
 
 
@@ -39,7 +45,7 @@ class Worker(Executor):
         tasks, self._tasks = context.Pipe(duplex=False)
         self.results, results = context.Pipe(duplex=False)
         self._theirs = tasks, results
-        self._lock, self.is_dead = Lock(), False
+        self._lock, self.is_dead, self._has_begun = Lock(), False, False
         self._waiting: deque[tuple[Future[Any], bytes]] = deque()
         self._given: deque[tuple[Future[Any], int]] = deque()
         self._process: Any = context.Process(  # type: ignore[attr-defined]
@@ -97,6 +103,9 @@ class Worker(Executor):
             self.is_dead = True
             self._lose()
             return False
+        if data == _BEGUN:
+            self._has_begun = True
+            return True
         with self._lock:
             outcome, _ = self._given.popleft()
             self._send()
@@ -110,7 +119,7 @@ class Worker(Executor):
             self._given.clear()
             self._waiting.clear()
         for outcome in lost:
-            outcome.set_exception(ToolError(_DIED))
+            outcome.set_exception(ToolError(_DIED if self._has_begun else _NEVER_BEGAN))
 
     def dismiss(self) -> None:
         """Let the process end after what is in its pipe."""
@@ -199,6 +208,7 @@ def _serve(begin: Callable[[], object], tasks: Connection, results: Connection) 
     """Do what comes through a pipe until it is closed."""
     begin()
     try:
+        results.send_bytes(_BEGUN)
         while True:
             results.send_bytes(_outcome(tasks.recv_bytes()))
     except (EOFError, OSError):
