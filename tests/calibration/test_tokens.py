@@ -82,6 +82,14 @@ def test_a_users_text_is_read_from_its_beginning_and_the_built_in_one_all_over(m
     np.testing.assert_array_equal(whole, sequences(model, text_of(10 * size)))
 
 
+def test_fewer_tokens_than_a_sequence_are_refused_whoever_says_so(model):
+    assert sequences(model, text_of(255), limit=255).shape == (1, 256)
+    with pytest.raises(PlanError, match=r"^text: 254 tokens, and calibration needs at least 255;"):
+        sequences(model, text_of(254))
+    with pytest.raises(PlanError, match=r"^--calibrate-tokens: 254 tokens, and .* at least 255;"):
+        sequences(model, text_of(999), limit=254)
+
+
 def test_a_text_without_a_token_is_refused(model, tmp_path):
     (tmp_path / "empty.txt").write_text("")
     with pytest.raises(PlanError, match=r"empty.txt: nothing in it becomes a token"):

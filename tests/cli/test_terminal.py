@@ -62,7 +62,7 @@ def test_names_that_are_no_utf_8(stories, novels, calibration, tmp_path):
     source.write_bytes(stories.read_bytes())
     text.write_text(calibration.read_text()[:3000])
     saved, output, plot = (tmp_path / f"{name}.{e}" for e in ("imatrix", "o.gguf", "svg"))
-    options = ("--calibrate", text, "--calibrate-tokens", 64, "--save-imatrix", saved)
+    options = ("--calibrate", text, "--calibrate-tokens", 512, "--save-imatrix", saved)
     for args in (
         ("quantize", source, "-o", output, "-t", "q8_0", *options),
         ("quantize", source, "-o", output, *QUICK[:2], "--imatrix", saved, "--force", "--json"),

@@ -86,16 +86,18 @@ def sequences(model: Model, text: Text, *, limit: int | None = None) -> Tokens:
 
     limit: tokens to use (None: DEFAULT_TOKENS); of the built-in text and of the model's own, which
     change their subject all the time, they are spread over the whole. -> (n_seq, n_tokens) int32.
-    Raises PlanError for a text that is too short.
+    Raises PlanError for a text or a limit that is too short for one.
     """
     size = min(read_graph(model).n_ctx, LONGEST_CONTEXT) - len(text.first)
+    wanted = DEFAULT_TOKENS if limit is None else limit
+    for what, tokens in ((text.name, len(text.body)), ("--calibrate-tokens", wanted)):
+        if tokens < size:
+            raise PlanError(
+                f"{what}: {tokens:,} tokens, and calibration needs at least {size:,}; 20,000 or "
+                "more do well"
+            )
     available = len(text.body) // size
-    if not available:
-        raise PlanError(
-            f"{text.name}: {len(text.body):,} tokens, and calibration needs at least {size:,}; "
-            "20,000 or more do well"
-        )
-    count = max(1, min(len(text.body), limit or DEFAULT_TOKENS) // size)
+    count = min(len(text.body), wanted) // size
     is_mixed = text.name in (BUILTIN, OWN)
     places = _spread(available, count) if is_mixed else np.arange(count, dtype=np.int32)
     return _cut(text, places * size, size)
