@@ -7,7 +7,7 @@ from tests.tiny_models import write_tensors
 from tqgguf.calibration.imatrix import Imatrix, read_imatrix
 from tqgguf.calibration.short_pass import measure_inputs, shrunk
 from tqgguf.calibration.tokens import read_text
-from tqgguf.errors import WeightError
+from tqgguf.errors import TqggufError, WeightError
 from tqgguf.models import open_model
 
 
@@ -65,3 +65,15 @@ def test_a_model_that_overflows_is_named(novels, tmp_path):
     broken = open_model(write_tensors(tmp_path / "broken.gguf", novels, tensors))
     with pytest.raises(WeightError, match=r"ffn_down.* are not finite"):
         measure_inputs(broken, read_text(broken, None))
+
+
+@pytest.mark.parametrize(("fault", "error"), [(ValueError, ValueError), (MemoryError, TqggufError)])
+def test_a_fault_of_ours_is_not_the_models(model, tmp_path, monkeypatch, fault, error):
+    def wrong(*_, **__):
+        raise fault("ours")
+
+    text = read_text(model, None)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr("tqgguf.calibration.short_pass.input_energies", wrong)
+    with pytest.raises(error, match="ours"):
+        measure_inputs(model, text)

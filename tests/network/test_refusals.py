@@ -80,6 +80,45 @@ def test_a_fault_is_one_line(tmp_path, fault):
     assert "\n" not in str(caught.value)
 
 
+def reshaped(name: str, *shape: int):
+    def change(model: Model) -> Model:
+        tensor = replace(model.tensors[name], shape=shape)
+        return replace(model, tensors={**model.tensors, name: tensor})
+
+    return change
+
+
+UNSOUND = [
+    without_tensor("token_embd.weight"),
+    lambda model: with_key("llama.attention.key_length", 16)(
+        with_key("llama.embedding_length", 128)(model)
+    ),
+    reshaped("blk.0.attn_output.weight", 64),
+    reshaped("blk.1.attn_output.weight", 128, 64),
+    reshaped("output_norm.weight", 32),
+    reshaped("output.weight", 2048, 128),
+]
+
+
+@pytest.mark.parametrize("change", UNSOUND)
+def test_what_contradicts_itself_is_found_before_any_weight_is_read(tmp_path, change):
+    def nobody(start: int, stop: int):
+        raise AssertionError((start, stop))
+
+    model = open_model(write_graph(tmp_path / "model.gguf", "llama"))
+    model = replace(model, tensors={n: t.derived(nobody) for n, t in model.tensors.items()})
+    forward.require_sound(model)
+    with pytest.raises(UnsupportedModelError, match="its tensors do not fit the graph of llama"):
+        forward.require_sound(change(model))
+
+
+def test_a_table_of_too_few_positions_is_one_line(tmp_path):
+    model = open_model(write_graph(tmp_path / "model.gguf", "gpt2"))
+    short = reshaped("position_embd.weight", 2, 64)(model)
+    with pytest.raises(UnsupportedModelError, match=r"position_embd\.weight has 2 rows, but"):
+        forward.embed(short, TOKENS)
+
+
 def test_a_layer_that_predicts_is_no_part_of_the_graph(tmp_path):
     model = open_model(write_graph(tmp_path / "model.gguf", "glm4moe-predicting"))
     expected = forward.logits(model, TOKENS)

@@ -23,7 +23,7 @@ from tqgguf.calibration.device_desk import SMALLER
 from tqgguf.calibration.kept import Kept, open_kept
 from tqgguf.calibration.resources import Resources, resources
 from tqgguf.calibration.settings import Feedback
-from tqgguf.calibration.short_pass import running
+from tqgguf.calibration.short_pass import within_memory
 from tqgguf.errors import ToolError
 from tqgguf.kernels.dtypes import U8
 from tqgguf.machine import crew as crews
@@ -61,9 +61,9 @@ def calibrate_model(
 ) -> Calibrated:
     """Round every matrix with error feedback on these tokens.
 
-    rotation: what is folded in first. types: what each tensor of the output becomes.
-    tokens: (n_seq, n_tokens) int32. advance is called with each finished matrix' share of all
-    weights to be rounded, by the time it takes.
+    model: a sound one (`require_sound`). rotation: what is folded in first. types: what each tensor
+    of the output becomes. tokens: (n_seq, n_tokens) int32. advance is called with each finished
+    matrix' share of all weights to be rounded, by the time it takes.
     The bytes are the same whoever does the work, on a device of one kind. A device whose memory
     ends goes on with what is finished in smaller pieces, and then the CPU does; a note says so.
     Raises UnsupportedModelError where the architecture has no forward pass, OutputError where the
@@ -82,7 +82,7 @@ def calibrate_model(
     done = _Rounded.of(open_kept(_folder(), key), types, lambda name: advance(shares[name]))
     experts, notes = _Experts(), [f"calibrated on {device.card}"] if not device.is_cpu else []
     rounding = partial(calibrate, *(folded, types, tokens, settings), on_experts=experts.saw)
-    with done.kept(model.path), running(model), naming_damage(model):
+    with done.kept(model.path), within_memory(model), naming_damage(model):
         if not _on_device(device, rounding, done, notes):
             with _crew(wanted, machine) as crew:
                 desks = user_cache() / "desks"

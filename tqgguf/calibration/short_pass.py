@@ -21,7 +21,6 @@ from tqgguf.machine.content import content_key, digest
 from tqgguf.machine.devices import CPU, Device
 from tqgguf.machine.threads import single_threaded_blas
 from tqgguf.models import Model, model_files
-from tqgguf.network import forward
 from tqgguf.network.forward import Tokens
 
 _VERSION = 1  # of what is kept; raised when the same inputs give other numbers
@@ -33,10 +32,11 @@ def measure_inputs(
 ) -> Imatrix:
     """The energies of the model's inputs on some of the text, in the model's own basis.
 
-    The numbers do not depend on `threads`. Raises UnsupportedModelError where the architecture has
-    no forward pass or the header contradicts itself, WeightError where the model computes NaN.
+    model: a sound one (`require_sound`). The numbers do not depend on `threads`. Raises
+    UnsupportedModelError where the architecture has no forward pass or a layer does not fit into
+    memory, WeightError where the model computes NaN.
     """
-    with running(model):
+    with within_memory(model):
         found = _kept_energies(model, short_sequences(model, text), text.name, threads, device)
     for name, sums in found.sums.items():
         if not np.isfinite(sums).all():
@@ -47,27 +47,14 @@ def measure_inputs(
     return shrunk(found)
 
 
-def check_graph(model: Model) -> None:
-    """Refuse a model that has no forward pass, or a header of which no graph can be made.
-
-    Raises UnsupportedModelError.
-    """
-    with running(model):
-        forward.context(model, 1)
-
-
 @contextmanager
-def running(model: Model) -> Iterator[None]:
-    """One line for what goes wrong in a network whose header nobody vouches for.
-
-    Raises UnsupportedModelError.
-    """
+def within_memory(model: Model) -> Iterator[None]:
+    """One line where layers are too large for this memory. Raises UnsupportedModelError."""
     try:
         yield
-    except (ArithmeticError, LookupError, MemoryError, TypeError, ValueError) as error:
+    except MemoryError as error:
         raise UnsupportedModelError(
-            f"{model.path}: cannot be run on a text, so its header must contradict itself or its "
-            f"layers be too large for this memory ({type(error).__name__}: {error})"
+            f"{model.path}: its layers are too large for this memory to run it on a text ({error})"
         ) from error
 
 

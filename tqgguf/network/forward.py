@@ -6,9 +6,12 @@ replace the matrices by quantized ones, and let the layer go on with those: cali
 nothing else.
 """
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,6 +21,7 @@ from tqgguf.errors import UnsupportedModelError
 from tqgguf.kernels.arrays import like, namespace
 from tqgguf.kernels.dtypes import F32
 from tqgguf.models.model import Model, Tensor
+from tqgguf.models.roles import layer_prefix
 from tqgguf.network import ops
 from tqgguf.network.attention import attention, latent_attention
 from tqgguf.network.delta_net import delta_net
@@ -32,6 +36,7 @@ from tqgguf.network.rotary import Angles, angles, read_scaling, temperatures
 
 Tokens = NDArray[np.int32]
 Put = Callable[[NDArray[Any]], Any]
+_ALIKE, _FEW = 2**-6, 3  # every weight, and how many tokens, where shapes alone matter
 _NEAR = 32  # rows of the token table: a call costs as much as some of them
 SubLayer = Callable[[Array, Array | None, Weights, LayerContext], Layer]
 
@@ -90,6 +95,65 @@ def _context(model: Model, graph: Graph, n_tokens: int, dtype: DTypeLike) -> Con
     )
 
 
+def require_sound(model: Model) -> None:
+    """Make sure that the header and the tensors' shapes are those of one network.
+
+    Tokens go through weights that are all the same number, which takes no memory, and once through
+    layers that are alike. So what fails in a pass after that is no fault of the file.
+
+    Raises:
+        UnsupportedModelError: see context; or a tensor is missing, or shapes contradict each other.
+    """
+    ctx, tokens = context(model, _FEW), np.zeros((1, _FEW), np.int32)
+    tensors = {n: t.derived(partial(_alike, t.n_in)) for n, t in model.tensors.items()}
+    same = replace(model, tensors=tensors)
+    x = np.ones((*tokens.shape, ctx.graph.n_embd), np.float32)
+    with np.errstate(all="ignore"):
+        with _fitting(model, "token_embd", ctx.graph):
+            _require_shape(x, embed(same, tokens))
+        for index in _kinds(model, ctx.graph):
+            with _fitting(model, f"blk.{index}", ctx.graph):
+                weights = layer_weights(same, index)
+                _require_shape(x, drain(layer(x, weights, ctx, index)))
+        with _fitting(model, "output", ctx.graph):
+            products(same, final_norm(same, x), 0, 1)
+
+
+def _alike(n_in: int, start: int, stop: int) -> F32:
+    return np.broadcast_to(np.float32(_ALIKE), (stop - start, n_in))
+
+
+def _kinds(model: Model, graph: Graph) -> Iterator[int]:
+    """The first of all layers whose tensors have the same names and shapes."""
+    shapes: dict[str, set[tuple[str, tuple[int, ...]]]] = defaultdict(set)
+    for name, tensor in model.tensors.items():
+        prefix = layer_prefix(name)
+        shapes[prefix].add((name.removeprefix(prefix), tensor.shape))
+    seen = set[frozenset[tuple[str, tuple[int, ...]]]]()
+    for index in range(graph.n_layer):
+        kind = frozenset(shapes.get(f"blk.{index}.", ()))
+        if kind not in seen:
+            yield index
+        seen.add(kind)
+
+
+@contextmanager
+def _fitting(model: Model, part: str, graph: Graph) -> Iterator[None]:
+    """What fails inside is the file's fault: one line, and UnsupportedModelError."""
+    try:
+        yield
+    except (ArithmeticError, LookupError, MemoryError, TypeError, ValueError) as error:
+        raise UnsupportedModelError(
+            f"{model.path.name}: {part}: its tensors do not fit the graph of {graph.architecture} "
+            f"({type(error).__name__}: {error})"
+        ) from error
+
+
+def _require_shape(expected: Array, found: Array) -> None:
+    if found.shape != expected.shape:
+        raise ValueError(f"a stream of {found.shape}, expected {expected.shape}")
+
+
 def logits(
     model: Model, tokens: Tokens, *, dtype: DTypeLike = np.float32, put: Put = np.asarray
 ) -> Array:
@@ -98,7 +162,7 @@ def logits(
     put: makes of NumPy's arrays those that the pass computes with.
 
     Raises:
-        UnsupportedModelError: there is no forward pass for the model's architecture.
+        UnsupportedModelError: see require_sound.
     """
     return head(model, hidden_states(model, tokens, dtype=dtype, put=put))
 
@@ -107,6 +171,7 @@ def hidden_states(
     model: Model, tokens: Tokens, *, dtype: DTypeLike = np.float32, put: Put = np.asarray
 ) -> Array:
     """The normed states that the head reads. tokens: (n_seq, n_tokens) -> (..., n_embd)."""
+    require_sound(model)
     ctx = context(model, tokens.shape[1], dtype)
     x = put(embed(model, tokens, dtype=dtype))
     for index, weights in enumerate(layers(model, ctx.graph, dtype=dtype, put=put)):
@@ -115,7 +180,10 @@ def hidden_states(
 
 
 def embed(model: Model, tokens: Tokens, *, dtype: DTypeLike = np.float32) -> Array:
-    """Look the tokens up. tokens: (n_seq, n_tokens) int -> (n_seq, n_tokens, n_embd)."""
+    """Look the tokens up. tokens: (n_seq, n_tokens) int -> (n_seq, n_tokens, n_embd).
+
+    Raises UnsupportedModelError where there are positions for fewer tokens.
+    """
     graph = read_graph(model)
     unique, inverse = np.unique(tokens, return_inverse=True)
     rows = _looked_up(model.tensors["token_embd.weight"], unique)
@@ -123,7 +191,7 @@ def embed(model: Model, tokens: Tokens, *, dtype: DTypeLike = np.float32) -> Arr
     if graph.embedding_scale != 1:
         x = x * x.dtype.type(graph.embedding_scale)
     if "position_embd.weight" in model.tensors:
-        x = x + model.tensors["position_embd.weight"].rows(0, tokens.shape[1]).astype(dtype)
+        x = x + _positions(model, tokens.shape[1]).astype(dtype)
     return _outer_norm(model, x, "token_embd_norm")
 
 
@@ -131,6 +199,16 @@ def _looked_up(table: Tensor, ids: Tokens) -> F32:
     """These rows of a table, those of a neighbourhood read at once. ids: (n,), sorted."""
     near = np.split(ids, np.flatnonzero(np.diff(ids // _NEAR)) + 1)
     return np.concatenate([table.rows(int(i[0]), int(i[-1]) + 1)[i - i[0]] for i in near])
+
+
+def _positions(model: Model, n_tokens: int) -> F32:
+    table = model.tensors["position_embd.weight"]
+    if table.n_rows < n_tokens:
+        raise UnsupportedModelError(
+            f"{model.path.name}: position_embd.weight has {table.n_rows} rows, but the header "
+            f"allows {n_tokens} tokens"
+        )
+    return table.rows(0, n_tokens)
 
 
 def layers(
@@ -214,21 +292,7 @@ def drain(generator: Layer) -> Array:
 
 
 def layer(x: Array, w: Weights, ctx: Context, index: int) -> Layer:
-    """Layer number `index`. x: (n_seq, n_tokens, n_embd); see the module for what it yields.
-
-    Raises:
-        UnsupportedModelError: the layer lacks a tensor of its graph, or shapes contradict it.
-    """
-    try:
-        return (yield from _layer(x, w, ctx, index))
-    except (LookupError, ValueError) as error:
-        raise UnsupportedModelError(
-            f"blk.{index}: its tensors do not fit the graph of {ctx.graph.architecture} "
-            f"({type(error).__name__}: {error})"
-        ) from error
-
-
-def _layer(x: Array, w: Weights, ctx: Context, index: int) -> Layer:
+    """Layer number `index`. x: (n_seq, n_tokens, n_embd); see the module for what it yields."""
     here = ctx.of_layer(index)
     graph, row = here.graph, here.graph.row
     normed = _normed(x, w, "attn_norm", graph)

@@ -11,7 +11,7 @@ from pathlib import Path
 from tqgguf.calibration.imatrix import UNROTATED, Imatrix, matched, read_imatrix
 from tqgguf.calibration.own_text import OWN
 from tqgguf.calibration.resources import threads_of_passes
-from tqgguf.calibration.short_pass import check_graph, measure_inputs
+from tqgguf.calibration.short_pass import measure_inputs
 from tqgguf.calibration.tokens import (
     BUILTIN,
     SHORT_CONTEXT,
@@ -27,7 +27,7 @@ from tqgguf.machine.content import expect_content
 from tqgguf.machine.devices import CPU, Device, find_device, on_device
 from tqgguf.machine.machine import Machine
 from tqgguf.models import Model, model_files
-from tqgguf.network.forward import Tokens
+from tqgguf.network.forward import Tokens, require_sound
 from tqgguf.planning.plan import Options
 from tqgguf.planning.recipes import recipe
 from tqgguf.rotation.ends import EMBEDDING, HEAD
@@ -105,7 +105,7 @@ def find_inputs(
     if not _rounds(options):
         return Inputs(effort, notes=("none is used: nothing is rounded",))
     try:
-        check_graph(model)
+        require_sound(model)
         text = _read_text(model, None)
     except TqggufError as error:
         return _without_text(error)
@@ -162,7 +162,7 @@ def _rounds(options: Options) -> bool:
 def _for_feedback(model: Model, options: Options, machine: Machine, device: Device) -> Inputs:
     given = options.calibrate
     try:
-        check_graph(model)
+        require_sound(model)
     except UnsupportedModelError as error:
         if options.imatrix is None:
             asked = "--calibrate" if given else "--effort best"
