@@ -6,8 +6,9 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
-from itertools import count
+from itertools import count, product
 from shutil import copytree
 from threading import Event
 
@@ -28,6 +29,7 @@ from tqgguf.machine import crew as crews
 from tqgguf.machine.crew import Crew
 from tqgguf.machine.machine import Machine
 from tqgguf.models.gguf import read_gguf
+from tqgguf.models.metadata import encode
 from tqgguf.planning.plan import Options
 from tqgguf.planning.planner import make_plan
 from tqgguf.rotation.rotation import NO_ROTATION
@@ -258,6 +260,29 @@ def test_less_memory_means_fewer_workers_and_nothing_held(tmp_path):
     assert little.workers < 8
     assert little.held == 0
     assert little.memory <= 1 << 30
+
+
+def test_what_many_experts_take_is_within_the_memory_that_is_allowed(tmp_path):
+    small = opened(tmp_path, "llama-moe")
+    types = make_plan(small, Options(type="q4_0", rotate="none")).matrix_types
+    wide = {n: replace(t, shape=_wider(t.shape, 256)) for n, t in small.tensors.items()}
+    width = encode(256 * small.get("{arch}.embedding_length"))
+    metadata = {**small.metadata, "llama.embedding_length": width}
+    model, most = replace(small, metadata=metadata, tensors=wide), 0
+    for memory, workers in product((8, 12, 20, 40, 80), (1, 3, 16)):
+        found = resources(model, types, (8, 512), Machine(workers, memory << 30))
+        assert found.memory <= memory << 30
+        at_once = min(found.factors, found.workers, wide["blk.0.ffn_gate_inp.weight"].n_rows)
+        assert (
+            found.memory >= found.held + at_once * 2 * 4 * max(t.n_in for t in wide.values()) ** 2
+        )
+        most = max(most, at_once)
+    assert most > 2
+
+
+def _wider(shape, times):
+    """Rows and columns, but not experts, are so many times as many."""
+    return tuple(n * times if n > 8 else n for n in shape)
 
 
 @pytest.mark.parametrize("accident", [KeyboardInterrupt(), ToolError("a worker is lost")])

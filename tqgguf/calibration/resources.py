@@ -1,5 +1,6 @@
 """What a calibration takes of memory and of the disk: from shapes alone, before it begins."""
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -12,16 +13,17 @@ from tqgguf.machine.threads import default_threads
 from tqgguf.models import Model, Tensor
 from tqgguf.models.roles import layer_prefix
 from tqgguf.network.graph import read_graph
+from tqgguf.network.ops import score_bytes
 from tqgguf.rotation.ends import EMBEDDING, HEAD
 
 _CONDUCTOR_BYTES = 250 << 20  # the process that hands out the work
 _WORKER_BYTES = 100 << 20  # Python and NumPy
-_SCORES_BYTES = 3 * (64 << 20)  # of attention, see network.ops
+_SCORES = 3  # copies of attention's scores
 _SHORT_SCORES_BYTES = 16 << 20  # the same of a few hundred tokens
 _STREAMS, _INNER = 12, 6  # arrays as wide as the stream, and as wide as the widest, in a pass
 _ROUNDING = 9  # copies of the rows in work
 _PANELS = 5 * 256  # numbers for each of their columns that revisiting takes
-_FACTORING = 3  # copies of the second moments
+_FACTORING = 9  # bytes for each of the second moments: two copies, and some of the rows
 _EXPERTS = 8  # that see a token, at most
 _PREPARED = 1024  # numbers for each column of a factor, besides it
 _WORTH_PROCESSES = 1 << 35  # weights times tokens: starting processes takes about half a second
@@ -57,7 +59,8 @@ def resources(
     """
     need = _Need.of(model, types, shape)
     allowed = machine.max_memory or 2 * default_memory()
-    each = _WORKER_BYTES + max(need.passing, need.rounding)
+    piece = max(need.passing, need.rounding)
+    each = _WORKER_BYTES + piece
     free = allowed - _CONDUCTOR_BYTES
     least = max(each, need.factoring + _WORKER_BYTES)
     if machine.max_memory is not None and free < least:
@@ -66,12 +69,12 @@ def resources(
             f"needs {-(-(least + _CONDUCTOR_BYTES) >> 20):,} MiB"
         )
     workers = int(max(1, min(machine.threads or default_threads(), free // each)))
-    spare = max(0, free - workers * each)
-    held = need.held if need.held <= spare else 0
-    factors = max(1, (free - workers * _WORKER_BYTES) // max(1, need.factoring))
+    base, busy = workers * _WORKER_BYTES, max(workers * piece, need.factoring)
+    held = need.held if need.held <= free - base - busy else 0
+    factors = max(1, (free - base - held) // max(1, need.factoring))
     apart = workers > 1 and is_worth_processes(need.weights, shape[0] * shape[1])
-    busy = max(workers * max(need.passing, need.rounding) + held, need.factoring)
-    memory = _CONDUCTOR_BYTES + workers * _WORKER_BYTES + busy
+    busy = max(busy, min(factors, workers, need.experts) * need.factoring)
+    memory = _CONDUCTOR_BYTES + base + held + busy
     return Resources(workers, apart, held, factors, memory, need.disk)
 
 
@@ -111,18 +114,23 @@ def _layers(tensors: Iterable[Tensor]) -> set[str]:
 
 @dataclass(frozen=True)
 class _Need:
-    """What a model and a text want: bytes of one worker's pieces, of all held, on disk; flops."""
+    """What a model and a text want: bytes of one worker's pieces, of all held, on disk.
+
+    experts: the most that read inputs of their own.
+    """
 
     weights: int
     passing: int
     held: int
     rounding: int
     factoring: int
+    experts: int
     disk: int
 
     @staticmethod
     def of(model: Model, types: Mapping[str, str], shape: tuple[int, int]) -> "_Need":
-        n_tokens, n_embd = shape[0] * shape[1], read_graph(model).n_embd
+        graph, n_tokens = read_graph(model), shape[0] * shape[1]
+        n_embd = graph.n_embd
         names = [n for n in types if n in model.tensors and not is_float(types[n])]
         rounded = [model.tensors[n] for n in names]
         inside = [t for n, t in model.tensors.items() if layer_prefix(n) and len(t.shape) > 1]
@@ -131,35 +139,45 @@ class _Need:
         chunk = max(min(SIZES.tokens, n_tokens), shape[1])
         layers = max(1, len(_layers(inside)))
         inputs = _inputs(inside)
+        scores = score_bytes(chunk // shape[1], graph.n_head, shape[1])
         widths = (
             8 * n_embd
-            + _arrays_of_inputs(model) * sum(n * min(e, _EXPERTS) for n, e in inputs) // layers
+            + _arrays_of_inputs(model) * sum(n * min(e, _EXPERTS) for n, e, _ in inputs) // layers
         )
-        moments = sum(_moments(*each, n_tokens) for each in inputs) // layers
+        moments = sum(_moments(n, e, n_tokens) for n, e, _ in inputs) // layers
         table = max((model.tensors[n].size for n in (EMBEDDING, HEAD) if n in names), default=0)
         largest = max((sum(t.size for t in inside) // layers, 1))
         weights = sum(t.size for t in inside)
         return _Need(
             weights,
-            4 * chunk * (_STREAMS * n_embd + _INNER * widest) + _SCORES_BYTES,
+            4 * chunk * (_STREAMS * n_embd + _INNER * widest) + _SCORES * scores,
             4 * n_tokens * (widest + 4 * n_embd),
-            4 * (_ROUNDING * SIZES.rows + _PANELS) * n_in,
-            4 * _FACTORING * n_in * n_in,
+            4 * max((_rounding(*each) for each in _inputs(rounded)), default=0),
+            _FACTORING * n_in * n_in,
+            max((experts for _, experts, _ in inputs), default=1),
             4 * (4 * largest + 2 * table + n_tokens * widths + moments),
         )
 
 
-def _inputs(matrices: list[Tensor]) -> list[tuple[int, int]]:
-    """How wide inputs of these matrices are, and how many experts have their own.
+def _inputs(matrices: list[Tensor]) -> list[tuple[int, int, int]]:
+    """How wide inputs of these matrices are, how many experts have their own, rows of each of them.
 
     Matrices that read the same one are alike in their names and shapes.
     """
-    copies: dict[tuple[int, str, bool, bool, bool], int] = {}
+    readers: dict[tuple[int, str, bool, bool, bool], list[Tensor]] = defaultdict(list)
     for t in matrices:
         alike = "attn" in t.name, "output" in t.name, t.shape[-2] > t.n_in
-        key = t.n_in, layer_prefix(t.name), *alike
-        copies[key] = max(copies.get(key, 1), t.n_rows // t.shape[-2])
-    return [(key[0], experts) for key, experts in copies.items()]
+        readers[t.n_in, layer_prefix(t.name), *alike].append(t)
+    return [
+        (n_in, max(t.n_rows // t.shape[-2] for t in found), sum(t.shape[-2] for t in found))
+        for (n_in, *_), found in readers.items()
+    ]
+
+
+def _rounding(n_in: int, experts: int, rows: int) -> int:
+    """Numbers that rounding a piece of the matrices takes that share their inputs."""
+    piece = -(-rows // SIZES.count(rows, rows * experts))
+    return (_ROUNDING * piece + _PANELS) * n_in
 
 
 def _arrays_of_inputs(model: Model) -> int:

@@ -122,6 +122,7 @@ def factor(h: F32, *, damping: float, order: I64 | None = None) -> tuple[float, 
             return added, xp.flip(_cholesky(damped))
         except np.linalg.LinAlgError:
             damping *= 4
+            del damped  # or there would be three
 
 
 def _backwards(h: F32, order: I64 | None) -> F32:

@@ -189,6 +189,12 @@ def causal_attention(
     return out
 
 
+def score_bytes(n_seq: int, n_head: int, n_tokens: int) -> int:
+    """Bytes of the float32 scores that attention on the CPU has in memory at a time."""
+    size = 4 * n_head * min(n_tokens, _QUERIES) * n_tokens
+    return size * min(n_seq, max(1, _SCORE_BYTES // size))
+
+
 def _score_bias(
     distance: NDArray[np.intp], window: int, slopes: NDArray[np.float64] | None
 ) -> NDArray[np.floating[Any]]:
