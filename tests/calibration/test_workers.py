@@ -267,8 +267,11 @@ def test_what_many_experts_take_is_within_the_memory_that_is_allowed(tmp_path):
     types = make_plan(small, Options(type="q4_0", rotate="none")).matrix_types
     wide = {n: replace(t, shape=_wider(t.shape, 256)) for n, t in small.tensors.items()}
     width = encode(256 * small.get("{arch}.embedding_length"))
-    metadata = {**small.metadata, "llama.embedding_length": width}
-    model, most = replace(small, metadata=metadata, tensors=wide), 0
+    more = {"llama.embedding_length": width, "llama.expert_used_count": encode(4)}
+    model, most = replace(small, metadata={**small.metadata, **more}, tensors=wide), 0
+    inputs = sum(wide[f"blk.0.ffn_{which}_exps.weight"].n_in for which in ("up", "down"))
+    ample = resources(model, types, (8, 512), Machine(1, 1 << 40))
+    assert ample.held > 4 * 8 * 512 * 4 * inputs  # of every token at its four experts
     for memory, workers in product((8, 12, 20, 40, 80), (1, 3, 16)):
         found = resources(model, types, (8, 512), Machine(workers, memory << 30))
         assert found.memory <= memory << 30

@@ -134,11 +134,12 @@ class _Need:
         names = [n for n in types if n in model.tensors and not is_float(types[n])]
         rounded = [model.tensors[n] for n in names]
         inside = [t for n, t in model.tensors.items() if layer_prefix(n) and len(t.shape) > 1]
-        widest = max((max(t.shape[-2:]) for t in inside), default=n_embd)
         n_in = max((t.n_in for t in rounded), default=n_embd)
         chunk = max(min(SIZES.tokens, n_tokens), shape[1])
         layers = max(1, len(_layers(inside)))
         inputs = _inputs(inside)
+        widest = max((max(t.shape[-2:]) for t in inside), default=n_embd)
+        widest = max(widest, _chosen_width(inside, graph.routing.n_used))
         scores = score_bytes(chunk // shape[1], graph.n_head, shape[1])
         widths = (
             8 * n_embd
@@ -178,6 +179,15 @@ def _rounding(n_in: int, experts: int, rows: int) -> int:
     """Numbers that rounding a piece of the matrices takes that share their inputs."""
     piece = -(-rows // SIZES.count(rows, rows * experts))
     return (_ROUNDING * piece + _PANELS) * n_in
+
+
+def _chosen_width(inside: list[Tensor], n_used: int) -> int:
+    """Numbers of a token in the inputs of all experts that see it; these are there together."""
+    widths: dict[str, set[int]] = defaultdict(set)
+    for t in inside:
+        if t.n_rows > t.shape[-2]:
+            widths[layer_prefix(t.name)].add(t.n_in)
+    return max((n_used * sum(found) for found in widths.values()), default=0)
 
 
 def _arrays_of_inputs(model: Model) -> int:
