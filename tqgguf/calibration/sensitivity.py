@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 
@@ -250,9 +250,17 @@ def probe(x: F32) -> F32:
     """Weights rounded to a few levels of each block's largest, plainly: (..., n_in), like x."""
     xp = namespace(x)
     blocks = xp.reshape(x, (-1, _BLOCK))
-    step = xp.maximum(xp.max(blocks, axis=1), -xp.min(blocks, axis=1))[:, None] / _LEVELS
+    step = _largest(xp.abs(blocks)) / _LEVELS
     out: F32 = xp.reshape(rint(blocks * reciprocal(step)) * step, x.shape)
     return out
+
+
+def _largest(x: Any) -> Any:
+    """The largest of each row, (n, a power of two) -> (n, 1), by halves: rows are short."""
+    while x.shape[1] > 1:
+        half = x.shape[1] // 2
+        x = namespace(x).maximum(x[:, :half], x[:, half:])
+    return x
 
 
 def _by_role(names: Iterable[str]) -> list[list[str]]:

@@ -149,5 +149,7 @@ def _normalized(importance: F32, shape: tuple[int, int]) -> F32:
         raise WeightError(f"importance: {int((values < 0).sum())} columns are negative")
     mean = values.mean(axis=-1, keepdims=True)
     known = mean > 0  # else nothing is known about any column
-    normalized = np.where(known, np.maximum(values / np.where(known, mean, 1), _FLOOR), 1)
-    return np.asarray(normalized, np.float32)
+    normalized = values / np.where(known, mean, 1)
+    np.maximum(normalized, _FLOOR, out=normalized)
+    np.copyto(normalized, 1, where=~known)
+    return normalized.astype(np.float32)
