@@ -172,8 +172,8 @@ def causal_attention(
     n_seq, n_tokens, n_head, _ = q.shape
     xp = namespace(q)
     out: Array = xp.empty((n_seq, n_tokens, n_head, v.shape[-1]), dtype=q.dtype, device=q.device)
-    size = n_head * min(n_tokens, _QUERIES) * n_tokens * xp.finfo(q.dtype).bits // 8
-    step = max(1, (_SCORE_BYTES if is_numpy(q) else _MANY_SCORE_BYTES) // size)
+    most = _SCORE_BYTES if is_numpy(q) else _MANY_SCORE_BYTES
+    step = max(1, most // _scores_of(n_head, n_tokens, xp.finfo(q.dtype).bits // 8))
     for at in range(0, n_tokens, _QUERIES):
         rows = np.arange(at, min(at + _QUERIES, n_tokens))
         first, last = max(0, at - window + 1) if window else 0, int(rows[-1])
@@ -191,8 +191,13 @@ def causal_attention(
 
 def score_bytes(n_seq: int, n_head: int, n_tokens: int) -> int:
     """Bytes of the float32 scores that attention on the CPU has in memory at a time."""
-    size = 4 * n_head * min(n_tokens, _QUERIES) * n_tokens
+    size = _scores_of(n_head, n_tokens, 4)
     return size * min(n_seq, max(1, _SCORE_BYTES // size))
+
+
+def _scores_of(n_head: int, n_tokens: int, number: int) -> int:
+    """Bytes of a sequence's scores at a time, each number of so many."""
+    return n_head * min(n_tokens, _QUERIES) * n_tokens * number
 
 
 def _score_bias(
