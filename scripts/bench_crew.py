@@ -5,11 +5,11 @@ python scripts/bench_crew.py 2 16
 
 import argparse
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
+from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 from tqgguf.calibration import work
 from tqgguf.calibration.bench import Bench
@@ -46,20 +46,19 @@ def measure(given: Bench, count: int, rounds: int) -> None:
     """Time rounds of a task for each process, and of four."""
     began = time.perf_counter()
     with separate_processes(count, preload=work.__name__) as crew:
-        for _ in crew.run_at_home([partial(nothing, given)] * count):
-            pass
+        crew.run([partial(nothing, given)] * count)
         print(f"{count} processes: begun in {time.perf_counter() - began:.2f} s")
-        for name, run in (("at home", crew.run_at_home), ("run", crew.run)):
-            for size in (count, 4 * count):
-                say(name, size, rounds, partial(run, [partial(nothing, given, 0)] * size))
+        for at_home, size in product((True, False), (count, 4 * count)):
+            tasks = [partial(nothing, given, 0)] * size
+            name = "at home" if at_home else "anywhere"
+            say(name, size, rounds, partial(crew.run, tasks, at_home=at_home))
 
 
-def say(name: str, size: int, rounds: int, run: Callable[[], Iterator[Any]]) -> None:
+def say(name: str, size: int, rounds: int, run: Callable[[], object]) -> None:
     """Print what a round takes, and what of that is this process' work."""
     began, busy = time.perf_counter(), time.process_time()
     for _ in range(rounds):
-        for _ in run():
-            pass
+        run()
     wall, cpu = time.perf_counter() - began, time.process_time() - busy
     print(
         f"  {name}, {size} tasks: {wall / rounds * 1e3:.2f} ms, "

@@ -99,8 +99,9 @@ def test_a_device_goes_on_in_smaller_pieces(model, monkeypatch, tmp_path):
 
 
 @pytest.mark.slow
-def test_smaller_pieces_take_less_of_the_device(model):
+def test_smaller_pieces_take_less_of_the_device(tmp_path):
     """What does not depend on the size of pieces, what waits for later, is not kept there."""
+    model = open_model(write_graph(tmp_path / "model.gguf", "gemma2"))  # all its matrices wait
     types, tokens = types_of(model, "blk.0", "blk.1"), np.tile(TOKENS, (4, 1))
 
     def held(sizes):

@@ -6,8 +6,9 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
+from tqgguf.calibration.bench import Step
 from tqgguf.calibration.desk import SIZES, open_desk
-from tqgguf.calibration.moments import Accumulator, Sum
+from tqgguf.calibration.moments import Accumulator, InputMoments
 from tqgguf.calibration.settings import Feedback
 from tqgguf.calibration.work import added_up, put_rows
 from tqgguf.errors import WeightError
@@ -20,13 +21,20 @@ def summed(folder, x, d):
     """Moments of x, (500, 96), and x with d, (500, 40), in tiles of 32 columns, and their runs."""
     with open_desk(folder) as desk:
         small = replace(desk, sizes=replace(SIZES, tile=32, narrowest=32, run=60))
-        for name, whole in (("x.0", x), ("d.0", d)):
+        for name, whole in (("x.k", x), ("d.k", d)):
             for i, (a, b) in enumerate(pairwise(EDGES)):
                 put_rows(small, name, whole[a:b], EDGES, i)
-        taker = Accumulator(small, Crew(), Feedback(), d.shape[1], range(len(EDGES) - 1))
-        sums = {"m": Sum("x.0", "x.0", (96, 96), 500), "hd": Sum("x.0", "d.0", (96, 40), 500)}
-        taker.sum("a.weight", sums)
-        return [np.array(small.get(name)) for name in sums]
+        taker = Accumulator(small, Feedback(), d.shape[1], range(len(EDGES) - 1))
+        step = Step(0, ("a",), (500,), shared=True, aims=True, streams=True)
+        wanted = [InputMoments("k", "a.weight", 96, step, share=1.0)]
+
+        def both():
+            yield from taker.sum(wanted, sums=48)
+            yield from taker.factor(wanted)
+
+        for _ in Crew().together([both()]):
+            pass
+        return [np.array(small.get(name)) for name in ("m.k.0", "hd.k")]
 
 
 def test_runs_of_tokens_add_up_to_the_mean_of_all(tmp_path):

@@ -90,8 +90,8 @@ def test_a_cluster_gives_the_same_bytes(tmp_path):
 
 def test_an_error_in_a_process_is_the_callers(processes):
     with pytest.raises(ZeroDivisionError):
-        list(processes.run([int, _fail, int]))
-    assert list(processes.run([int] * 9)) == [0] * 9
+        processes.run([int, _fail, int])
+    assert processes.run([int] * 9) == [0] * 9
 
 
 def _fail():
@@ -99,7 +99,7 @@ def _fail():
 
 
 def test_who_is_at_home_stays_the_same(processes):
-    first, second = (list(processes.run_at_home([os.getpid] * 7)) for _ in range(2))
+    first, second = (processes.run([os.getpid] * 7, at_home=True) for _ in range(2))
     assert first == second
     assert len(set(first)) == 3
 
@@ -325,4 +325,4 @@ def test_a_worker_that_dies_is_one_line():
         pytest.raises(ToolError, match="a worker process died, perhaps for lack of memory"),
         crews.separate_processes(2, preload="tqgguf.calibration.work") as crew,
     ):
-        list(crew.run([partial(os._exit, 1), os.getpid]))
+        crew.run([partial(os._exit, 1), os.getpid])

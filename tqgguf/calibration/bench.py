@@ -15,12 +15,35 @@ CONTEXT = "context"  # on the desk
 AnyDesk = Desk | DeviceDesk
 
 
-def on_desk(name: str) -> str:
-    """A tensor's name on the desk: that of its layer's slot, and its own."""
+def on_desk(desk: AnyDesk, name: str) -> str:
+    """A tensor's name on the desk: the slot of its layer, which take turns, and its own."""
     layer = layer_prefix(name)
     if not layer:
         return name
-    return f"{int(layer.split('.')[1]) % 2}.{name.removeprefix(layer)}"
+    return f"{int(layer.split('.')[1]) % desk.sizes.slots}.{name.removeprefix(layer)}"
+
+
+@dataclass(frozen=True)
+class Step:
+    """Some matrices of a layer that read the same, and how many tokens are in their inputs.
+
+    number: of the layer's steps. shared: whether all tokens go into all of the matrices. aims:
+    whether these make up for drift, streams: whether their product is added to the stream, and
+    ends: whether that is the layer's end.
+    """
+
+    number: int
+    matrices: tuple[str, ...]
+    counts: tuple[int, ...]
+    shared: bool
+    aims: bool
+    streams: bool
+    ends: bool = False
+
+    @property
+    def weights(self) -> list[str]:
+        """The matrices' names without "blk.N."."""
+        return [f"{matrix}.weight" for matrix in self.matrices]
 
 
 @dataclass(frozen=True)
@@ -30,7 +53,7 @@ class Bench:
     edges: of the chunks in all tokens. kept: where what the original computes is kept. holds:
     whether passes wait, with all they have computed, for the rest of their layer's matrices. layer:
     its number. tensors: their names without "blk.N.". todo: those that are to be rounded. done:
-    those that are on the desk rounded. aims: whether what its steps aim at is there as well.
+    those that are on the desk rounded. steps: of the layer, if they are known.
     """
 
     desk: AnyDesk
@@ -41,7 +64,12 @@ class Bench:
     tensors: tuple[str, ...]
     todo: frozenset[str]
     done: frozenset[str] = frozenset()
-    aims: bool = False
+    steps: tuple[Step, ...] | None = None
+
+    @property
+    def slot(self) -> int:
+        """The layer's, on the desk."""
+        return self.layer % self.desk.sizes.slots
 
 
 class Weights(Mapping[str, Any]):
@@ -55,7 +83,7 @@ class Weights(Mapping[str, Any]):
         if name not in self.bench.tensors:
             raise KeyError(name)
         kind = "q" if name in self.bench.done and not self.original else "w"
-        return self.bench.desk.get(f"{kind}.{self.bench.layer % 2}.{name}")
+        return self.bench.desk.get(f"{kind}.{self.bench.slot}.{name}")
 
     def __contains__(self, name: object) -> bool:
         return name in self.bench.tensors

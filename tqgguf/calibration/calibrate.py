@@ -1,10 +1,10 @@
 """Quantize a model layer by layer so that its outputs on some text change least.
 
-Two passes go through the layers side by side: one of the original, one of what is quantized so far.
-Before a matrix is rounded, the second moments of its input in the quantized network are measured,
-and with them what its product would have to be for the stream to become the original's again. The
-matrix is first moved to where it makes up for the drift, then rounded with error feedback
-(tqgguf.kernels.feedback).
+Matrices are rounded with error feedback (tqgguf.kernels.feedback) for the second moments of what
+they read. For most of them that is what they read in the original network, and this is done some
+layers ahead (tqgguf.calibration.ahead). The last matrix of a layer that adds to the stream is
+rounded for what it reads in the quantized network; before that it is moved to where the stream
+after it becomes the original's again, so it makes up for all that was lost so far.
 
 Here is the order of things; what is done is in tqgguf.calibration.work. It is cut into pieces by
 tokens, by tiles of moments and by rows of matrices, in the same way whoever does them, and sums are
@@ -12,8 +12,8 @@ made in the order of the tokens: the bytes do not depend on the number of worker
 """
 
 import tempfile
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
@@ -23,18 +23,20 @@ from typing import Any
 import numpy as np
 
 from tqgguf.calibration import work
-from tqgguf.calibration.bench import CONTEXT, AnyDesk, Bench, on_desk
+from tqgguf.calibration.ahead import Ahead, OnExperts
+from tqgguf.calibration.bench import CONTEXT, AnyDesk, Bench, Step
 from tqgguf.calibration.desk import SIZES, Desk, Sizes, open_desk
 from tqgguf.calibration.device_desk import DeviceDesk
 from tqgguf.calibration.kept import Kept
-from tqgguf.calibration.moments import Accumulator, InputMoments, Sum
+from tqgguf.calibration.layers import Layers
+from tqgguf.calibration.moments import Accumulator, InputMoments, share_of
 from tqgguf.calibration.rounding import Rounder
 from tqgguf.calibration.settings import Feedback
-from tqgguf.calibration.work import Reached
-from tqgguf.formats import FORMATS, dequantize, is_float, quantize
+from tqgguf.formats import dequantize, is_float, quantize
 from tqgguf.kernels.arrays import to_numpy
 from tqgguf.kernels.dtypes import F32, U8
 from tqgguf.machine import crew as crews
+from tqgguf.machine.board import Batch, Procedure
 from tqgguf.machine.crew import Crew
 from tqgguf.machine.devices import CPU, Device
 from tqgguf.machine.threads import default_threads, single_threaded_blas
@@ -43,14 +45,10 @@ from tqgguf.models.roles import layer_prefix
 from tqgguf.network import forward
 from tqgguf.network.forward import Tokens
 from tqgguf.network.layer import rows as rows_of
-from tqgguf.output.scales import per_row, scales_of
 from tqgguf.rotation.ends import EMBEDDING, HEAD
 
 _HEAD_TOKENS = 64  # times the width of the stream: with 4 KL divergence rose by 9 % (docs/LOG.md)
 _EMBEDDING_SHARE = 0.1  # of a tied table's second moments: its rows are also read as they are
-
-
-OnExperts = Callable[[str, Sequence[int]], object]
 
 
 def calibrate(
@@ -90,13 +88,13 @@ def calibrate(
     if wanted.keys() <= known.keys():
         yield from ((name, known[name]) for name in wanted)
         return
-    with single_threaded_blas(), ThreadPoolExecutor(1) as ahead, ExitStack() as stack:
+    with single_threaded_blas(), ThreadPoolExecutor(sizes.slots) as pool, ExitStack() as stack:
         if device.is_cpu:
             crew, desk = stack.enter_context(_at_files(crew, desks))
         else:
             crew, desk = Crew(), DeviceDesk(device, sizes)
         stack.callback(work.forget, desk)
-        who = kept, crew, desk, ahead, on_experts
+        who = kept, crew, desk, pool, on_experts
         yield from _Conductor(model, wanted, tokens, settings, known, *who).run()
 
 
@@ -131,13 +129,12 @@ class _Conductor:
         kept: Kept | None,
         crew: Crew,
         desk: AnyDesk,
-        ahead: ThreadPoolExecutor,
+        pool: ThreadPoolExecutor,
         on_experts: OnExperts,
     ) -> None:
         self.model, self.types, self.tokens = model, types, tokens
         self.settings, self.known, self.crew, self.desk = settings, known, crew, desk
-        self.ahead, self.on_experts = ahead, on_experts
-        self.coming: dict[int, Future[tuple[str, ...]]] = {}
+        self.kept, self.pool = kept, pool
         context = forward.context(model, tokens.shape[1])
         desk.put_object(CONTEXT, context)
         self.n_layer, self.n_embd = context.graph.n_layer, context.graph.n_embd
@@ -145,60 +142,29 @@ class _Conductor:
         self.edges = [*range(0, len(tokens), per_chunk), len(tokens)]
         self.rows = [edge * tokens.shape[1] for edge in self.edges]
         self.chunks = range(len(self.edges) - 1)
-        self.kept, self.holds = kept, self._fits()
-        self.moments = Accumulator(desk, crew, settings, self.n_embd, self.chunks)
-        self.rounder = Rounder(model, types, desk, crew, settings.sweeps)
+        self.moments = Accumulator(desk, settings, self.n_embd, self.chunks, kept)
+        self.rounder = Rounder(model, types, desk, settings.sweeps)
+        common = model, types, known, desk, self.rows, kept, pool
+        window = desk.sizes.slots if settings.factors > 1 else 1  # of two at work both may factor
+        self.layers = Layers(*common, count=self.n_layer, holds=self._fits(), window=window)
+        self.ahead = Ahead(self.layers, self.moments, self.rounder, on_experts)
 
     def run(self) -> Iterator[tuple[str, U8]]:
-        embedded = yield from self._embedding()
+        is_tied = EMBEDDING in self.types and HEAD not in self.model.tensors
+        if is_tied and EMBEDDING not in self.known:
+            self._put_tied_moments()
         self._put_streams("o", self.model)
-        self._put_streams("s", embedded)
-        yield from self._through_layers()
-        if HEAD in self.types:
-            yield from self._head()
+        yield from self.crew.together([self._quantize()], *self.ahead.procedures())
+
+    def _do(self, *groups: Sequence[Procedure]) -> None:
+        for _ in self.crew.together(*groups):
+            pass
 
     def _put_streams(self, name: str, model: Model) -> None:
         """Put every chunk's stream before the first layer on the desk."""
         stream = forward.embed(model, self.tokens)
         for i in self.chunks:
             self.desk.put(f"{name}.0.{i}", stream[self.edges[i] : self.edges[i + 1]])
-
-    def _layers(self) -> Iterator[Bench]:
-        """One layer after the other, the next one's weights on their way."""
-        for layer in range(self.n_layer):
-            if bench := self._enter(layer):
-                yield bench
-
-    def _enter(self, layer: int) -> Bench | None:
-        """A layer that is worked on from now on, the one after it on its way; None at the end."""
-        if layer == self.n_layer:
-            return None
-        bench = self._bench(layer)
-        self._order(layer + 1)
-        return bench
-
-    def _order(self, layer: int) -> None:
-        """Have a layer's weights put on the desk, where those two layers before it were."""
-        if layer < self.n_layer and layer not in self.coming:
-            self.coming[layer] = self.ahead.submit(self._put_layer, layer)
-
-    def _bench(self, layer: int) -> Bench:
-        """A layer whose weights are on the desk."""
-        self._order(layer)
-        tensors = self.coming.pop(layer).result()
-        names = {name: f"blk.{layer}.{name}" for name in tensors}
-        todo = (s for s, n in names.items() if n in self.types and n not in self.known)
-        return Bench(
-            *(self.desk, tuple(self.rows), self.kept, self.holds, layer),
-            *(tensors, frozenset(todo)),
-        )
-
-    def _put_layer(self, layer: int) -> tuple[str, ...]:
-        prefix = f"blk.{layer}."
-        names = [name for name in self.model.tensors if layer_prefix(name) == prefix]
-        for name in names:
-            work.put_weights(self.desk, f"w.{on_desk(name)}", self.model.tensors[name])
-        return tuple(name.removeprefix(prefix) for name in names)
 
     def _fits(self) -> bool:
         """Whether the inner activations of all tokens can be kept while a layer is worked on."""
@@ -207,137 +173,135 @@ class _Conductor:
         fits = per_token * self.tokens.size <= self.settings.memory
         return fits and self.desk.sizes.holds
 
-    def _embedding(self) -> Any:
-        """The token table; a tied one is also the head and rounded for that."""
-        if EMBEDDING not in self.types:
-            return self.model
-        table = self.model.tensors[EMBEDDING]
-        if EMBEDDING in self.known:
-            data = self.known[EMBEDDING]
-        elif HEAD in self.model.tensors:
-            data = quantize(table.read(), self.types[EMBEDDING], threads=1)
-        else:
-            self._put_head_moments()
-            moments = InputMoments(0, (self.tokens.size,))
-            self.moments.factor(moments)
-            data = self._round_alone(EMBEDDING, moments)
-        yield EMBEDDING, data
-        rows = partial(_decoded_rows, data, self.types[EMBEDDING], table.n_in)
-        tensors = {**self.model.tensors, EMBEDDING: table.derived(rows)}
-        return replace(self.model, tensors=tensors)
-
-    def _put_head_moments(self) -> None:
-        """Second moments of what a tied head reads, from a pass of the original alone."""
-
-        def found() -> list[F32]:
-            self._put_streams("o", self.model)
-            chunks = self.chunks[: self._enough()]
-            rows = self.rows[: len(chunks) + 1]
-            for bench in self._layers():
-                todo = [partial(work.pass_original, bench, i) for i in chunks]
-                for _ in self.crew.run(todo):
-                    pass
-            for i in chunks:
-                stream = self.desk.get(f"o.{self.n_layer % 2}.{i}")
-                work.put_rows(self.desk, "x.0", self._normed(stream), rows, i)
-            sums = {"head": Sum("x.0", "x.0", (self.n_embd, self.n_embd), rows[-1])}
-            self.moments.sum(EMBEDDING, sums)
-            return [np.array(to_numpy(work.added_up(self.desk.get("head"))))]
-
-        (h,) = self.kept.once("head", found) if self.kept else found()
+    def _put_tied_moments(self) -> None:
+        """Put on the desk what the token table of a tied model reads as the head."""
+        (h,) = self.kept.once("head", self._head_moments) if self.kept else self._head_moments()
         h = h * np.float32(len(h) / max(float(np.trace(h)), 1e-30))
         h[np.diag_indices(len(h))] += np.float32(_EMBEDDING_SHARE)
-        self.desk.put("m.0.0", h[None])
+        self.desk.put("m.head.0", h[None])
+
+    def _head_moments(self) -> list[F32]:
+        """Second moments of what a tied head reads, from a pass of the original alone."""
+        chunks = self.chunks[: self._enough()]
+        rows = self.rows[: len(chunks) + 1]
+        self._put_streams("o", self.model)
+        self._do(*self.ahead.first_pass(len(chunks)))
+        self.layers.restart()
+        moments = self._of_head(EMBEDDING, rows[-1])
+        for i in chunks:
+            stream = self.desk.get(f"o.{self.n_layer % 2}.{i}")
+            work.put_rows(self.desk, f"x.{moments.key}", self._normed(stream), rows, i)
+        self._do([self.moments.sum([moments], sums=self.desk.sizes.sums)])
+        return [np.array(to_numpy(work.added_up(self.desk.get(f"m.{moments.key}.0"))))]
 
     def _enough(self) -> int:
         """How many chunks tell what a tied head reads; its rows are looked up as well."""
         tokens = _HEAD_TOKENS * self.n_embd
         return -(-tokens // int(self.tokens[: self.edges[1]].size))
 
+    def _of_head(self, name: str, n_tokens: int, share: float = 0.0) -> InputMoments:
+        """What the head reads."""
+        step = Step(0, (), (n_tokens,), shared=True, aims=share > 0, streams=False)
+        return InputMoments("head", name, self.n_embd, step, share)
+
     def _normed(self, stream: F32) -> F32:
         """What the head reads, (n_tokens, n_embd)."""
         return rows_of(forward.final_norm(self.model, stream))
 
-    def _through_layers(self) -> Iterator[tuple[str, U8]]:
-        """Round the layers' matrices, step after step.
+    def _round(self, moments: InputMoments) -> Procedure:
+        """Round a matrix outside the layers, the sums of whose moments are on the desk."""
+        name = moments.reader
+        yield from self.moments.factor([moments])
+        tensor = self.model.tensors[name]
+        yield self.pool.submit(work.put_weights, self.desk, f"w.{name}", tensor)
+        yield Batch(self.rounder.tasks([name], moments))
 
-        From the last ones of a layer on it is known which layer follows: the original goes through
-        it while they are rounded, and whoever comes to the end of the layer begins the next.
+    def _quantize(self) -> Procedure:
+        """Round what makes up for drift, layer after layer, and yield all that is rounded.
+
+        Whoever comes to the end of a layer begins the next one, if that is ready.
         """
-        bench, stage = self._enter(0), 0
-        following: Bench | None = None
+        yield from self._embed()
+        layers, number = self.layers, 0
+        bench = yield from self._begin(0)
         while bench:
-            todo = [partial(work.advance, bench, stage, i, following) for i in self.chunks]
-            steps = list(self.crew.run_at_home(todo))
-            if steps[0] is None:
-                bench, stage = self._enter(bench.layer + 1), 0
-                continue
-            if following and steps[0].layer == following.layer:
-                self._order(following.layer + 1)
-                bench, following, stage = following, None, 0
-            matrices = [f"{m}.weight" for m in steps[0].matrices]
-            matrices = [m for m in matrices if f"blk.{bench.layer}.{m}" in self.types]
-            bench = replace(bench, done=bench.done | {*matrices})
-            rounds = not bench.todo.isdisjoint(matrices)
-            if rounds and bench.todo <= bench.done and bench.layer + 1 < self.n_layer:
-                following = replace(self._bench(bench.layer + 1), aims=True)
-            names = [f"blk.{bench.layer}.{m}" for m in matrices]
-            yield from self._step(stage, names, [s for s in steps if s], following)
-            stage += 1
+            following = (
+                layers.benches[bench.layer + 1] if layers.rounded > bench.layer + 1 else None
+            )
+            todo = [partial(work.advance, bench, number, i, following) for i in self.chunks]
+            is_held = not (number and bench.steps and bench.steps[number - 1].ends)
+            (there, *_) = yield Batch(todo, at_home=is_held)
+            if there is None or there[0] > bench.layer:
+                layers.finished = bench.layer + 1
+                bench, number = (yield from self._begin(bench.layer + 1)), 0
+            if there and bench and bench.steps:
+                step = bench.steps[there[1]]
+                yield from self._step(bench, step)
+                layers.note(bench.layer, bench.steps, [step])
+                bench, number = layers.benches[bench.layer], step.number + 1
+        if HEAD in self.types:
+            yield from self._head()
 
-    def _step(
-        self, stage: int, names: Sequence[str], steps: Sequence[Reached], following: Bench | None
-    ) -> Iterator[tuple[str, U8]]:
+    def _embed(self) -> Procedure:
+        """Put the quantized network's streams before its first layer on the desk."""
+        model, table = self.model, self.model.tensors[EMBEDDING]
+        if EMBEDDING in self.types:
+            type = self.types[EMBEDDING]
+            if EMBEDDING in self.known:
+                data = self.known[EMBEDDING]
+            elif HEAD in model.tensors:
+                data = yield self.pool.submit(lambda: quantize(table.read(), type, threads=1))
+            else:
+                yield from self._round(self._of_head(EMBEDDING, self.tokens.size))
+                data = self.rounder.rows(EMBEDDING)
+            yield EMBEDDING, data
+            derived = table.derived(partial(_decoded_rows, data, type, table.n_in))
+            model = replace(model, tensors={**model.tensors, EMBEDDING: derived})
+        yield self.pool.submit(self._put_streams, "s", model)
+
+    def _begin(self, layer: int) -> Generator[Any, Any, Bench | None]:
+        """A layer of which only that is left which makes up for drift; None after the last."""
+        if layer == self.n_layer:
+            return None
+        yield self.layers.until("rounded", layer)
+        for name in self.ahead.alone(layer):
+            yield name, self._rows(name)
+        return self.layers.benches[layer]
+
+    def _step(self, bench: Bench, step: Step) -> Procedure:
         """Round the matrices that are about to be used, and put them on the desk."""
+        todo, names = self.layers.todo(bench, step), self.layers.matrices(bench, step)
         for name in names:
             if name in self.known:
-                self._put_known(name)
-        todo = [name for name in names if name not in self.known]
+                self.rounder.put_known(name, self.known[name])
         if todo:
-            aims = [partial(work.put_aims, following, i) for i in self.chunks if following]
-            self.rounder.round(todo, self._measure(stage, todo, steps), aims)
+            n_in = self.model.tensors[todo[0]].n_in
+            share = share_of(self.settings.drift, n_in, step.counts[0])
+            key = work.quantized(step.number)
+            moments = InputMoments(key, todo[0], n_in, step, share)
+            yield from self.moments.sum([moments], sums=self.desk.sizes.sums)
+            yield from self.moments.factor([moments])
+            yield Batch(self.rounder.tasks(todo, moments))
+            self.moments.forget([moments])
         for name in names:
             yield name, self._rows(name)
 
-    def _put_known(self, name: str) -> None:
-        tensor = self.model.tensors[name]
-        values = dequantize(self.known[name], self.types[name], tensor.n_in)
-        if FORMATS[self.types[name]].is_scaled:
-            values *= per_row(scales_of(tensor), 0, len(values), len(values))
-        self.desk.put(f"q.{on_desk(name)}", values.reshape(tensor.shape))
-
     def _rows(self, name: str) -> U8:
-        if name in self.known:
-            return self.known[name]
-        return np.array(self.desk.get(f"b.{on_desk(name)}"))
+        return self.known[name] if name in self.known else self.rounder.rows(name)
 
-    def _measure(self, stage: int, names: Sequence[str], steps: Sequence[Reached]) -> InputMoments:
-        """Take the moments of the inputs of these matrices."""
-        n_in = self.model.tensors[names[0]].n_in
-        moments = self.moments.measure(stage, names[0], n_in, steps)
-        if len(moments.counts) > 1:
-            self.on_experts(names[0], moments.counts)
-        return moments
-
-    def _round_alone(self, name: str, moments: InputMoments) -> U8:
-        """Round a matrix outside the layers whose moments are on the desk."""
-        work.put_weights(self.desk, f"w.{on_desk(name)}", self.model.tensors[name])
-        self.rounder.round([name], moments)
-        return self._rows(name)
-
-    def _head(self) -> Iterator[tuple[str, U8]]:
-        if HEAD in self.known:
-            yield HEAD, self.known[HEAD]
-            return
-        for i in self.chunks:
-            meant, seen = (
-                self._normed(self.desk.get(f"{name}.{self.n_layer % 2}.{i}")) for name in "os"
-            )
-            work.put_rows(self.desk, "x.0", seen, self.rows, i)
-            work.put_rows(self.desk, "d.0", meant, self.rows, i)
-        counts = (self.tokens.size,)
-        reached = Reached(self.n_layer, (), counts, shared=True, aims=True, streams=False)
-        yield HEAD, self._round_alone(HEAD, self._measure(0, [HEAD], [reached]))
+    def _head(self) -> Procedure:
+        if HEAD not in self.known:
+            share = share_of(self.settings.drift, self.n_embd, self.tokens.size)
+            moments = self._of_head(HEAD, self.tokens.size, share)
+            for i in self.chunks:
+                meant, seen = (
+                    self._normed(self.desk.get(f"{name}.{self.n_layer % 2}.{i}")) for name in "os"
+                )
+                work.put_rows(self.desk, f"x.{moments.key}", seen, self.rows, i)
+                work.put_rows(self.desk, f"d.{moments.key}", meant, self.rows, i)
+            yield from self.moments.sum([moments], sums=self.desk.sizes.sums)
+            yield from self._round(moments)
+        yield HEAD, self._rows(HEAD)
 
 
 def _is_of_layer(name: str, tensor: Tensor) -> bool:

@@ -39,7 +39,7 @@ class Sizes:
     tokens into runs until a sum of their products has so many `sums`, but in runs of `run` tokens
     and to `summed` numbers at the most. rows, pieces, fewest: the rows of matrices that share their
     inputs are cut into pieces for rounding, of at most so many rows, and into so many pieces where
-    that leaves the fewest rows to each.
+    that leaves the fewest rows to each. slots: how many layers are in work at once, at most.
     """
 
     tokens: int = 512
@@ -52,6 +52,7 @@ class Sizes:
     pieces: int = 16
     fewest: int = 64  # calls for fewer cost more than what they do
     holds: bool = True
+    slots: int = 3
 
     def edges(self, n_in: int) -> list[int]:
         """Where columns are cut into tiles of about the same size."""

@@ -12,7 +12,9 @@ from tqgguf.machine.devices import Device
 
 # From the first to the last that are tried where memory does not do.
 SMALLER = tuple(
-    Sizes(tokens, 4096, narrowest=4096, sums=1, rows=rows, pieces=1, fewest=rows, holds=holds)
+    Sizes(
+        tokens, 4096, narrowest=4096, sums=1, rows=rows, pieces=1, fewest=rows, holds=holds, slots=2
+    )
     for tokens, rows, holds in ((8192, 32768, True), (2048, 8192, False), (512, 2048, False))
 )
 

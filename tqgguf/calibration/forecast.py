@@ -83,7 +83,8 @@ def seconds(
     moments = sums / _speed() / math.pow(workers, _SPREAD)
     layers = len({s.layer for s in steps if s.layer})
     waiting = _BARRIERS * _HAND_OVER * layers * workers if workers > 1 else 0.0
-    return passing + moments + waiting + sum(_rounding(s, workers) for s in steps)
+    rounding = sum(map(_rounding, steps)) / math.pow(workers, _SPREAD)
+    return passing + moments + waiting + rounding
 
 
 def shares(model: Model, types: Mapping[str, str], shape: tuple[int, int]) -> dict[str, int]:
@@ -125,13 +126,12 @@ def _step(layer: str, tensors: Sequence[Tensor], types: Mapping[str, str]) -> _S
     return _Step(layer, rows, copies, tensors[0].n_in, tuple({types[t.name] for t in tensors}))
 
 
-def _rounding(step: _Step, workers: int) -> float:
-    """Seconds until a step's matrices are rounded."""
+def _rounding(step: _Step) -> float:
+    """Seconds that it takes one worker to round a step's matrices."""
     pieces = SIZES.count(step.rows, step.rows * step.copies)
-    waves = -(-pieces * step.copies // workers)
     rows = min(_PROBE, -(-step.rows // pieces))
     rate = max(_rate(type, rows) for type in step.types) + 8 * step.n_in / _speed()
-    return waves * step.rows / pieces * step.n_in * rate
+    return step.weights * rate
 
 
 @cache

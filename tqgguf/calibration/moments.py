@@ -1,18 +1,18 @@
-"""The second moments of what goes into matrices, summed and factored on the desk by a crew."""
+"""The second moments of what goes into matrices, summed and factored on the desk."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from typing import Any
 
 from tqgguf.calibration import work
-from tqgguf.calibration.bench import AnyDesk
+from tqgguf.calibration.bench import AnyDesk, Step
 from tqgguf.calibration.desk import Sizes
+from tqgguf.calibration.kept import Kept
 from tqgguf.calibration.settings import Feedback
-from tqgguf.calibration.work import Reached
 from tqgguf.errors import WeightError
-from tqgguf.machine.crew import Crew, Task
+from tqgguf.machine.board import Batch, Task
 
 BORROWED = 4  # the part of an input's width that experts count as tokens that all of them saw
 
@@ -21,15 +21,30 @@ BORROWED = 4  # the part of an input's width that experts count as tokens that a
 class InputMoments:
     """What is known of the inputs of some matrices.
 
-    step: its number, a part of the names on the desk. counts: how many tokens each input saw, one
-    for each expert. share: of the drift that is made up for. streams: whether what is computed
-    from them is added to the stream.
+    key: a part of the names on the desk. reader: the name of one of the matrices. n_in: how wide
+    the inputs are. step: the matrices', with the numbers of all tokens. share: of the drift that is
+    made up for. entry: the name under which these moments are kept, "" for none.
     """
 
-    step: int
-    counts: tuple[int, ...]
+    key: str
+    reader: str
+    n_in: int
+    step: Step
     share: float = 0.0
-    streams: bool = False
+    entry: str = ""
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """How many tokens each input saw, one for each expert."""
+        return self.step.counts
+
+    def names(self) -> list[str]:
+        """The keys of every expert's moments."""
+        return [f"{self.key}.{e}" for e in range(len(self.counts))]
+
+    def entries(self) -> list[str]:
+        """The names under which every expert's are kept."""
+        return [self.entry and f"{self.entry}.{e}" for e in range(len(self.counts))]
 
 
 @dataclass(frozen=True)
@@ -58,66 +73,76 @@ class Sum:
 
 @dataclass(frozen=True)
 class Accumulator:
-    """Takes the moments of inputs; chunks: of tokens, by number."""
+    """Takes the moments of inputs that are on the desk; chunks: of tokens, by number."""
 
     desk: AnyDesk
-    crew: Crew
     settings: Feedback
     n_embd: int
     chunks: Sequence[int]
+    kept: Kept | None = None
 
-    def measure(self, stage: int, name: str, n_in: int, steps: Sequence[Reached]) -> InputMoments:
-        """Put the moments of the inputs of a step on the desk, and their factors.
+    def measure(self, wanted: Sequence[InputMoments], *, sums: int) -> Generator[Batch, Any, None]:
+        """Put moments on the desk, with what they say of drift, and factor them.
 
-        name: of a matrix that reads them, n_in wide. steps: what each chunk of tokens came to.
-        Raises WeightError where they are not finite.
+        sums: see `Sizes`. Raises WeightError where they are not finite.
         """
-        counts = tuple(map(sum, zip(*(step.counts for step in steps), strict=True)))
-        share = _share(self.settings.drift, n_in, counts[0]) if steps[0].aims else 0.0
-        moments = InputMoments(stage, counts, share, steps[0].streams)
-        squares, aimed = self._squares(moments, n_in, steps[0]), self._aimed(moments, n_in)
-        finite = self._are_finite(self._tasks(squares))
-        if finite and len(counts) > 1:
-            self._blend(stage, counts, n_in)
-        if not finite or not self.factor(moments, self._tasks(aimed)):
-            raise _not_finite(name)
-        self._drop_inputs({**squares, **aimed})
-        return moments
+        yield from self.sum(wanted, sums=sums)
+        yield from self.factor(wanted)
 
-    def _squares(self, moments: InputMoments, n_in: int, step: Reached) -> dict[str, Sum]:
+    def sum(self, wanted: Sequence[InputMoments], *, sums: int) -> Generator[Batch, Any, None]:
+        """Put moments on the desk. Raises WeightError where they are not finite."""
+        squares = [self._squares(each) for each in wanted]
+        todo = [self._tasks(each, sums) for each in squares]
+        finite = iter((yield Batch([task for tasks in todo for task in tasks])))
+        for each, tasks in zip(wanted, todo, strict=True):
+            _require_finite(each, [next(finite) for _ in tasks])
+        for each, squared in zip(wanted, squares, strict=True):
+            if not each.share:  # or they are multiplied once more
+                self._drop_inputs(squared)
+        yield Batch([task for each in wanted for task in self._blend(each)])
+
+    def keep(self, wanted: Sequence[InputMoments]) -> Generator[Batch, Any, None]:
+        """Keep moments that are on the desk."""
+        yield Batch(
+            [
+                partial(work.keep_sum, self.desk, key, self.kept, entry)
+                for each in wanted
+                for key, entry in zip(each.names(), each.entries(), strict=True)
+            ]
+        )
+
+    def forget(self, wanted: Sequence[InputMoments]) -> None:
+        """Nobody needs these any more."""
+        for each in wanted:
+            self.desk.drop(f"hd.{each.key}")
+            for key in each.names():
+                work.forget_moments(self.desk, key)
+
+    def _squares(self, moments: InputMoments) -> dict[str, Sum]:
         """The means of x x^T of the inputs of a step."""
-        square, counts, x = (n_in, n_in), moments.counts, f"x.{moments.step}"
-        if step.shared:
-            return {f"m.{moments.step}.0": Sum(x, x, square, counts[0])}
+        square, key, counts = (moments.n_in, moments.n_in), moments.key, moments.counts
+        if moments.step.shared:
+            return {f"m.{key}.0": Sum(f"x.{key}", f"x.{key}", square, counts[0])}
         parts = tuple(f".{i}" for i in self.chunks)
-        name = "m" if len(counts) == 1 else "u"
         return {
-            f"{name}.{moments.step}.{e}": Sum(f"{x}.{e}", f"{x}.{e}", square, n, parts)
+            f"u.{key}.{e}": Sum(f"x.{key}.{e}", f"x.{key}.{e}", square, n, parts)
             for e, n in enumerate(counts)
         }
 
-    def _aimed(self, moments: InputMoments, n_in: int) -> dict[str, Sum]:
+    def _aimed(self, moments: InputMoments) -> dict[str, Sum]:
         """The mean of x d^T, d what a step's matrices should come to, if they make up for drift."""
         if not moments.share:
             return {}
-        step, width = moments.step, self.n_embd if moments.streams else n_in
-        return {f"hd.{step}": Sum(f"x.{step}", f"d.{step}", (n_in, width), moments.counts[0])}
+        key, n_in = moments.key, moments.n_in
+        width = self.n_embd if moments.step.streams else n_in
+        return {f"hd.{key}": Sum(f"x.{key}", f"d.{key}", (n_in, width), moments.counts[0])}
 
-    def sum(self, name: str, sums: Mapping[str, Sum]) -> None:
-        """Put means of products on the desk, of what a matrix reads; their factors are dropped.
-
-        Raises WeightError where they are not finite.
-        """
-        if not self._are_finite(self._tasks(sums)):
-            raise _not_finite(name)
-        self._drop_inputs(sums)
-
-    def _tasks(self, sums: Mapping[str, Sum]) -> list[Task[bool]]:
+    def _tasks(self, wanted: Mapping[str, Sum], sums: int) -> list[Task]:
         """What is to be done so that sums are on the desk; each says whether its part is finite."""
-        todo: list[Task[bool]] = []
-        for name, each in sums.items():
+        todo: list[Task] = []
+        for name, each in wanted.items():
             tiles = each.tiles(self.desk.sizes)
-            runs = self._runs(each, len(tiles))
+            runs = self._runs(each, len(tiles), sums)
             self.desk.make(name, (len(runs), *each.shape))
             inputs = self.desk, name, each.left, each.right
             todo += [
@@ -127,59 +152,67 @@ class Accumulator:
             ]
         return todo
 
-    def _are_finite(self, tasks: Sequence[Task[bool]]) -> bool:
-        return all(list(self.crew.run(tasks)))
-
     def _drop_inputs(self, sums: Mapping[str, Sum]) -> None:
         for name in {name for each in sums.values() for name in each.inputs(self.desk.sizes)}:
             self.desk.drop(name)
 
-    def _runs(self, wanted: Sum, tiles: int) -> list[tuple[int, int]]:
+    def _runs(self, wanted: Sum, tiles: int, sums: int) -> list[tuple[int, int]]:
         """Runs of tokens that are summed up apart, so that there is something for all to do.
 
         As many sums as there are runs are on the desk, so large ones are not cut.
         """
         sizes, (rows, columns) = self.desk.sizes, wanted.shape
         affordable = min(wanted.tokens // sizes.run, sizes.summed // (rows * columns))
-        count = min(-(-sizes.sums // tiles), affordable)
+        count = min(-(-sums // tiles), affordable)
         if len(wanted.parts) > 1 or count < 2:
             return [(0, wanted.tokens)]
         return list(pairwise(wanted.tokens * k // count for k in range(count + 1)))
 
-    def _blend(self, stage: int, counts: Sequence[int], n_in: int) -> None:
-        """Experts that saw few tokens borrow the moments of all."""
+    def _blend(self, moments: InputMoments) -> list[Task]:
+        """Let experts that saw few tokens borrow the moments of all."""
+        key, counts = moments.key, moments.counts
+        if moments.step.shared:
+            return []
         everything: Any = 0
         for e, n in enumerate(counts):
-            everything = everything + n / max(1, sum(counts)) * self.desk.get(f"u.{stage}.{e}")
-        self.desk.put(f"all.{stage}", everything)
-        borrowed = n_in // BORROWED
-        todo = [
-            partial(work.blend, self.desk, stage, e, borrowed / (n + borrowed))
+            everything = everything + n / max(1, sum(counts)) * self.desk.get(f"u.{key}.{e}")
+        self.desk.put(f"all.{key}", everything)
+        borrowed = moments.n_in // BORROWED
+        return [
+            partial(work.blend, self.desk, key, e, borrowed / (n + borrowed))
             for e, n in enumerate(counts)
         ]
-        for _ in self.crew.run(todo):
-            pass
 
-    def factor(self, moments: InputMoments, alongside: Sequence[Task[bool]] = ()) -> bool:
-        """Factor them, so many at once as there is memory for; is what is alongside finite?"""
-        names = [f"{moments.step}.{e}" for e in range(len(moments.counts))]
-        todo: list[Task[bool]] = [
-            partial(work.factor, self.desk, name, self.settings.damping) for name in names
+    def factor(
+        self, wanted: Sequence[InputMoments], *, at_once: int = 1
+    ) -> Generator[Batch, Any, None]:
+        """Factor moments, so many at once; drift is summed up alongside.
+
+        Raises WeightError where that is not finite.
+        """
+        todo: list[Task] = [
+            partial(work.factor, self.desk, key, self.settings.damping, self.kept, entry)
+            for each in wanted
+            for key, entry in zip(each.names(), each.entries(), strict=True)
         ]
-        first, rest = todo[: self.settings.factors], todo[self.settings.factors :]
-        finite = self._are_finite([*first, *alongside])
-        for at in range(0, len(rest), self.settings.factors):
-            finite &= self._are_finite(rest[at : at + self.settings.factors])
-        return finite
+        aimed = {name: one for each in wanted for name, one in self._aimed(each).items()}
+        if not todo:
+            return
+        finite = yield Batch([*todo[:at_once], *self._tasks(aimed, self.desk.sizes.sums)])
+        _require_finite(wanted[0], finite)
+        self._drop_inputs(aimed)
+        for at in range(at_once, len(todo), at_once):
+            yield Batch(todo[at : at + at_once])
 
 
-def _not_finite(name: str) -> WeightError:
-    return WeightError(
-        f"{name}: on this text the network computes NaN or Inf before it; the model is damaged or "
-        "needs more than float32: quantize it without --calibrate"
-    )
+def _require_finite(moments: InputMoments, finite: Sequence[bool]) -> None:
+    if not all(finite):
+        raise WeightError(
+            f"{moments.reader}: on this text the network computes NaN or Inf before it; the model "
+            "is damaged or needs more than float32: quantize it without --calibrate"
+        )
 
 
-def _share(drift: float, n_in: int, tokens: int) -> float:
+def share_of(drift: float, n_in: int, tokens: int) -> float:
     """How much of the drift to make up for: few tokens do not say what it is."""
     return drift * max(0.0, 1 - 2 * n_in / max(1, tokens))

@@ -68,13 +68,14 @@ def resources(
             f"--max-memory {allowed >> 20:,} MiB is too little to calibrate this model: one worker "
             f"needs {-(-(least + _CONDUCTOR_BYTES) >> 20):,} MiB"
         )
-    workers = int(max(1, min(machine.threads or default_threads(), free // each)))
-    base, busy = workers * _WORKER_BYTES, max(workers * piece, need.factoring)
-    held = need.held if need.held <= free - base - busy else 0
-    factors = max(1, (free - base - held) // max(1, need.factoring))
+    more = max(0, need.factoring - piece)  # that a worker takes while it factors
+    workers = int(max(1, min(machine.threads or default_threads(), (free - more) // each)))
+    spare = free - workers * each - more
+    held = need.held if need.held <= spare else 0
+    factors = 1 + max(0, spare - held) // max(1, more)
     apart = workers > 1 and is_worth_processes(need.weights, shape[0] * shape[1])
-    busy = max(busy, min(factors, workers, need.experts) * need.factoring)
-    memory = _CONDUCTOR_BYTES + base + held + busy
+    at_once = min(factors, workers, need.experts + 1)  # the quantized network's, and those ahead
+    memory = _CONDUCTOR_BYTES + workers * each + held + at_once * more
     return Resources(workers, apart, held, factors, memory, need.disk)
 
 
@@ -141,10 +142,8 @@ class _Need:
         widest = max((max(t.shape[-2:]) for t in inside), default=n_embd)
         widest = max(widest, _chosen_width(inside, graph.routing.n_used))
         scores = score_bytes(chunk // shape[1], graph.n_head, shape[1])
-        widths = (
-            8 * n_embd
-            + _arrays_of_inputs(model) * sum(n * min(e, _EXPERTS) for n, e, _ in inputs) // layers
-        )
+        read = n_embd + sum(n * min(e, _EXPERTS) for n, e, _ in inputs) // layers
+        widths = 6 * n_embd + 2 * widest + _arrays_of_inputs(model) * read
         moments = sum(_moments(n, e, n_tokens) for n, e, _ in inputs) // layers
         table = max((model.tensors[n].size for n in (EMBEDDING, HEAD) if n in names), default=0)
         largest = max((sum(t.size for t in inside) // layers, 1))
@@ -156,7 +155,7 @@ class _Need:
             4 * max((_rounding(*each) for each in _inputs(rounded)), default=0),
             _FACTORING * n_in * n_in,
             max((experts for _, experts, _ in inputs), default=1),
-            4 * (4 * largest + 2 * table + n_tokens * widths + moments),
+            4 * (2 * SIZES.slots * largest + 2 * table + n_tokens * widths + moments),
         )
 
 
@@ -192,12 +191,12 @@ def _chosen_width(inside: list[Tensor], n_used: int) -> int:
 
 def _arrays_of_inputs(model: Model) -> int:
     """How many arrays as wide as the inputs of a layer there are: with norms after them, aims."""
-    return 4 if any("post" in name and "norm" in name for name in model.tensors) else 2
+    return SIZES.slots + 1 + any("post" in name and "norm" in name for name in model.tensors)
 
 
 def _moments(n_in: int, experts: int, n_tokens: int) -> int:
     """Numbers of second moments, of products with what is aimed at, and of factors."""
     square = n_in * n_in
     summed = max(square, min(n_tokens // SIZES.run * square, SIZES.summed))
-    sums = 2 * (summed if experts == 1 else experts * square)
-    return sums + experts * (2 * square + _PREPARED * n_in)
+    sums = 2 * (summed if experts == 1 else SIZES.slots * experts * square)
+    return sums + SIZES.slots * experts * (3 * square + _PREPARED * n_in)

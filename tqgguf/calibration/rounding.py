@@ -1,6 +1,6 @@
-"""Round matrices whose inputs' moments are on the desk, cut into pieces for a crew."""
+"""Round matrices whose inputs' moments are on the desk, cut into pieces for many."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
@@ -12,10 +12,11 @@ from tqgguf.calibration.bench import AnyDesk, on_desk
 from tqgguf.calibration.moments import InputMoments
 from tqgguf.calibration.settings import sweeps_of
 from tqgguf.calibration.work import Rows
-from tqgguf.formats import FORMATS, LatticeFormat
-from tqgguf.machine.crew import Crew
+from tqgguf.formats import FORMATS, LatticeFormat, dequantize
+from tqgguf.kernels.dtypes import U8
+from tqgguf.machine.board import Task
 from tqgguf.models import Model
-from tqgguf.output.scales import scales_of
+from tqgguf.output.scales import per_row, scales_of
 
 _LATTICE = 16  # times as long as rounding to a grid, to search among points
 
@@ -29,32 +30,36 @@ class Rounder:
     model: Model
     types: Mapping[str, str]
     desk: AnyDesk
-    crew: Crew
     sweeps: int
 
-    def round(
-        self,
-        names: Sequence[str],
-        moments: InputMoments,
-        alongside: Sequence[Callable[[], object]] = (),
-    ) -> None:
-        """Round matrices that share their inputs, those of one type together.
+    def put_known(self, name: str, data: U8) -> None:
+        """Put a matrix on the desk that is rounded already."""
+        tensor, type = self.model.tensors[name], self.types[name]
+        values = dequantize(data, type, tensor.n_in)
+        if FORMATS[type].is_scaled:
+            values *= per_row(scales_of(tensor), 0, len(values), len(values))
+        self.desk.put(f"q.{on_desk(self.desk, name)}", values.reshape(tensor.shape))
 
-        alongside: work for those who would have nothing to do.
+    def rows(self, name: str) -> U8:
+        """What a matrix has become."""
+        return np.array(self.desk.get(f"b.{on_desk(self.desk, name)}"))
+
+    def tasks(self, names: Sequence[str], moments: InputMoments) -> list[Task]:
+        """What is to be done so that matrices that share their inputs are rounded, dearest first.
+
+        Those of one type are rounded together.
         """
         for name in names:
             tensor, fmt = self.model.tensors[name], FORMATS[self.types[name]]
             row_bytes = tensor.n_in // fmt.block_size * fmt.type_size
-            self.desk.make(f"b.{on_desk(name)}", (tensor.n_rows, row_bytes), np.uint8)
-            self.desk.make(f"q.{on_desk(name)}", tensor.shape)
+            self.desk.make(f"b.{on_desk(self.desk, name)}", (tensor.n_rows, row_bytes), np.uint8)
+            self.desk.make(f"q.{on_desk(self.desk, name)}", tensor.shape)
             if fmt.is_scaled:
-                self.desk.put(f"scales.{on_desk(name)}", scales_of(tensor))
-        todo: list[Callable[[], object]] = [
-            partial(work.round_rows, self.desk, moments.step, *piece, moments.share)
+                self.desk.put(f"scales.{on_desk(self.desk, name)}", scales_of(tensor))
+        return [
+            partial(work.round_rows, self.desk, moments.key, *piece, moments.share)
             for piece in sorted(self._pieces(names, moments), key=self._cost, reverse=True)
         ]
-        for _ in self.crew.run([*todo, *alongside]):
-            pass
 
     def _pieces(self, names: Sequence[str], moments: InputMoments) -> list[Piece]:
         """Cut the rows of matrices into pieces that take about as long, each of one type."""
@@ -76,7 +81,7 @@ class Rounder:
         """Expert e's rows of the matrices of a type."""
         sizes = {n: self.model.tensors[n].n_rows // len(moments.counts) for n in names}
         return [
-            Rows(on_desk(name), e * size, (e + 1) * size, moments.streams)
+            Rows(on_desk(self.desk, name), e * size, (e + 1) * size, moments.step.streams)
             for name, size in sizes.items()
             if self.types[name] == type
         ]

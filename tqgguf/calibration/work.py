@@ -1,16 +1,18 @@
 """The pieces of a calibration, for whoever does them: all that they need is on the desk.
 
-Names on the desk: `w.SLOT.NAME` a matrix as it was, `q.SLOT.NAME` as it became, `b.NAME` its bytes;
-`o.SLOT.I` and `s.SLOT.I` the original's and the quantized network's stream before a layer, tokens
-of chunk I, `a.SLOT.K.I` what the layer's step number K aims at, empty if at nothing (see
-`original.through_original`). Layers take turns in two slots. Of a layer's step number K: `x.K.T`
-what goes into its matrices, columns of tile T, of all tokens; `x.K.E.T.I` where every expert E has
-inputs of its own, chunk I's. `d.K.T` what of its aim is left to its matrices. `m.K.E` and `hd.K`
-the means of x x^T and x d^T over all tokens, in runs that are to be added up (of experts first
-`u.K.E`, which become `m.K.E` blended with `all.K`); `h.K.E` the sum of the runs of `m.K.E`,
-`v.K.E` the factor of the damped `h.K.E`, `v.PART.K.E` what goes with it, and `v.added.K.E` what was
-added to `h.K.E` and how columns are ordered.
-`scales.SLOT.NAME`: what each of the matrices of a tensor is divided by before it is encoded.
+Names on the desk: `w.SLOT.NAME` a matrix as it was, `q.SLOT.NAME` as it became, `b.SLOT.NAME` its
+bytes; `o.TURN.I` and `s.TURN.I` the original's and the quantized network's stream before a layer,
+tokens of chunk I, `y.TURN.I` what goes into the layer's last product and `t.TURN.I` what that is
+added to, `a.SLOT.K.I` what the layer's step number K aims at (see `original.through_original`).
+Layers have slots in turn. What is known of the inputs of some matrices has a key, `SLOT.K` for the
+original's and `q.K` for the quantized network's: `x.KEY.T` what goes into the matrices, columns of
+tile T, of all tokens; `x.KEY.E.T.I` where every expert E has inputs of its own, chunk I's.
+`d.KEY.T` what of its aim is left to its matrices. `m.KEY.E` and `hd.KEY` the means of x x^T and
+x d^T over all tokens, in runs that are to be added up (of experts first `u.KEY.E`, which become
+`m.KEY.E` blended with `all.KEY`); `h.KEY.E` the sum of the runs of `m.KEY.E`, `v.KEY.E` the factor
+of the damped `h.KEY.E`, `v.PART.KEY.E` what goes with it, and `v.added.KEY.E` what was added to
+`h.KEY.E` and how columns are ordered. `scales.SLOT.NAME`: what each of the matrices of a tensor is
+divided by before it is encoded.
 """
 
 from collections.abc import Sequence
@@ -19,8 +21,9 @@ from itertools import pairwise
 
 import numpy as np
 
-from tqgguf.calibration.bench import AnyDesk, Bench, Weights, context
-from tqgguf.calibration.original import through_original
+from tqgguf.calibration.bench import AnyDesk, Bench, Step, Weights, context
+from tqgguf.calibration.kept import Kept
+from tqgguf.calibration.original import Passed, through_original
 from tqgguf.formats import FORMATS
 from tqgguf.formats import round_rows as round_rows_of
 from tqgguf.kernels import feedback
@@ -31,6 +34,7 @@ from tqgguf.kernels.greedy import Factor
 from tqgguf.models import Tensor
 from tqgguf.network import forward
 from tqgguf.network.forward import Layer, Projection
+from tqgguf.network.layer import linear
 from tqgguf.network.layer import rows as rows_of
 from tqgguf.network.ops import Array
 from tqgguf.output.scales import per_row
@@ -47,22 +51,6 @@ def put_weights(desk: AnyDesk, name: str, tensor: Tensor) -> None:
     desk.put_parts(name, tensor.shape, parts)
 
 
-@dataclass(frozen=True)
-class Reached:
-    """The step of a layer that a chunk of tokens has come to, and how many are in its inputs.
-
-    shared: whether all of its tokens go into all of its matrices. aims: whether these make up for
-    drift, and streams: whether their product is added to the stream.
-    """
-
-    layer: int
-    matrices: tuple[str, ...]
-    counts: tuple[int, ...]
-    shared: bool
-    aims: bool
-    streams: bool
-
-
 @dataclass
 class _Pass:
     """A chunk on its way through the quantized layer, after so many steps."""
@@ -75,45 +63,90 @@ class _Pass:
 _held: dict[tuple[AnyDesk, int, int], _Pass] = {}  # of this process, by desk, layer and chunk
 
 
-def advance(bench: Bench, stage: int, chunk: int, following: Bench | None = None) -> Reached | None:
-    """Bring a chunk to the step number `stage` of a layer, and put its inputs on the desk.
+def pass_original(bench: Bench, chunk: int) -> tuple[Step, ...]:
+    """Put on the desk the original's stream after a layer, and what the layer's steps aim at.
 
-    Where the layer has ended the stream after it is on the desk, and the chunk goes on to the first
-    step of the layer that follows; None if that is not known. A pass goes on from where this
-    process holds it, or else from the layer's begin.
+    Where the steps are not known, they are returned, and what those read that do not aim at
+    anything is on the desk as well.
     """
-    if stage == 0 and not bench.aims:
-        put_aims(bench, chunk)
-    key = bench.desk, bench.layer, chunk
-    going = _held.pop(key, None)
-    if going is None or going.steps != stage:
-        going = _begin(bench, chunk, stage)
+    desk, name = bench.desk, f"{bench.layer}.{chunk}"
+    kept = bench.kept.read(name) if bench.kept else None
+    passed = Passed.of(kept) if kept and bench.steps else through_original(bench, chunk)
+    if bench.kept and not kept:
+        bench.kept.write(name, passed.arrays())
+    desk.put(f"o.{(bench.layer + 1) % 2}.{chunk}", passed.after)
+    desk.drop(f"o.{bench.layer % 2}.{chunk}")
+    for number, aim in enumerate(passed.aims):
+        if aim is not None:
+            desk.put(f"a.{bench.slot}.{number}.{chunk}", rows_of(aim))
+    for step, inputs in () if bench.steps else zip(passed.steps, passed.inputs, strict=True):
+        if not step.aims and not bench.todo.isdisjoint(step.weights):
+            _put_inputs(bench, f"{bench.slot}.{step.number}", inputs, chunk)
+    return passed.steps
+
+
+def advance(
+    bench: Bench, number: int, chunk: int, following: Bench | None = None
+) -> tuple[int, int] | None:
+    """Bring a chunk to the first step, from a number on, that aims; put its inputs on the desk.
+
+    Returned are layer and number. Where the layer has ended the stream after it is on the desk, and
+    the chunk goes on in the layer that follows; None if that is not known.
+    """
+    if number and bench.steps and bench.steps[number - 1].ends:
+        after = _ended(bench, bench.steps[number - 1], chunk)
+    else:
+        going = _going(bench, number, chunk)
+        while True:
+            try:
+                step = next(going.layer)
+            except StopIteration as end:
+                after = end.value
+                break
+            going.steps += 1
+            if bench.steps and bench.steps[going.steps - 1].aims:
+                return _stop(bench, chunk, going, step)
+    bench.desk.put(f"s.{(bench.layer + 1) % 2}.{chunk}", after)
+    bench.desk.drop(f"s.{bench.layer % 2}.{chunk}")
+    return advance(following, 0, chunk) if following else None
+
+
+def _going(bench: Bench, number: int, chunk: int) -> "_Pass":
+    """A pass from a step on: where this process holds it, or else from the layer's begin."""
+    going = _held.pop((bench.desk, bench.layer, chunk), None)
+    if going is None or going.steps != number:
+        going = _begin(bench, chunk, number)
     going.weights.bench = bench
-    try:
-        step = next(going.layer)
-    except StopIteration as end:
-        bench.desk.put(f"s.{(bench.layer + 1) % 2}.{chunk}", end.value)
-        bench.desk.drop(f"s.{bench.layer % 2}.{chunk}")
-        return advance(following, 0, chunk) if following else None
-    going.steps += 1
-    if bench.holds:
-        _held[key] = going
-    return _reached(bench, stage, chunk, step)
+    return going
 
 
-def pass_original(bench: Bench, chunk: int) -> None:
-    """Put on the desk the original's stream after a layer."""
-    after, _ = through_original(bench, chunk)
-    bench.desk.put(f"o.{(bench.layer + 1) % 2}.{chunk}", after)
+def _stop(bench: Bench, chunk: int, going: "_Pass", step: Projection) -> tuple[int, int]:
+    """Let a pass wait for the matrices of a step; what is left of a layer may be on the desk."""
+    number = going.steps - 1
+    _put_aimed(bench, number, chunk, step)
+    if bench.steps and bench.steps[number].ends and step.stream is not None:
+        bench.desk.put(f"t.{bench.layer % 2}.{chunk}", step.stream)
+        bench.desk.put(f"y.{bench.layer % 2}.{chunk}", step.inputs[0])
+    elif bench.holds:
+        _held[bench.desk, bench.layer, chunk] = going
+    return bench.layer, number
 
 
-def put_aims(bench: Bench, chunk: int) -> None:
-    """Put on the desk the original's stream after a layer, and what the layer's steps aim at."""
-    after, aims = through_original(bench, chunk)
-    bench.desk.put(f"o.{(bench.layer + 1) % 2}.{chunk}", after)
-    bench.desk.drop(f"o.{bench.layer % 2}.{chunk}")
-    for stage, aim in enumerate(aims):
-        bench.desk.put(f"a.{bench.layer % 2}.{stage}.{chunk}", rows_of(aim))
+def _ended(bench: Bench, step: Step, chunk: int) -> Array:
+    """The stream after a layer whose last step is done, (n_seq, n_tokens, n_embd)."""
+    desk, turn = bench.desk, bench.layer % 2
+    x, stream, before = (desk.get(f"{name}.{turn}.{chunk}") for name in "yts")
+    for name in "yt":
+        desk.drop(f"{name}.{turn}.{chunk}")
+    product = linear(x, Weights(bench, original=False), step.matrices[0])
+    after = (stream + product) * context(bench).graph.residual_scale
+    found: Array = namespace(after).reshape(after, before.shape)
+    return found
+
+
+def quantized(number: int) -> str:
+    """The key of what a step of the quantized network reads."""
+    return f"q.{number}"
 
 
 def put_rows(desk: AnyDesk, name: str, x: Array, edges: Sequence[int], chunk: int) -> None:
@@ -169,26 +202,52 @@ def added_up(runs: F32) -> F32:
     return total
 
 
-def factor(desk: AnyDesk, name: str, damping: float) -> bool:
+def sum_of(desk: AnyDesk, key: str, kept: Kept | None, entry: str) -> F32:
+    """Second moments as they are kept, or those on the desk, which are kept from now on."""
+    if kept is None or not entry:
+        return added_up(desk.get(f"m.{key}"))
+    (h,) = kept.once(entry, lambda: [added_up(desk.get(f"m.{key}"))])
+    return h
+
+
+def keep_sum(desk: AnyDesk, key: str, kept: Kept | None, entry: str) -> None:
+    """Keep second moments that are on the desk."""
+    sum_of(desk, key, kept, entry)
+
+
+def are_kept(kept: Kept, entries: Sequence[str]) -> bool:
+    """Whether all of these are kept, and sound."""
+    return all(kept.read(entry) for entry in entries)
+
+
+def factor(
+    desk: AnyDesk, key: str, damping: float, kept: Kept | None = None, entry: str = ""
+) -> bool:
     """Put second moments on the desk, the factor of the damped ones, how much was added to them.
 
-    The moments are finite, and so is the factor: True.
+    kept, entry: see `sum_of`. The moments are finite, and so is the factor: True.
     """
-    h = added_up(desk.get(f"m.{name}"))
+    h = sum_of(desk, key, kept, entry)
     added, found = feedback.factor_in_order(h, damping=damping)
-    desk.put(f"h.{name}", h)
-    desk.put_object(f"v.added.{name}", (added, found.order, found.spans))
+    desk.put(f"h.{key}", h)
+    desk.put_object(f"v.added.{key}", (added, found.order, found.spans))
     for part, array in zip(_FACTOR, found.arrays, strict=True):
-        desk.put(f"{part}.{name}", array)
+        desk.put(f"{part}.{key}", array)
     return True
 
 
-def blend(desk: AnyDesk, step: int, expert: int, share: float) -> None:
+def forget_moments(desk: AnyDesk, key: str) -> None:
+    """Nobody reads second moments or their factor again."""
+    for part in ("m", "h", *_FACTOR):
+        desk.drop(f"{part}.{key}")
+
+
+def blend(desk: AnyDesk, key: str, expert: int, share: float) -> None:
     """Put an expert's moments on the desk, of which a share is those of all experts."""
-    own, everything = desk.get(f"u.{step}.{expert}"), desk.get(f"all.{step}")
+    own, everything = desk.get(f"u.{key}.{expert}"), desk.get(f"all.{key}")
     blended = (1 - share) * own
     blended += share * everything
-    desk.put(f"m.{step}.{expert}", blended)
+    desk.put(f"m.{key}.{expert}", blended)
 
 
 @dataclass(frozen=True)
@@ -203,7 +262,7 @@ class Rows:
 
 def round_rows(
     desk: AnyDesk,
-    step: int,
+    key: str,
     expert: int,
     pieces: Sequence[Rows],
     type: str,
@@ -216,9 +275,9 @@ def round_rows(
     """
     parts = [rows_of(desk.get(f"w.{p.name}"))[p.begin : p.end, :] for p in pieces]
     rows = namespace(parts[0]).concat(parts)
-    moments = _moments(desk, f"{step}.{expert}")
+    moments = _moments(desk, f"{key}.{expert}")
     if share > 0:
-        rows = _made_up(desk, step, rows, moments, pieces, share)
+        rows = _made_up(desk, key, rows, moments, pieces, share)
     steps = _steps(desk, pieces, rows) if FORMATS[type].is_scaled else None
     if steps is not None:
         rows /= steps
@@ -233,9 +292,9 @@ def round_rows(
         at += size
 
 
-def _moments(desk: AnyDesk, name: str) -> Moments:
-    added, order, spans = desk.get_object(f"v.added.{name}")
-    h, *arrays = (desk.get(f"{part}.{name}") for part in ("h", *_FACTOR))
+def _moments(desk: AnyDesk, key: str) -> Moments:
+    added, order, spans = desk.get_object(f"v.added.{key}")
+    h, *arrays = (desk.get(f"{part}.{key}") for part in ("h", *_FACTOR))
     return Moments(h, Factor(order, spans, *arrays), added)
 
 
@@ -251,14 +310,14 @@ def _steps(desk: AnyDesk, pieces: Sequence[Rows], rows: Array) -> Array:
 
 
 def _made_up(
-    desk: AnyDesk, step: int, rows: F32, moments: Moments, pieces: Sequence[Rows], share: float
+    desk: AnyDesk, key: str, rows: F32, moments: Moments, pieces: Sequence[Rows], share: float
 ) -> F32:
     """Rows moved by a share towards where their product makes up for drift.
 
     That is the least-squares solution of w'^T x = d, drawn to w: (H + added) w' = E[x d^T] + added
     w. What d is of a matrix that does not add to the stream is the original's x, so E[x d^T] w.
     """
-    hd = desk.get(f"hd.{step}")
+    hd = desk.get(f"hd.{key}")
     if any(p.streams for p in pieces):
         parts = [added_up(hd[:, :, p.begin : p.end]) for p in pieces]
         wanted = namespace(hd).concat(parts, axis=1)
@@ -285,29 +344,30 @@ def _begin(bench: Bench, chunk: int, steps: int) -> _Pass:
     return _Pass(steps, layer, weights)
 
 
-def _reached(bench: Bench, stage: int, chunk: int, step: Projection) -> Reached:
-    """Put on the desk what rounding a step's matrices takes."""
-    shared, streams = len(step.inputs) == 1, step.stream is not None
-    name = f"a.{bench.layer % 2}.{stage}.{chunk}"
+def _put_aimed(bench: Bench, number: int, chunk: int, step: Projection) -> None:
+    """Put on the desk what rounding matrices takes that make up for drift."""
+    name = f"a.{bench.slot}.{number}.{chunk}"
     aim = bench.desk.get(name)
     bench.desk.drop(name)
-    aims = 0 not in aim.shape
-    if any(f"{matrix}.weight" in bench.todo for matrix in step.matrices):
-        if shared:
-            put_rows(bench.desk, f"x.{stage}", step.inputs[0], bench.edges, chunk)
-        if aims:
-            wanted = aim if step.stream is None else _left(bench, step.matrices, aim - step.stream)
-            put_rows(bench.desk, f"d.{stage}", wanted, bench.edges, chunk)
-        for e, x in enumerate(() if shared else step.inputs):
-            for t, (begin, end) in enumerate(pairwise(bench.desk.sizes.edges(x.shape[1]))):
-                bench.desk.put(f"x.{stage}.{e}.{t}.{chunk}", x[:, begin:end])
-    counts = tuple(x.shape[0] for x in step.inputs)
-    return Reached(bench.layer, step.matrices, counts, shared, aims, streams)
+    if not bench.todo.isdisjoint(bench.steps[number].weights if bench.steps else ()):
+        wanted = aim if step.stream is None else _left(bench, step.matrices, aim - step.stream)
+        put_rows(bench.desk, f"d.{quantized(number)}", wanted, bench.edges, chunk)
+        _put_inputs(bench, quantized(number), step.inputs, chunk)
+
+
+def _put_inputs(bench: Bench, key: str, inputs: Sequence[Array], chunk: int) -> None:
+    """Put on the desk what some matrices read, of which each may have its own."""
+    if len(inputs) == 1:
+        put_rows(bench.desk, f"x.{key}", inputs[0], bench.edges, chunk)
+        return
+    for e, x in enumerate(inputs):
+        for t, (begin, end) in enumerate(pairwise(bench.desk.sizes.edges(x.shape[1]))):
+            bench.desk.put(f"x.{key}.{e}.{t}.{chunk}", x[:, begin:end])
 
 
 def _left(bench: Bench, matrices: Sequence[str], wanted: Array) -> Array:
     """What a matrix has to add to the stream, its bias left out."""
     for bias in (f"{matrix}.bias" for matrix in matrices):
         if bias in bench.tensors:
-            wanted -= bench.desk.get(f"w.{bench.layer % 2}.{bias}")
+            wanted -= bench.desk.get(f"w.{bench.slot}.{bias}")
     return wanted
