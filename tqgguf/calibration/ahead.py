@@ -54,7 +54,7 @@ class Ahead:
             yield Until(partial(layers.has_room, layer))
             bench = yield from layers.enter(layer)
             steps = yield from self._kept_steps(bench)
-            if steps is None and measures:
+            if measures and not steps:
                 layers.fresh.add(layer)
             todo = bench.todo if measures else frozenset()
             given.append(replace(bench, steps=steps, todo=todo))
@@ -66,15 +66,15 @@ class Ahead:
             (steps,) = yield Batch([partial(work.pass_original, given[layer], chunk)])
             self.layers.note_pass(layer, given[layer].steps or steps, of=n_chunks)
 
-    def _kept_steps(self, bench: Bench) -> Generator[Batch, Any, tuple[Step, ...] | None]:
-        """A layer's steps, if these and all that is wanted of their inputs were kept."""
+    def _kept_steps(self, bench: Bench) -> Generator[Batch, Any, tuple[Step, ...]]:
+        """A layer's steps; none if these, or what is wanted of their inputs, were not kept."""
         kept, steps = self.layers.kept, self.layers.kept_steps(bench.layer)
-        if kept is None or steps is None:
-            return None
+        if kept is None or not steps:
+            return ()
         wanted = self._wanted(replace(bench, steps=steps))
         entries = [entry for each in wanted for entry in each.entries()]
         (are_sound,) = yield Batch([partial(work.are_kept, kept, entries)])
-        return steps if are_sound else None
+        return steps if are_sound else ()
 
     def _keep(self) -> Procedure:
         """Measure what was put on the desk, and keep it."""
@@ -114,7 +114,7 @@ class Ahead:
             todo = [self.rounder.tasks(self.layers.todo(bench, m.step), m) for m in wanted]
             yield Batch([task for tasks in todo for task in tasks])
             self.moments.forget(wanted)
-            self.layers.note(layer, bench.steps or (), done=_alone(bench))
+            self.layers.note(layer, bench.steps, done=_alone(bench))
             self.layers.rounded = layer + 1
 
     def alone(self, layer: int) -> Iterator[str]:
@@ -141,4 +141,4 @@ def _is_there(given: Sequence[Bench], layer: int) -> bool:
 
 def _alone(bench: Bench) -> list[Step]:
     """The steps of a layer whose matrices make up for no drift."""
-    return [step for step in bench.steps or () if not step.aims]
+    return [step for step in bench.steps if not step.aims]

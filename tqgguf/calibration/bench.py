@@ -64,7 +64,7 @@ class Bench:
     tensors: tuple[str, ...]
     todo: frozenset[str]
     done: frozenset[str] = frozenset()
-    steps: tuple[Step, ...] | None = None
+    steps: tuple[Step, ...] = ()
 
     @property
     def slot(self) -> int:

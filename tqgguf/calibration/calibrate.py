@@ -229,12 +229,12 @@ class _Conductor:
                 layers.benches[bench.layer + 1] if layers.rounded > bench.layer + 1 else None
             )
             todo = [partial(work.advance, bench, number, i, following) for i in self.chunks]
-            is_held = not (number and bench.steps and bench.steps[number - 1].ends)
+            is_held = not (number and bench.steps[number - 1].ends)
             (there, *_) = yield Batch(todo, at_home=is_held)
             if there is None or there[0] > bench.layer:
                 layers.finished = bench.layer + 1
                 bench, number = (yield from self._begin(bench.layer + 1)), 0
-            if there and bench and bench.steps:
+            if there and bench:
                 step = bench.steps[there[1]]
                 yield from self._step(bench, step)
                 layers.note(bench.layer, bench.steps, [step])

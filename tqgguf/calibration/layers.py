@@ -107,11 +107,11 @@ class Layers:
             self.note(layer, list(_of_all_tokens(found)) if is_fresh else steps)
             self.passed = layer + 1
 
-    def kept_steps(self, layer: int) -> tuple[Step, ...] | None:
+    def kept_steps(self, layer: int) -> tuple[Step, ...]:
         """A layer's steps, if they were kept."""
         found = self.kept.read(f"{layer}.steps") if self.kept else None
         if not found:
-            return None
+            return ()
         return tuple(_step(**each) for each in json.loads(found[0].tobytes()))
 
     def keep_steps(self, layer: int) -> None:

@@ -93,7 +93,7 @@ def advance(
     Returned are layer and number. Where the layer has ended the stream after it is on the desk, and
     the chunk goes on in the layer that follows; None if that is not known.
     """
-    if number and bench.steps and bench.steps[number - 1].ends:
+    if number and bench.steps[number - 1].ends:
         after = _ended(bench, bench.steps[number - 1], chunk)
     else:
         going = _going(bench, number, chunk)
@@ -104,7 +104,7 @@ def advance(
                 after = end.value
                 break
             going.steps += 1
-            if bench.steps and bench.steps[going.steps - 1].aims:
+            if bench.steps[going.steps - 1].aims:
                 return _stop(bench, chunk, going, step)
     bench.desk.put(f"s.{(bench.layer + 1) % 2}.{chunk}", after)
     bench.desk.drop(f"s.{bench.layer % 2}.{chunk}")
@@ -124,7 +124,7 @@ def _stop(bench: Bench, chunk: int, going: "_Pass", step: Projection) -> tuple[i
     """Let a pass wait for the matrices of a step; what is left of a layer may be on the desk."""
     number = going.steps - 1
     _put_aimed(bench, number, chunk, step)
-    if bench.steps and bench.steps[number].ends and step.stream is not None:
+    if step.stream is not None and bench.steps[number].ends:
         bench.desk.put(f"t.{bench.layer % 2}.{chunk}", step.stream)
         bench.desk.put(f"y.{bench.layer % 2}.{chunk}", step.inputs[0])
     elif bench.holds:
@@ -349,7 +349,7 @@ def _put_aimed(bench: Bench, number: int, chunk: int, step: Projection) -> None:
     name = f"a.{bench.slot}.{number}.{chunk}"
     aim = bench.desk.get(name)
     bench.desk.drop(name)
-    if not bench.todo.isdisjoint(bench.steps[number].weights if bench.steps else ()):
+    if not bench.todo.isdisjoint(bench.steps[number].weights):
         wanted = aim if step.stream is None else _left(bench, step.matrices, aim - step.stream)
         put_rows(bench.desk, f"d.{quantized(number)}", wanted, bench.edges, chunk)
         _put_inputs(bench, quantized(number), step.inputs, chunk)
