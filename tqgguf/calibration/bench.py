@@ -71,6 +71,11 @@ class Bench:
         """The layer's, on the desk."""
         return self.layer % self.desk.sizes.slots
 
+    @property
+    def waits(self) -> bool:
+        """Whether a pass waits inside the layer for matrices that make up for drift."""
+        return any(step.aims and not step.ends for step in self.steps)
+
 
 class Weights(Mapping[str, Any]):
     """A layer's tensors on the desk, each as it is by now."""

@@ -229,7 +229,7 @@ class _Conductor:
                 layers.benches[bench.layer + 1] if layers.rounded > bench.layer + 1 else None
             )
             todo = [partial(work.advance, bench, number, i, following) for i in self.chunks]
-            is_held = not (number and bench.steps[number - 1].ends)
+            is_held = bench.waits or (following is not None and following.waits)
             (there, *_) = yield Batch(todo, at_home=is_held)
             if there is None or there[0] > bench.layer:
                 layers.finished = bench.layer + 1
