@@ -9,6 +9,7 @@ import pytest
 from tiny_models import write_tensors, write_tiny
 
 from tqgguf import pipeline
+from tqgguf.calibration.calibrated import Calibrated
 from tqgguf.errors import MismatchError, OutputError, WeightError
 from tqgguf.machine.machine import Machine
 from tqgguf.measure.verify import require, verify
@@ -186,6 +187,22 @@ def test_metadata_is_carried_over_unchanged(shallow, tmp_path):
     assert reader.fields["general.file_type"].contents() == gguf.LlamaFileType.MOSTLY_Q4_K_M
     assert reader.fields["tqgguf.rotation.mode"].contents() == "fused"
     assert all(t.tensor_type != gguf.GGMLQuantizationType.F64 for t in reader.tensors)
+
+
+@pytest.mark.parametrize("rotate", ["none", "values"])
+def test_what_was_rounded_before_is_written_and_judged_by_a_sample(shallow, tmp_path, rotate):
+    made = {r.name: r for r in convert(shallow, tmp_path / "a.gguf", type="q4_0", rotate=rotate)}
+    written = {t.name: t.data for t in gguf.GGUFReader(tmp_path / "a.gguf").tensors}
+    rows = {name: written[name] for name, report in made.items() if report.type == "Q4_0"}
+    model = open_model(shallow)
+    plan = make_plan(model, Options(type="q4_0", rotate=rotate))
+    calibrated = Calibrated(rows, "key")
+    for r in pipeline.convert(model, plan, tmp_path / "b.gguf", calibrated=calibrated):
+        for error in ("rel_mse", "rel_mse_unrotated"):
+            expected = getattr(made[r.name], error)
+            assert getattr(r, error) == (expected and pytest.approx(expected, rel=0.1))
+    for tensor in gguf.GGUFReader(tmp_path / "b.gguf").tensors:
+        assert np.array_equal(tensor.data, written[tensor.name])
 
 
 def test_rows_that_fit_no_block_stay_f16(stories, tmp_path):

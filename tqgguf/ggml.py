@@ -25,6 +25,7 @@ TYPES: dict[str, BlockType] = {
     **_NEWER,
 }
 NAMES = {type.number: name for name, type in TYPES.items()}
+_STRIP = 1 << 16  # weights decoded at a time: calls take little of it, and a cache holds it
 _BITS = {"Q1_0": 1, "Q2_0": 2}  # w = d * level, codes lowest bits first
 _LEVELS = {1: np.array([-1, 1], np.float32), 2: np.array([-1, 0, 1, 2], np.float32)}
 
@@ -36,7 +37,14 @@ def dequantize(rows: U8, name: str) -> F32:
     """
     if name in _BITS:
         return _dequantize_plain(rows, _BITS[name], TYPES[name])
-    return np.asarray(quants.dequantize(rows, GGMLQuantizationType[name]), np.float32)
+    number, type = GGMLQuantizationType[name], TYPES[name]
+    blocks = np.ascontiguousarray(rows).reshape(-1, type.bytes)
+    weights = np.empty((len(blocks), type.weights), np.float32)
+    step = max(1, _STRIP // type.weights)
+    for at in range(0, len(blocks), step):  # as one row: gguf-py takes 16 at a time, long or short
+        strip = quants.dequantize(blocks[at : at + step].reshape(1, -1), number)
+        weights[at : at + step] = strip.reshape(-1, type.weights)
+    return weights.reshape(*rows.shape[:-1], rows.shape[-1] // type.bytes * type.weights)
 
 
 def _dequantize_plain(rows: U8, bits: int, type: BlockType) -> F32:

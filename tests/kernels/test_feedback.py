@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from tqgguf.errors import WeightError
 from tqgguf.formats import FORMATS, ScalarFormat, dequantize, quantize
 from tqgguf.kernels import feedback
 
@@ -102,3 +103,11 @@ def test_rows_do_not_depend_on_each_other():
     whole = rounded(w, "Q3_K", h)[1]
     part = rounded(np.ascontiguousarray(w[:, :32]), "Q3_K", h)[1]
     assert np.square(whole[:, :32] - part).mean() < 1e-4 * np.square(w - whole).mean()
+
+
+@pytest.mark.parametrize("name", ["Q4_K", "IQ4_NL", "MXFP4", "NVFP4"])
+def test_weights_that_are_no_numbers_are_refused(name):
+    w = np.random.default_rng(9).standard_normal((256, 8)).astype(np.float32)
+    w[100, 3] = np.nan
+    with np.errstate(invalid="ignore"), pytest.raises(WeightError):
+        rounded(w, name, np.eye(256), sweeps=0)

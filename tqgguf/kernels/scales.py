@@ -163,9 +163,13 @@ def affine_pair(x: F32, w: F32 | None, *, levels: int, ranges: Ranges) -> tuple[
 def power_of_two(x: F32, w: F32 | None, *, levels: F32) -> I32:
     """The exponent of the best step 2^exponent on a grid of levels: (size, n) -> (n,) int32.
 
-    Either nothing is clipped, or the largest weights are, on a grid twice as fine.
+    Either nothing is clipped, or the largest weights are, on a grid twice as fine. Raises
+    WeightError for weights that are NaN or infinite.
     """
-    _, exponent = np.frexp(np.abs(x).max(axis=0) / levels[-1])
+    needed = np.abs(x).max(axis=0) / levels[-1]
+    if not np.isfinite(needed).all():
+        raise WeightError(f"a block needs a scale of {needed.max():.4g}, which no power of two is")
+    _, exponent = np.frexp(needed)
     best: I32 = exponent
     least = np.full(x.shape[1], np.inf, np.float32)
     for trial in (exponent, exponent - 1):
@@ -185,7 +189,7 @@ def coded_scale(x: F32, w: F32 | None, *, levels: F32, shifts: tuple[int, ...]) 
     codes of these best.
     """
     needed = np.abs(x).max(axis=0) * (2 / levels[-1])
-    if needed.max(initial=0) > e4m3.LARGEST:
+    if not needed.max(initial=0) <= e4m3.LARGEST:
         raise WeightError(f"a block needs a scale of {needed.max():.4g}, but 8-bit ones end at 448")
     held = e4m3.encode(needed).astype(np.int16)
     weighted = x if w is None else x * w

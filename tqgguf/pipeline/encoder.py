@@ -1,7 +1,7 @@
 """Everything that is done to one tensor, a tile at a time."""
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -21,6 +21,7 @@ from tqgguf.planning.plan import PlannedTensor
 from tqgguf.rotation.rotation import Rotation
 
 SAMPLE = 1 << 15  # weights per tensor whose error is measured; their number makes it good to 1 %
+_STRETCHES = 16  # of rows of a tile, where not all are read: with 4, heads of attention are missed
 
 
 @dataclass(frozen=True)
@@ -55,17 +56,51 @@ class Encoder:
         p = self.planned
         if self.scales is not None and not p.is_scaled:
             return self._put_scales(self.scales[None])
+        if self.rounded is not None:
+            return self._put_rounded(self._cut(self.rounded, tile), tile)
+        source, x = self._read(tile)
+        data = self._rounded(x, tile)
+        self._write(tile, data)
+        every = self._every
+        return self._judge(source[::every], x[::every], data[::every], data.nbytes)
+
+    def _read(self, tile: Tile) -> tuple[F32, F32]:
+        """A tile's weights as they are given and as they are stored, in steps of their scales."""
+        p, first = self.planned, (tile.rows[0], tile.columns[0])
         source = self.source.read_tile(tile.rows, tile.columns)
         if not np.isfinite(source).all():
             raise WeightError(damage(self.source))
-        first = (tile.rows[0], tile.columns[0])
         x = self.rotation.apply(p.name, source, shape=p.shape, first=first) if p.sides else source
-        if self.scales is not None:
-            steps = per_row(self.scales, *tile.rows, self.source.n_rows)
-            source, x = source / steps, x / steps
-        data = self._rounded(x, tile) if self.rounded is None else self._cut(tile)
+        if self.scales is None:
+            return source, x
+        steps = per_row(self.scales, *tile.rows, self.source.n_rows)
+        return source / steps, x / steps
+
+    def _put_rounded(self, data: U8, tile: Tile) -> Outcome:
+        """Write what calibration rounded; it has read all weights, and only a sample is needed."""
         self._write(tile, data)
-        return self._judge(source, x, data)
+        places = self._sample(tile)
+        parts = zip(*(self._read(replace(tile, rows=place)) for place in places), strict=True)
+        source, x = map(np.concatenate, parts)
+        top = tile.rows[0]
+        rows = np.concatenate([data[begin - top : end - top] for begin, end in places])
+        return self._judge(source, x, rows, data.nbytes)
+
+    def _sample(self, tile: Tile) -> list[tuple[int, int]]:
+        """Stretches of a tile's rows, evenly spread; all of them where a rotation mixes rows."""
+        begin, end = tile.rows
+        wanted = -(-(end - begin) // self._every)
+        if self.rotation.granule(self.planned.name)[0] > 1:
+            return [tile.rows]
+        count = min(_STRETCHES, wanted)
+        size = -(-wanted // count)
+        starts = np.linspace(begin, end - size, count).astype(int).tolist()
+        return [(start, start + size) for start in starts]
+
+    @property
+    def _every(self) -> int:
+        """One of so many rows is a large enough sample."""
+        return max(1, self.planned.size // SAMPLE)
 
     def _put_scales(self, row: F32) -> Outcome:
         self.slot.write(row.view(np.uint8), row=0)
@@ -85,11 +120,8 @@ class Encoder:
         ]
         return np.concatenate(parts)
 
-    def _cut(self, tile: Tile) -> U8:
+    def _cut(self, rows: U8, tile: Tile) -> U8:
         """The tile's bytes of what was encoded already."""
-        rows = self.rounded
-        if rows is None:
-            raise AssertionError(self.planned.name)
         begin, end = (c * self.slot.row_bytes // self.planned.shape[-1] for c in tile.columns)
         return np.ascontiguousarray(rows[slice(*tile.rows), begin:end])
 
@@ -97,16 +129,13 @@ class Encoder:
         begin = tile.columns[0] * self.slot.row_bytes // self.planned.shape[-1]
         self.slot.write(data, row=tile.rows[0], begin=begin)
 
-    def _judge(self, source: F32, x: F32, data: U8) -> Outcome:
-        """Errors on evenly spaced rows, as many as the tensor's sample needs."""
-        p = self.planned
-        every = max(1, p.size // SAMPLE)
-        result = Outcome(data.nbytes)
-        result.error, result.energy = _error(x[::every], data[::every], p.type)
+    def _judge(self, source: F32, x: F32, data: U8, n_bytes: int) -> Outcome:
+        """The errors of some of a tile's rows; n_bytes: of all of them."""
+        p, result = self.planned, Outcome(n_bytes)
+        result.error, result.energy = _error(x, data, p.type)
         if p.sides and not is_float(p.type):
-            sample = np.ascontiguousarray(source[::every])
-            control = encode(sample, p.type, quick=self.quick, threads=1)
-            result.control_error, result.control_energy = _error(sample, control, p.type)
+            control = encode(np.ascontiguousarray(source), p.type, quick=self.quick, threads=1)
+            result.control_error, result.control_energy = _error(source, control, p.type)
         return result
 
 

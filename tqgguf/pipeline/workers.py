@@ -15,7 +15,7 @@ from tqgguf.machine import cluster as clusters
 from tqgguf.machine.machine import Machine
 from tqgguf.machine.memory import default_memory
 from tqgguf.machine.processes import processes as start_processes
-from tqgguf.machine.threads import default_threads, single_threaded_blas
+from tqgguf.machine.threads import default_threads, few, single_threaded_blas
 from tqgguf.models import Model, Tensor, model_files, open_tensors
 from tqgguf.output.disk import Slot
 from tqgguf.output.tiles import Tile, tiles
@@ -54,11 +54,12 @@ class Staff:
 def staff_for(run: Run, machine: Machine) -> Staff:
     """The staff that the machine has memory for. Raises PlanError where one thread is too much."""
     allowed = default_memory() if machine.max_memory is None else machine.max_memory
-    wanted, free = machine.threads or default_threads(), allowed - FIXED_BYTES
+    encodes = not run.calibrated.rows  # what is left is copying
+    wanted = machine.threads or default_threads() if encodes else few(machine.threads)
+    free = allowed - FIXED_BYTES
     first = (tile for p in run.plan.tensors for tile in tiles_of(p, run.rotation)[:1])
     each = max(1, max((tile.weights for tile in first), default=0) * BYTES_PER_WEIGHT)
     affordable = min(wanted, free // (each + PROCESS_BYTES))
-    encodes = not run.calibrated.rows  # what is left is copying
     worth_it = machine.processes and run.plan.source_weights >= WORTH_PROCESSES and encodes
     cluster = machine.cluster if encodes else None
     if worth_it and affordable > 1:

@@ -18,6 +18,7 @@ from tqgguf.formats import is_float
 from tqgguf.kernels.dtypes import F32
 from tqgguf.machine.devices import Device, find_device, on_device
 from tqgguf.machine.machine import Machine
+from tqgguf.machine.threads import few
 from tqgguf.models import Model
 from tqgguf.models.damage import naming_damage
 from tqgguf.network.forward import Tokens
@@ -98,7 +99,10 @@ def _prepare(model: Model, options: Options, machine: Machine, *, measure: bool)
     plan = planned()
     if options.imatrix is not None and inputs.imatrix is not None and inputs.tokens is None:
         check_basis(inputs.imatrix, plan.rotation, options.imatrix)
-    energies = _stored_energies(model, plan, inputs.imatrix, padding)
+    if measure or inputs.imatrix is not None:  # vectors are read once, for all that follows
+        rotation = plan.rotation.with_vectors_of(model, threads=few(machine.threads))
+        plan = replace(plan, rotation=rotation)
+    energies = _stored_energies(plan, inputs.imatrix, padding)
     budget = _budget(model, plan, options)
     dealt = plan.recipe.dealt and inputs.energies is not None
     if budget is None and (plan.mostly_ragged or dealt):
@@ -107,7 +111,8 @@ def _prepare(model: Model, options: Options, machine: Machine, *, measure: bool)
         sensitivity, said = _sensitivity(model, plan, inputs.tokens, energies, machine)
         inputs = replace(inputs, notes=(*inputs.notes, *said))
         errors = _type_errors(model, plan, energies, machine.threads) if measure else None
-        plan = planned(budget=budget, sensitivity=sensitivity, errors=errors)
+        chosen = planned(budget=budget, sensitivity=sensitivity, errors=errors)
+        plan = replace(chosen, rotation=plan.rotation)
     if options.imatrix is not None and inputs.imatrix is not None and inputs.tokens is None:
         plan, inputs = _with_coverage(model, plan, inputs, options.imatrix)
     importance = energies if inputs.tokens is None else _unknown
@@ -163,16 +168,14 @@ def _unknown(name: str) -> None:
     """The importance of columns of which nothing is known."""
 
 
-def _stored_energies(
-    model: Model, plan: Plan, imatrix: Imatrix | None, padding: Padding
-) -> Energies:
+def _stored_energies(plan: Plan, imatrix: Imatrix | None, padding: Padding) -> Energies:
     """The energies of what each tensor reads, in the basis in which its weights are rounded.
 
     A tied embedding reads what the head does that it also is.
     """
     if imatrix is None:
         return _unknown
-    rotation = plan.rotation.with_vectors_of(model)
+    rotation = plan.rotation
     shapes = {t.name: t.shape for t in plan.tensors}
     is_tied = HEAD not in shapes and imatrix.importance(HEAD) is not None
     known = padding.energies(imatrix.importance)

@@ -106,7 +106,8 @@ class _Outline:
         def planned(name: str, source: Tensor) -> PlannedTensor:
             of_layer = chosen.of_layer(layer_index(name), n_layer, less=less)
             made = planned_tensor(source, name, of_layer, self.options, self.rotation, self.head)
-            return replace(made, pad=pads.get(source.name))
+            pad = pads.get(source.name)
+            return replace(made, pad=pad) if pad else made
 
         return tuple(planned(*item) for item in self.sources.items())
 

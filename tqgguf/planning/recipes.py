@@ -4,6 +4,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property, lru_cache
 
 from gguf import LlamaFileType
 
@@ -40,14 +41,15 @@ class Recipe:
         """
         if layer is None or not is_inner(layer, n_layer, less=less):
             return self
-        return self._in_the_middle()
+        return self._in_the_middle
 
+    @cached_property
     def _in_the_middle(self) -> "Recipe":
         return replace(self, roles={**self.roles, **self.inner})
 
     def outer_bits(self, role: str) -> float:
         """How many bits more a weight of this role has outside of the inner layers."""
-        types = (recipe.type_of(role) for recipe in (self, self._in_the_middle()))
+        types = (recipe.type_of(role) for recipe in (self, self._in_the_middle))
         outer, inner = (FORMATS[type].bits_per_weight for type in types)
         return outer - inner
 
@@ -58,6 +60,7 @@ class Recipe:
         return self.roles.get(_EXPERTS.sub("", role), self.matrix)
 
 
+@lru_cache(maxsize=1 << 10)
 def is_inner(layer: int, n_layer: int, *, less: float = 0.0) -> bool:
     """Whether a layer is so far from both ends that Q5_K would cost more than llama.cpp pays.
 

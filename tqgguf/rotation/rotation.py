@@ -56,15 +56,15 @@ class Rotation:
     ) -> "Rotation":
         """The same rotation with its vectors read from the unrotated model's tensors.
 
-        known: vectors that need not be read, as another rotation of the model has them, made for
-        the same energies. Raises UnsupportedModelError where a gain is zero under a bias c: c/g
-        would be infinite.
+        Those that it has are kept. known: vectors that need not be read, as another rotation of the
+        model has them, made for the same energies. Raises UnsupportedModelError where a gain is
+        zero under a bias c: c/g would be infinite.
         """
         self.check_gains(model)
-        names = self.vector_names()
-        new = [name for name in names if name not in known]
+        names, vectors = self.vector_names(), {**known, **self.vectors}
+        new = [name for name in names if name not in vectors]
         found = map_in_order(partial(vector_of, model, self.energies), new, threads=threads)
-        vectors = {**known, **dict(zip(new, found, strict=True))}
+        vectors |= dict(zip(new, found, strict=True))
         return replace(self, vectors={name: vectors[name] for name in names})
 
     def check_gains(self, model: Model) -> None:
