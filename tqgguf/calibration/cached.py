@@ -20,7 +20,7 @@ from tqgguf.calibration import forecast, work
 from tqgguf.calibration.calibrate import calibrate
 from tqgguf.calibration.calibrated import Calibrated
 from tqgguf.calibration.device_desk import SMALLER
-from tqgguf.calibration.kept import Kept, open_kept
+from tqgguf.calibration.kept import STATISTICS, Kept, open_kept
 from tqgguf.calibration.resources import Resources, resources
 from tqgguf.calibration.settings import Feedback
 from tqgguf.calibration.short_pass import within_memory
@@ -44,7 +44,6 @@ from tqgguf.rotation.rotation import Rotation
 _VERSION = 13  # of what is cached; raised when the same inputs give other bytes
 _KEPT_LATER = 4  # matrices that are in memory until they are on the disk
 _FEW_TOKENS = 256  # that an expert saw
-_STATISTICS_BYTES = 4 << 30  # of what one model computes on one text
 
 _Found = Generator[tuple[str, U8], None, None]
 
@@ -219,7 +218,7 @@ def kept_statistics(model: Model, rotation: Rotation, tokens: Tokens, *, shares:
     rotation: with its vectors. shares: processes that will write there.
     """
     key = _statistics_key(model, rotation, tokens)
-    return open_kept(_folder(), key, room=_STATISTICS_BYTES, shares=shares)
+    return open_kept(_folder(), key, room=STATISTICS, shares=shares)
 
 
 def _folder() -> Path:

@@ -15,6 +15,7 @@ from itertools import accumulate, pairwise
 import numpy as np
 
 from tqgguf.calibration.desk import SIZES
+from tqgguf.calibration.kept import STATISTICS
 from tqgguf.calibration.resources import resources
 from tqgguf.calibration.settings import Feedback, sweeps_of
 from tqgguf.formats import FORMATS, is_float
@@ -25,12 +26,13 @@ from tqgguf.machine.machine import Machine
 from tqgguf.machine.threads import single_threaded_blas
 from tqgguf.models import Model, Tensor
 from tqgguf.models.roles import layer_prefix
+from tqgguf.network.graph import read_graph
 from tqgguf.rotation.ends import EMBEDDING, HEAD
 
 _PASS = 1.6  # times the products of both passes: attention, norms, reading and writing
 _SPREAD = 0.8  # the power of the number of workers by which they are faster than one
 _MOMENTS = 3.0  # products of n_in^2 for each token: x x^T, x d^T
-_BARRIERS = 17  # of a layer: times at which all wait for all
+_BARRIERS = 17  # of a layer: hand-overs to each worker that the quantized network waits for
 _HAND_OVER = 1e-4  # seconds that a task takes to a worker and back (scripts/bench_crew.py)
 _RUNS = 3
 _PROBE = 256  # inputs of the matrix that is rounded to see how long it takes, and its rows at most
@@ -90,20 +92,28 @@ def seconds(
 def shares(model: Model, types: Mapping[str, str], shape: tuple[int, int]) -> dict[str, int]:
     """The weights of all that is rounded, shared out to its matrices by the time they take.
 
-    A tied table takes a pass of the original alone as well.
+    A tied table takes the original's pass, which the others take anew where it cannot be kept.
     """
     rounded = {n: model.tensors[n] for n, type in types.items() if _is_rounded(model, n, type)}
     inside = {n: t.size for n, t in rounded.items() if layer_prefix(n)}
-    passing = 4 * _PASS * shape[0] * shape[1] / _speed()
+    passing = 2 * _PASS * shape[0] * shape[1] / _speed()
+    is_tied = EMBEDDING in rounded and HEAD not in model.tensors
+    passes = 2 - (_kept_share(model, shape) if is_tied else 0)
     costs = {
-        name: _rate(types[name]) * t.size + passing * inside.get(name, 0)
+        name: _rate(types[name]) * t.size + passes * passing * inside.get(name, 0)
         for name, t in rounded.items()
     }
-    if EMBEDDING in costs and HEAD not in model.tensors:
-        costs[EMBEDDING] += passing * sum(inside.values()) / 2
+    if is_tied:
+        costs[EMBEDDING] += passing * sum(inside.values())
     scale = sum(t.size for t in rounded.values()) / max(sum(costs.values()), 1e-30)
     edges = [0, *(round(at * scale) for at in accumulate(costs.values()))]
     return {name: b - a for name, (a, b) in zip(costs, pairwise(edges), strict=True)}
+
+
+def _kept_share(model: Model, shape: tuple[int, int]) -> float:
+    """How much is kept of the original's streams after its layers."""
+    graph = read_graph(model)
+    return min(1.0, STATISTICS / (4 * shape[0] * shape[1] * graph.n_embd * graph.n_layer))
 
 
 def _is_rounded(model: Model, name: str, type: str) -> bool:

@@ -27,6 +27,7 @@ from tqgguf.machine.cache import prune, size_on_disk
 from tqgguf.output.whole import whole_file
 
 LIMIT = 8 << 30  # bytes of all folders together; the least recently used go first
+STATISTICS = 4 << 30  # bytes of what one model computes on one text
 _FREE_SHARE = 4  # a limited folder takes at most one of so many free bytes
 _CHECKSUM = 4  # bytes at the end of an entry
 _LONGEST_HEADER = 1 << 10  # bytes before an array's data
