@@ -1,4 +1,8 @@
-"""What does it cost to hand out work? Rounds of tasks that do nothing, done by processes.
+"""What does it cost to hand out work, and how much of it does the machine do at once?
+
+Rounds of tasks that do nothing, done by processes; then matrix products of each for itself, which
+share nothing but the machine: so many times what the first number of processes does is the most
+that calibration can gain from more of them.
 
 python scripts/bench_crew.py 2 16
 """
@@ -11,12 +15,15 @@ from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import numpy as np
+
 from tqgguf.calibration import work
 from tqgguf.calibration.bench import Bench
 from tqgguf.calibration.desk import Desk
 from tqgguf.calibration.kept import Kept
 from tqgguf.machine.crew import separate_processes
 
+SECONDS = 2.0  # of products
 TENSORS = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
 
 
@@ -26,9 +33,11 @@ def main() -> None:
     parser.add_argument("processes", type=int, nargs="+")
     parser.add_argument("--rounds", type=int, default=200)
     args = parser.parse_args()
+    speeds: list[float] = []
     with TemporaryDirectory() as folder:
         for count in args.processes:
-            measure(bench(Path(folder)), count, args.rounds)
+            speeds.append(measure(bench(Path(folder)), count, args.rounds))
+            print(f"  products: {speeds[-1]:.0f} GFLOP/s, {speeds[-1] / speeds[0]:.2f} times")
 
 
 def bench(folder: Path) -> Bench:
@@ -42,8 +51,18 @@ def nothing(*_: object) -> None:
     """A task."""
 
 
-def measure(given: Bench, count: int, rounds: int) -> None:
-    """Time rounds of a task for each process, and of four."""
+def multiply() -> float:
+    """GFLOP/s of products like those of a layer."""
+    x, w = (np.ones((rows, 576), np.float32) for rows in (512, 3072))
+    done, began = 0, time.perf_counter()
+    while time.perf_counter() - began < SECONDS:
+        x @ w.T
+        done += 1
+    return done * 2 * x.size * len(w) / 1e9 / (time.perf_counter() - began)
+
+
+def measure(given: Bench, count: int, rounds: int) -> float:
+    """Time rounds of a task for each process, and of four; GFLOP/s of products by all."""
     began = time.perf_counter()
     with separate_processes(count, preload=work.__name__) as crew:
         crew.run([partial(nothing, given)] * count)
@@ -52,6 +71,7 @@ def measure(given: Bench, count: int, rounds: int) -> None:
             tasks = [partial(nothing, given, 0)] * size
             name = "at home" if at_home else "anywhere"
             say(name, size, rounds, partial(crew.run, tasks, at_home=at_home))
+        return sum(crew.run([multiply] * count))
 
 
 def say(name: str, size: int, rounds: int, run: Callable[[], object]) -> None:

@@ -81,16 +81,11 @@ class Accumulator:
     chunks: Sequence[int]
     kept: Kept | None = None
 
-    def measure(self, wanted: Sequence[InputMoments], *, sums: int) -> Generator[Batch, Any, None]:
-        """Put moments on the desk, with what they say of drift, and factor them.
+    def sum(self, wanted: Sequence[InputMoments], *, sums: int) -> Generator[Batch, Any, None]:
+        """Put moments on the desk.
 
         sums: see `Sizes`. Raises WeightError where they are not finite.
         """
-        yield from self.sum(wanted, sums=sums)
-        yield from self.factor(wanted)
-
-    def sum(self, wanted: Sequence[InputMoments], *, sums: int) -> Generator[Batch, Any, None]:
-        """Put moments on the desk. Raises WeightError where they are not finite."""
         squares = [self._squares(each) for each in wanted]
         todo = [self._tasks(each, sums) for each in squares]
         finite = iter((yield Batch([task for tasks in todo for task in tasks])))
