@@ -11,11 +11,13 @@ from tqgguf.errors import PlanError
 from tqgguf.formats import FORMATS
 from tqgguf.models import open_model
 from tqgguf.planning.allocation import (
+    LATTICE_TYPES,
     SCALAR_TYPES,
     SMALL_BLOCK_TYPES,
     Item,
     allocate,
     default_sensitivity,
+    offers,
     predicted,
     relative_error,
 )
@@ -85,6 +87,13 @@ def test_layers_of_a_role_share_what_the_role_costs(role):
         assert len(set(shares)) == 1
         whole = default_sensitivity(role, None, 8, of_outputs=of_outputs)
         assert shares[0] == pytest.approx(whole / 8)
+
+
+def test_lattice_types_are_offered_where_others_hardly_fit():
+    item = Item("a", 65536, 256, 1.0, without=("IQ4_XS",))
+    (tight,), (roomy,) = (offers([item], int(65536 * bpw / 8)) for bpw in (2.7, 3.1))
+    assert {*tight} - {*roomy} == {*LATTICE_TYPES}
+    assert {*roomy} == {*SCALAR_TYPES, *SMALL_BLOCK_TYPES} - {"IQ4_XS"}
 
 
 def test_too_small_a_budget_says_what_is_needed():

@@ -93,10 +93,7 @@ def allocate(items: Sequence[Item], budget: int) -> dict[str, str]:
 
     Raises PlanError where even the smallest types take more.
     """
-    choices = [_choices(item, LATTICE_TYPES) for item in items]
-    scalar = [_choices(item, ()) for item in items]
-    if _ROOMY * sum(c[0].n_bytes for c in scalar) <= budget:
-        choices = scalar
+    choices = [_choices(i, types) for i, types in zip(items, offers(items, budget), strict=True)]
     smallest = sum(c[0].n_bytes for c in choices)
     if smallest > budget:
         raise PlanError(
@@ -106,6 +103,19 @@ def allocate(items: Sequence[Item], budget: int) -> dict[str, str]:
     picked = _by_multiplier(choices, budget)
     _fill(choices, picked, budget - sum(c[p].n_bytes for c, p in zip(choices, picked, strict=True)))
     return {i.name: c[p].type for i, c, p in zip(items, choices, picked, strict=True)}
+
+
+def offers(items: Sequence[Item], budget: int) -> list[list[str]]:
+    """The types that every item may become within so many bytes: from shapes alone."""
+    fitting = [[n for n in fitting_types(i.n_in) if n not in i.without] for i in items]
+    scalar = [[n for n in types if n not in LATTICE_TYPES] or ["F16"] for types in fitting]
+    smallest = (
+        min(stored_bytes(n, i.weights) for n in types)
+        for i, types in zip(items, scalar, strict=True)
+    )
+    if _ROOMY * sum(smallest) <= budget:
+        return scalar
+    return [types or ["F16"] for types in fitting]
 
 
 def predicted(items: Sequence[Item], types: Mapping[str, str]) -> float:
@@ -133,11 +143,9 @@ class _Choice:
     cost: float
 
 
-def _choices(item: Item, extra: Sequence[str]) -> list[_Choice]:
+def _choices(item: Item, types: Sequence[str]) -> list[_Choice]:
     """What an item may become, ascending in bytes and descending in cost."""
-    no = {*item.without, *LATTICE_TYPES} - set(extra)
-    names = [n for n in fitting_types(item.n_in) if n not in no] or ["F16"]
-    sized = [_Choice(n, stored_bytes(n, item.weights), item.cost(n)) for n in names]
+    sized = [_Choice(n, stored_bytes(n, item.weights), item.cost(n)) for n in types]
     sized.sort(key=lambda c: (c.n_bytes, c.cost))
     best: list[_Choice] = []
     for choice in sized:

@@ -12,6 +12,7 @@ from tqgguf.planning.allocation import (
     Item,
     allocate,
     default_sensitivity,
+    offers,
     predicted,
 )
 from tqgguf.planning.matrices import is_matrix
@@ -28,14 +29,10 @@ def spend(
     errors: Mapping[str, Errors],
 ) -> tuple[Plan, tuple[str, ...]]:
     """Choose the types of all matrices that no option names, within the budget."""
-    sources = model.tensors
-    free = [t for t in plan.tensors if is_matrix(sources[t.source]) and not t.named]
-    n_layer = count_layers(model)
-    own = budget == plan.n_bytes  # the recipe's own bytes: no slower types than its own
-    slow = () if not own or plan.recipe.matrix in SLOW_TYPES else SLOW_TYPES
-    items = [replace(_item(n_layer, t, head, sensitivity, errors), without=slow) for t in free]
-    fixed = plan.n_bytes - sum(t.n_bytes for t in free)
-    types = allocate(items, budget - fixed)
+    free, room, barred = _to_spend_on(model, plan, budget)
+    n_layer, own = count_layers(model), budget == plan.n_bytes
+    items = [replace(_item(n_layer, t, head, sensitivity, errors), without=barred) for t in free]
+    types = allocate(items, room)
     tensors = tuple(
         replace(t, type=types[t.name], reason=t.reason if own else "") if t.name in types else t
         for t in plan.tensors
@@ -51,6 +48,27 @@ def spend(
             f"{predicted(items, types):.4f} without error feedback",
         ),
     )
+
+
+def types_to_spend_on(model: Model, plan: Plan, budget: int) -> dict[str, list[str]]:
+    """The types that `spend` chooses from for each matrix that no option names."""
+    free, room, barred = _to_spend_on(model, plan, budget)
+    items = [Item(t.name, t.size, t.shape[-1], 1.0, without=barred) for t in free]
+    return {t.name: types for t, types in zip(free, offers(items, room), strict=True)}
+
+
+def _to_spend_on(
+    model: Model, plan: Plan, budget: int
+) -> tuple[list[PlannedTensor], int, Sequence[str]]:
+    """The matrices that no option names, the bytes they may take, what they must not become.
+
+    In the recipe's own bytes they get no slower types than its own.
+    """
+    free = [t for t in plan.tensors if is_matrix(model.tensors[t.source]) and not t.named]
+    fixed = plan.n_bytes - sum(t.n_bytes for t in free)
+    own = budget == plan.n_bytes
+    barred = SLOW_TYPES if own and plan.recipe.matrix not in SLOW_TYPES else ()
+    return free, budget - fixed, barred
 
 
 def count_layers(model: Model) -> int:

@@ -23,7 +23,8 @@ from tqgguf.models import Model
 from tqgguf.models.damage import naming_damage
 from tqgguf.network.forward import Tokens
 from tqgguf.output.layout import TensorInfo, lay_out
-from tqgguf.planning.allocation import Errors, fitting_types
+from tqgguf.planning.allocation import Errors
+from tqgguf.planning.budget import types_to_spend_on
 from tqgguf.planning.header import output_metadata
 from tqgguf.planning.inputs import Inputs, find_inputs
 from tqgguf.planning.matrices import is_matrix
@@ -110,7 +111,7 @@ def _prepare(model: Model, options: Options, machine: Machine, *, measure: bool)
     if budget is not None:
         sensitivity, said = _sensitivity(model, plan, inputs.tokens, energies, machine)
         inputs = replace(inputs, notes=(*inputs.notes, *said))
-        errors = _type_errors(model, plan, energies, machine.threads) if measure else None
+        errors = _type_errors(model, plan, budget, energies, machine) if measure else None
         chosen = planned(budget=budget, sensitivity=sensitivity, errors=errors)
         plan = replace(chosen, rotation=plan.rotation)
     if options.imatrix is not None and inputs.imatrix is not None and inputs.tokens is None:
@@ -253,16 +254,13 @@ def _sensitivity(
 
 
 def _type_errors(
-    model: Model, plan: Plan, energies: Energies, threads: int | None
+    model: Model, plan: Plan, budget: int, energies: Energies, machine: Machine
 ) -> dict[str, Errors]:
-    """The errors of the types that each matrix may become."""
+    """The errors of the types that each matrix may become for so many bytes of all tensors."""
     folded = fold(model, plan.rotation.with_vectors_of(model))
-    types = {
-        t.name: fitting_types(t.shape[-1])
-        for t in plan.tensors
-        if is_matrix(model.tensors[t.source])
-    }
-    return measure_errors(folded, types, energies, threads=threads)
+    offered = types_to_spend_on(model, plan, budget)
+    types = {name: [t for t in found if not is_float(t)] for name, found in offered.items()}
+    return measure_errors(folded, types, energies, threads=machine.threads)
 
 
 def _with_coverage(model: Model, plan: Plan, inputs: Inputs, path: Path) -> tuple[Plan, Inputs]:

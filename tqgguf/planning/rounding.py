@@ -18,6 +18,7 @@ from tqgguf.planning.allocation import Errors
 from tqgguf.rotation.vectors import Energies
 
 _SAMPLE = 1 << 15  # weights of a matrix
+_STRIP = 1 << 15  # weights whose errors are added up at a time, in a core's cache
 _STRETCHES = 4  # of rows, evenly spread
 
 
@@ -94,8 +95,10 @@ class _Alike:
     def errors(self, type: str) -> list[float]:
         """The relative squared error of each in a type."""
         data = quantize(self.x, type, self.energy, threads=1)
-        lost = self._energies_of(dequantize(data, type, self.x.shape[1]) - self.x)
-        return [ratio(float(a), float(b)) for a, b in zip(lost, self._whole, strict=True)]
+        lost = dequantize(data, type, self.x.shape[1])
+        lost -= self.x
+        pairs = zip(self._energies_of(lost), self._whole, strict=True)
+        return [ratio(float(a), float(b)) for a, b in pairs]
 
     @cached_property
     def _whole(self) -> F64:
@@ -103,9 +106,14 @@ class _Alike:
 
     def _energies_of(self, values: F32) -> F64:
         """Of each matrix's outputs, or weights where its inputs are unknown."""
-        squares = np.square(values, dtype=np.float64)
-        squares *= 1 if self.energy is None else self.energy
-        return np.asarray(np.add.reduceat(squares.sum(axis=1), self.begins))
+        sums = np.empty(len(values))
+        step = max(1, _STRIP // values.shape[1])
+        for at in range(0, len(values), step):
+            strip = slice(at, at + step)
+            squares = np.square(values[strip], dtype=np.float64)
+            squares *= 1 if self.energy is None else self.energy[strip]
+            sums[strip] = squares.sum(axis=1)
+        return np.asarray(np.add.reduceat(sums, self.begins))
 
 
 def _sample(tensor: Tensor) -> F32:
