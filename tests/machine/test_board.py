@@ -1,13 +1,15 @@
 """Procedures go on as soon as what they wait for is there; what is urgent is done first."""
 
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import pytest
 
+from tqgguf.errors import ToolError
 from tqgguf.machine import crew as crews
-from tqgguf.machine.board import Batch, Until
+from tqgguf.machine.board import Batch, Shared, Until
 from tqgguf.machine.crew import Crew
 
 
@@ -83,3 +85,34 @@ def test_nobody_waits_for_ever():
 
     with pytest.raises(AssertionError, match="wait for each other"):
         list(Crew().together([procedure()], [procedure()]))
+
+
+def test_nothing_begins_after_an_error():
+    begun = []
+    with crews.threads(2) as found:
+        board = Shared(found.workers)
+        failed = board.post(1, Batch([partial(divmod, 1, 0)]))
+        board.wait()
+        assert not board.post(0, Batch([partial(begun.append, None)] * 9)).done()
+        found.run([int])  # after whatever they were given
+    assert not begun
+    with pytest.raises(ZeroDivisionError):
+        failed.result()
+
+
+class Full(ThreadPoolExecutor):
+    """An executor that takes two tasks."""
+
+    left = 2
+
+    def submit(self, *args):
+        self.left -= 1
+        if self.left < 0:
+            raise ToolError("it is gone")
+        return super().submit(*args)
+
+
+def test_a_worker_that_takes_nothing_any_more_is_an_error():
+    """Whoever waits for what it was to do does not do so for ever."""
+    with Full(1) as first, Full(1) as second, pytest.raises(ToolError, match="it is gone"):
+        Crew([first, second]).run([partial(time.sleep, 0.01)] * 9)

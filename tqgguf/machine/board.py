@@ -59,7 +59,8 @@ class _Outcome:
 
     def fail(self, error: BaseException) -> None:
         """Note that a task failed."""
-        self._error, self._left = error, 0
+        with self._lock:
+            self._error, self._left = error, 0
 
     def result(self) -> list[Any]:
         """What the tasks returned; raises what one of them raised."""
@@ -123,6 +124,7 @@ class Shared:
         self._workers, self._busy = workers, [0] * len(workers)
         self._tasks: dict[tuple[int, int | None], deque[tuple[_Outcome, int, Task]]] = {}
         self._lock, self._news = Lock(), SimpleQueue[None]()
+        self._is_closed = False
 
     def post(self, urgency: int, batch: Batch) -> _Outcome:
         """Have tasks done."""
@@ -148,18 +150,23 @@ class Shared:
     def close(self) -> None:
         """Let nothing that has not begun begin."""
         with self._lock:
+            self._is_closed = True
             self._tasks.clear()
 
     def _feed(self, worker: int) -> bool:
         """Give a worker the next task if it may have it, and another one when it is done."""
         with self._lock:
-            waiting = self._next(worker)
+            waiting = None if self._is_closed else self._next(worker)
             if waiting is None:
                 return False
             outcome, number, task = waiting.popleft()
             self._busy[worker] += 1
-        done = self._workers[worker].submit(alone, task)
-        done.add_done_callback(partial(self._ended, worker, outcome, number))
+        try:
+            done = self._workers[worker].submit(alone, task)
+        except Exception as error:  # noqa: BLE001 - who waits for the task would do so for ever
+            self._fail(outcome, error)
+        else:
+            done.add_done_callback(partial(self._ended, worker, outcome, number))
         return True
 
     def _next(self, worker: int) -> deque[tuple[_Outcome, int, Task]] | None:
@@ -186,9 +193,12 @@ class Shared:
             if outcome.set(number, done.result()):
                 self._news.put(None)
         else:
-            self.close()
-            outcome.fail(error)
-            self._news.put(None)
+            self._fail(outcome, error)
+
+    def _fail(self, outcome: _Outcome, error: BaseException) -> None:
+        self.close()
+        outcome.fail(error)
+        self._news.put(None)
 
 
 def alone(task: Task) -> Any:
