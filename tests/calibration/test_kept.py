@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from tests.processes import wait_for
-from tqgguf.calibration import kept
+from tqgguf.calibration import kept, work
+from tqgguf.calibration.desk import open_desk
 from tqgguf.calibration.kept import Kept, open_kept
 
 ARRAYS = [
@@ -113,3 +114,16 @@ def test_a_killed_process_leaves_whole_entries_or_none(tmp_path, delay):
     for i in range(4):
         found = Kept(tmp_path).read(f"{i}")
         assert found is None or np.array_equal(found[0], data + found[0][0])
+
+
+def test_moments_that_are_taken_are_there_when_the_entry_is_gone(tmp_path):
+    """Another process may make room meanwhile, and what lay on the desk before is not meant."""
+    kept, h = Kept(tmp_path), np.diag(np.arange(1, 9, dtype=np.float32))
+    kept.write("h", [h])
+    with open_desk(tmp_path / "desks") as desk:
+        desk.put("m.k", np.ones((1, 8, 8), np.float32))
+        assert not work.take_kept(desk, kept, [("k", "h"), ("l", "absent")])
+        assert work.take_kept(desk, kept, [("k", "h")])
+        (tmp_path / "h.kept").unlink()
+        work.factor(desk, "k", 0.01, kept, "h")
+        assert np.array_equal(desk.get("h.k"), h)

@@ -72,8 +72,9 @@ class Ahead:
         if kept is None or not steps:
             return ()
         wanted = self._wanted(replace(bench, steps=steps))
-        entries = [entry for each in wanted for entry in each.entries()]
-        (are_sound,) = yield Batch([partial(work.are_kept, kept, entries)])
+        entries = [e for each in wanted for e in zip(each.names(), each.entries(), strict=True)]
+        taken = partial(work.take_kept, self.moments.desk, kept, entries)
+        (are_sound,) = yield Batch([taken])
         return steps if are_sound else ()
 
     def _keep(self) -> Procedure:

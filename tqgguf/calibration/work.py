@@ -215,9 +215,17 @@ def keep_sum(desk: AnyDesk, key: str, kept: Kept | None, entry: str) -> None:
     sum_of(desk, key, kept, entry)
 
 
-def are_kept(kept: Kept, entries: Sequence[str]) -> bool:
-    """Whether all of these are kept, and sound."""
-    return all(kept.read(entry) for entry in entries)
+def take_kept(desk: AnyDesk, kept: Kept, entries: Sequence[tuple[str, str]]) -> bool:
+    """Put second moments on the desk, keys and what they are kept as, if all are kept and sound.
+
+    What is on the desk stays there, whoever makes room where they were kept.
+    """
+    found = [(key, kept.read(entry)) for key, entry in entries]
+    for key, arrays in found:
+        if arrays is None:
+            return False
+        desk.put(f"m.{key}", arrays[0][None])
+    return True
 
 
 def factor(
