@@ -74,7 +74,9 @@ def calibrate_model(
     wanted = resources(model, types, tokens.shape, machine)
     settings = replace(settings, memory=wanted.held, factors=wanted.factors)
     rotation = rotation.with_vectors_of(model)
-    statistics = kept_statistics(model, rotation, tokens, shares=wanted.workers)
+    apart = bool(machine.cluster) or (machine.processes and wanted.apart)
+    writers = wanted.workers if apart else 1  # threads share what there is room for
+    statistics = kept_statistics(model, rotation, tokens, shares=writers)
     key = _results_key(model, rotation, types, tokens, settings, device)
     folded = fold(model, rotation)
     shares = forecast.shares(folded, types, tokens.shape)
