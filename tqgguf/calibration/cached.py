@@ -74,9 +74,7 @@ def calibrate_model(
     wanted = resources(model, types, tokens.shape, machine)
     settings = replace(settings, memory=wanted.held, factors=wanted.factors)
     rotation = rotation.with_vectors_of(model)
-    apart = bool(machine.cluster) or (machine.processes and wanted.apart)
-    writers = wanted.workers if apart else 1  # threads share what there is room for
-    statistics = kept_statistics(model, rotation, tokens, shares=writers)
+    statistics = kept_statistics(model, rotation, tokens, shares=_writers(wanted, machine))
     key = _results_key(model, rotation, types, tokens, settings, device)
     folded = fold(model, rotation)
     shares = forecast.shares(folded, types, tokens.shape)
@@ -200,6 +198,12 @@ class _Experts:
             "them none: their inputs are blended with those of all experts of their layer; more "
             "--calibrate-tokens tell more",
         )
+
+
+def _writers(wanted: Resources, machine: Machine) -> int:
+    """How many processes keep what the original computes; threads share the room for it."""
+    apart = bool(machine.cluster) or (machine.processes and wanted.apart)
+    return wanted.workers if apart else 1
 
 
 @contextmanager
