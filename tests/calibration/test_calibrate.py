@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from tests.network.small_models import N_VOCAB, RECIPES, write_model
+from tqgguf.calibration import original
 from tqgguf.calibration.calibrate import calibrate
 from tqgguf.calibration.kept import Kept
 from tqgguf.calibration.settings import Feedback
@@ -99,6 +100,19 @@ def test_activations_that_do_not_fit_are_computed_anew(tmp_path, name):
     kept, anew = (dict(calibrate(model, types, tokens, each)) for each in settings)
     assert list(kept) == list(anew)
     assert all(np.array_equal(kept[name], anew[name]) for name in kept)
+
+
+@pytest.mark.parametrize(("name", "same"), [("llama", 1.0), ("granite", 0.9)])
+def test_a_layer_ends_as_the_network_would_end_it(tmp_path, monkeypatch, name, same):
+    """Whoever takes over a chunk adds the last product; in granite both are scaled."""
+    model = read_gguf(write_model(tmp_path / "model.gguf", RECIPES[name]))
+    types, tokens = types_of(model, "q4_0"), sequences(1, 16)
+    taken_over = dict(calibrate(model, types, tokens, ONE_SWEEP))
+    monkeypatch.setattr(original, "replace", lambda step, **_: step)  # no step ends a layer
+    held = dict(calibrate(model, types, tokens, ONE_SWEEP))
+    later = [n for n in held if n.startswith("blk.1.ffn_down")]
+    assert later
+    assert all(np.mean(held[n] == taken_over[n]) >= same for n in later)
 
 
 def test_a_second_run_goes_on_where_the_first_stopped(tmp_path):

@@ -215,6 +215,7 @@ class _Conductor:
         tensor = self.model.tensors[name]
         yield self.pool.submit(work.put_weights, self.desk, f"w.{name}", tensor)
         yield Batch(self.rounder.tasks([name], moments))
+        self.moments.forget([moments])
 
     def _quantize(self) -> Procedure:
         """Round what makes up for drift, layer after layer, and yield all that is rounded.
@@ -225,9 +226,8 @@ class _Conductor:
         layers, number = self.layers, 0
         bench = yield from self._begin(0)
         while bench:
-            following = (
-                layers.benches[bench.layer + 1] if layers.rounded > bench.layer + 1 else None
-            )
+            is_ready = layers.rounded > bench.layer + 1
+            following = layers.benches[bench.layer + 1] if is_ready else None
             todo = [partial(work.advance, bench, number, i, following) for i in self.chunks]
             is_held = bench.waits or (following is not None and following.waits)
             (there, *_) = yield Batch(todo, at_home=is_held)
