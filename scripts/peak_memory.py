@@ -22,9 +22,10 @@ import measuring
 import numpy as np
 
 from tqgguf.calibration.cached import calibrate_model
+from tqgguf.calibration.resources import resources
 from tqgguf.cli.options import byte_size
 from tqgguf.machine.machine import Machine
-from tqgguf.models import open_model
+from tqgguf.models import Model, open_model
 from tqgguf.models.metadata import Value, encode
 from tqgguf.output.layout import TensorInfo, lay_out
 from tqgguf.rotation.rotation import NO_ROTATION
@@ -114,7 +115,7 @@ def main() -> None:
         one_layer = (4 * VOCABULARY * WIDTHS[asked.shape][0] + 1e6) / 1e9
         write_model(source, one_layer if asked.calibrate else asked.gigabytes, asked.shape)
         if asked.calibrate:
-            watch_calibration(source)
+            watch_calibration(source, asked)
             return
         command = [sys.executable, "-m", "tqgguf", "quantize", str(source), "-o", str(output)]
         command += ["--type", asked.type, "--threads", asked.threads, "--quiet"]
@@ -126,26 +127,38 @@ def main() -> None:
         )
 
 
-def watch_calibration(source: Path) -> None:
+def watch_calibration(source: Path, asked: argparse.Namespace) -> None:
     """Calibrate in a process of its own."""
     cache = source.parent / "cache"
     command = [sys.executable, *sys.argv, "--here", str(source)]
     used = measuring.run(command, env=os.environ | {"XDG_CACHE_HOME": str(cache)})
+    said = resources(*calibrated(source, asked), machine(asked))
     print(
         f"{' '.join(sys.argv[1:])}: peak of resident memory of its own {used.own / 2**20:,.0f} MiB "
-        f"(with mapped files {used.peak / 2**20:,.0f} MiB), {used.seconds:.0f} s"
+        f"(with mapped files {used.peak / 2**20:,.0f} MiB), {used.seconds:.0f} s; "
+        f"the plan said {said.memory / 2**20:,.0f} MiB"
     )
 
 
 def calibrate(asked: argparse.Namespace) -> None:
     """Round matrices of the first layer on random tokens."""
-    model = open_model(asked.here)
-    tokens = np.random.default_rng(1).integers(0, VOCABULARY, (asked.calibrate // 512, 512))
+    model, types, shape = calibrated(asked.here, asked)
+    tokens = np.random.default_rng(1).integers(0, VOCABULARY, shape, np.int32)
+    calibrate_model(model, NO_ROTATION, types, tokens, machine=machine(asked))
+
+
+def calibrated(
+    source: Path, asked: argparse.Namespace
+) -> tuple[Model, dict[str, str], tuple[int, int]]:
+    """The model, what its matrices become, and the shape of the tokens."""
+    model = open_model(source)
     types = {n: "Q4_K" for n in model.tensors if re.search(rf"blk\.0\.({asked.matrices})\.", n)}
-    calibrate_model(
-        *(model, NO_ROTATION, types, tokens.astype(np.int32)),
-        machine=Machine(int(asked.threads), byte_size(asked.max_memory), processes=True),
-    )
+    return model, types, (asked.calibrate // 512, 512)
+
+
+def machine(asked: argparse.Namespace) -> Machine:
+    """Who works."""
+    return Machine(int(asked.threads), byte_size(asked.max_memory), processes=True)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,8 @@ from pathlib import Path
 from pkgutil import iter_modules
 from typing import Any
 
+from tqgguf.machine.signals import exit_status, stop_as_after_ctrl_c
+
 _LARGE = 1 << 28  # bytes of a model that is quantized by processes (pipeline/workers.py)
 
 
@@ -70,12 +72,13 @@ def _nothing_thrown_away() -> Iterator[None]:
 
 def main() -> None:
     """Run the command line: exit 0 done, 1 a TqggufError in one line, 2 usage."""
+    stop_as_after_ctrl_c()
     try:
         _expect_processes(sys.argv[1:])
         with _nothing_thrown_away():
             app = _with_commands("".join(sys.argv[1:2]))
     except KeyboardInterrupt:  # loading takes a while on a busy machine
-        raise SystemExit(130) from None
+        raise SystemExit(exit_status()) from None
     from tqgguf.cli.application import reason
     from tqgguf.cli.console import show_anything, silence, warn
 

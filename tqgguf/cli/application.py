@@ -9,6 +9,7 @@ from typer.core import TyperGroup
 from tqgguf.cli import console
 from tqgguf.cli.console import say, warn
 from tqgguf.errors import TqggufError
+from tqgguf.machine.signals import exit_status
 from tqgguf.version import __version__
 
 _ORDER = (
@@ -27,8 +28,9 @@ _ORDER = (
 class _Commands(TyperGroup):
     """Turns what a user or a machine can cause into one line on stderr and an exit status.
 
-    TqggufError and OSError are 1, Ctrl-C is 130. A result that could not be printed is 1, unless a
-    file is the result and is there; that its reader has seen enough (`| head`) is no failure.
+    TqggufError and OSError are 1, Ctrl-C is 130, SIGTERM 143. A result that could not be printed is
+    1, unless a file is the result and is there; that its reader has seen enough (`| head`) is no
+    failure.
     """
 
     def list_commands(self, ctx: Any) -> list[str]:
@@ -66,7 +68,7 @@ class _Commands(TyperGroup):
             raise typer.Exit(1) from error
         except KeyboardInterrupt as interrupt:
             warn(str(interrupt) or "interrupted")
-            raise typer.Exit(130) from None
+            raise typer.Exit(exit_status()) from None
 
 
 app = typer.Typer(

@@ -22,11 +22,9 @@ from typing import IO, Any
 
 from tqgguf.errors import ToolError
 from tqgguf.machine.cache import user_cache
+from tqgguf.machine.signals import STOPPING
 
 VERSION = "0.3.36"  # the llama-cpp-python release whose llama.cpp `make llama.cpp` builds
-STOPPING = [  # Windows has no SIGHUP
-    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
-]
 LOG_PREFIX = r"\d+\.\d\d\.\d{3}\.\d{3} "  # "0.00.026.544 E text"; without it: printed, not logged
 LOGGED = re.compile(rf"{LOG_PREFIX}(?P<level>[A-Z]) +(?P<text>(?:(?!{LOG_PREFIX}).)*)")
 ERROR_WORD = re.compile(r"error|failed|invalid|unable", re.IGNORECASE)

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from multiprocessing.context import BaseContext
 from threading import Thread
 
+from tqgguf.machine.signals import STOPPING
 from tqgguf.machine.workers import Workers
 
 
@@ -16,9 +17,9 @@ from tqgguf.machine.workers import Workers
 def processes(count: int, *, preload: str) -> Iterator[Workers]:
     """`count` processes of this machine, which never wait for each other's interpreter.
 
-    preload: the module that holds their work, imported once and not by each. They leave Ctrl-C to
-    this process and end with it, however it ends. The main module must be one that can be imported
-    (`if __name__ == "__main__"`). Where one of them dies, its tasks raise ToolError.
+    preload: the module that holds their work, imported once and not by each. They leave Ctrl-C and
+    the like to this process and end with it, however it ends. The main module must be one that can
+    be imported (`if __name__ == "__main__"`). Where one of them dies, its tasks raise ToolError.
     """
     expect_processes(preload=preload)
     with Workers(count, _context(preload), _begin_worker) as workers:
@@ -41,8 +42,8 @@ def expect_processes(*, preload: str) -> None:
 
 @contextmanager
 def _without_interrupts() -> Iterator[None]:
-    """Hold Ctrl-C back for a moment; programs that are started inside never see it."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    """Hold Ctrl-C and the like back for a moment; what is started inside never sees them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
     try:
         yield
     finally:
@@ -72,8 +73,9 @@ def _context(preload: str) -> BaseContext:
 
 
 def _begin_worker() -> None:
-    """Leave Ctrl-C to the parent process, end when it ends; it checks what overflows."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Leave Ctrl-C and the like to the parent, end when it ends; it checks what overflows."""
+    for number in STOPPING:
+        signal.signal(number, signal.SIG_IGN)
     warnings.simplefilter("ignore", RuntimeWarning)
     Thread(target=_end_with_parent, daemon=True).start()
 
