@@ -18,6 +18,7 @@ import pytest
 from tests.network.graphs import write_graph
 from tests.network.small_models import N_VOCAB, RECIPES, write_model
 from tests.processes import wait_for
+from tqgguf.calibration import work
 from tqgguf.calibration.cached import _Experts, calibrate_model
 from tqgguf.calibration.calibrate import calibrate
 from tqgguf.calibration.desk import open_desk
@@ -96,6 +97,26 @@ def test_an_error_in_a_process_is_the_callers(processes):
 
 def _fail():
     return 1 // 0
+
+
+def test_who_lives_on_lets_go_of_what_a_stopped_run_has_left(tmp_path, processes):
+    model = read_gguf(write_graph(tmp_path / "post-norm.gguf", "gemma2"))
+    types = make_plan(model, Options(type="q4_0", rotate="none")).matrix_types
+    stopped = calibrate(model, types, TOKENS, ONE_SWEEP, crew=processes, desks=tmp_path)
+    while not _held_by(processes):
+        next(stopped)
+    stopped.close()
+    assert _held_by(processes)
+    rounded(opened(tmp_path, "llama"), crew=processes)  # which holds nothing itself
+    assert not _held_by(processes)
+
+
+def _held_by(processes):
+    return sum(processes.run([_count_held] * 3, at_home=True))
+
+
+def _count_held():
+    return len(work._held)
 
 
 def test_who_is_at_home_stays_the_same(processes):

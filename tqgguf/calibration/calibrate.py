@@ -11,6 +11,7 @@ tokens, by tiles of moments and by rows of matrices, in the same way whoever doe
 made in the order of the tokens: the bytes do not depend on the number of workers.
 """
 
+import math
 import tempfile
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -41,7 +42,7 @@ from tqgguf.machine.crew import Crew
 from tqgguf.machine.devices import CPU, Device
 from tqgguf.machine.threads import default_threads, single_threaded_blas
 from tqgguf.models import Model, Tensor
-from tqgguf.models.roles import layer_prefix
+from tqgguf.models.roles import layer_index, layer_prefix
 from tqgguf.network import forward
 from tqgguf.network.forward import Tokens
 from tqgguf.network.layer import rows as rows_of
@@ -74,7 +75,8 @@ def calibrate(
     a folder for the arrays that they share (None: one for temporary files). device: other than the
     CPU, it holds these arrays, and this process does all of the work with them. sizes: how much is
     worked on at a time. on_experts is called with a matrix of experts' name and how many tokens
-    each of them saw. Yields name and rows, (n_rows, n_bytes) uint8, in the order of the network.
+    each of them saw. Yields name and rows, (n_rows, n_bytes) uint8, layer after layer, after the
+    token table and before the head.
     The bytes depend neither on the number of workers nor on what was kept.
 
     Raises:
@@ -86,7 +88,7 @@ def calibrate(
     known = known or {}
     wanted = {n: t for n, t in types.items() if not is_float(t) and n in model.tensors}
     if wanted.keys() <= known.keys():
-        yield from ((name, known[name]) for name in wanted)
+        yield from ((name, known[name]) for name in sorted(wanted, key=_place))
         return
     with single_threaded_blas(), ThreadPoolExecutor(sizes.slots) as pool, ExitStack() as stack:
         if device.is_cpu:
@@ -302,6 +304,14 @@ class _Conductor:
             yield from self.moments.sum([moments], sums=self.desk.sizes.sums)
             yield from self._round(moments)
         yield HEAD, self._rows(HEAD)
+
+
+def _place(name: str) -> float:
+    """Where a matrix comes in the network: the number of its layer."""
+    layer = layer_index(name)
+    if layer is not None:
+        return layer
+    return math.inf if name == HEAD else -math.inf
 
 
 def _is_of_layer(name: str, tensor: Tensor) -> bool:

@@ -339,11 +339,19 @@ def _made_up(
 
 def forget(desk: AnyDesk) -> None:
     """Let go of the passes that this process holds."""
-    for key in [key for key in _held if key[0] == desk]:
-        del _held[key]
+    for key in [key for key in list(_held) if key[0] == desk]:  # others of us may be at work
+        _held.pop(key, None)
+
+
+def _forget_the_gone() -> None:
+    """Let go of passes whose desks are gone: a cluster's workers outlive a run that was stopped."""
+    for desk in {desk for desk, *_ in list(_held)}:
+        if desk.folder is not None and not desk.folder.exists():
+            forget(desk)
 
 
 def _begin(bench: Bench, chunk: int, steps: int) -> _Pass:
+    _forget_the_gone()
     stream = bench.desk.get(f"s.{bench.layer % 2}.{chunk}")
     weights = Weights(bench, original=False)
     layer = forward.layer(stream, weights, context(bench), bench.layer)
