@@ -16,6 +16,7 @@ from tqgguf.version import __version__
 
 Result = TypeVar("Result")
 
+_LOGS = "distributed", "distributed.client"  # of a lost cluster: an error says it in a line
 _LOCAL = re.compile(r"local:([1-9]\d{0,3})")
 
 
@@ -58,6 +59,8 @@ def cluster(address: str) -> Iterator[Workers]:
     except ImportError:
         raise ToolError("--cluster needs dask.distributed: pip install 'tqgguf[cluster]'") from None
     patience = dask.config.get("distributed.comm.timeouts.connect")
+    for name in _LOGS:  # for good: a client says more when it has been left
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     with ExitStack() as stack:
         client = _client(distributed, address, patience, stack)
         try:
