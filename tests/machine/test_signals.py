@@ -3,8 +3,11 @@
 import signal
 import subprocess
 import sys
+from functools import partial
 
 import pytest
+
+from tqgguf.machine.signals import STOPPING, held_back
 
 RUN = """
 import signal, sys
@@ -26,3 +29,12 @@ except KeyboardInterrupt:
 def test_a_signal_is_ctrl_c_once(number, status):
     done = subprocess.run([sys.executable, "-c", RUN, str(int(number))], check=False)
     assert done.returncode == status
+
+
+def test_what_is_started_meanwhile_never_sees_them():
+    code = "import signal; print(*sorted(map(int, signal.pthread_sigmask(signal.SIG_BLOCK, []))))"
+    show = partial(subprocess.run, [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    with held_back():
+        inside = show(check=True).stdout
+    assert set(map(int, inside.split())) == {*map(int, STOPPING)}
+    assert show(check=True).stdout == "\n"

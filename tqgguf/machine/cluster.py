@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from tqgguf.errors import PlanError, ToolError
+from tqgguf.machine.signals import held_back
 from tqgguf.version import __version__
 
 Result = TypeVar("Result")
@@ -101,14 +102,7 @@ def _client(distributed: Any, address: str, patience: str, stack: ExitStack) -> 
         raise PlanError(f"--cluster {address!r} is neither tcp://HOST:PORT nor local:N")
     try:
         if local is not None:
-            target: Any = stack.enter_context(
-                distributed.LocalCluster(
-                    n_workers=int(local[1]),
-                    threads_per_worker=1,
-                    dashboard_address="127.0.0.1:0",  # None would take port 8787
-                    silence_logs=logging.ERROR,
-                )
-            )
+            target: Any = stack.enter_context(_local(distributed, int(local[1])))
         else:
             target = address
         client = stack.enter_context(distributed.Client(target, timeout=patience))
@@ -116,6 +110,17 @@ def _client(distributed: Any, address: str, patience: str, stack: ExitStack) -> 
     except (OSError, TimeoutError, ValueError, RuntimeError) as error:
         raise ToolError(f"--cluster {address}: no scheduler with workers: {error}") from None
     return client
+
+
+def _local(distributed: Any, count: int) -> Any:
+    """A cluster of processes here, which leave Ctrl-C and the like to this one."""
+    with held_back():
+        return distributed.LocalCluster(
+            n_workers=count,
+            threads_per_worker=1,
+            dashboard_address="127.0.0.1:0",  # None would take port 8787
+            silence_logs=logging.CRITICAL,  # what goes wrong is raised here
+        )
 
 
 def _size(client: Any, address: str) -> int:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from multiprocessing.context import BaseContext
 from threading import Thread
 
-from tqgguf.machine.signals import STOPPING
+from tqgguf.machine.signals import STOPPING, held_back
 from tqgguf.machine.workers import Workers
 
 
@@ -33,21 +33,10 @@ def expect_processes(*, preload: str) -> None:
     those wait busily: half a second on 16 cores. Ctrl-C is left to this process from the beginning.
     """
     if _context(preload).get_start_method() == "forkserver":
-        from multiprocessing import forkserver, resource_tracker  # not everywhere
+        from multiprocessing import forkserver  # not everywhere
 
-        resource_tracker.ensure_running()  # which would let Ctrl-C through again
-        with _in_environment(OPENBLAS_NUM_THREADS="1"), _without_interrupts():
+        with _in_environment(OPENBLAS_NUM_THREADS="1"), held_back():
             forkserver.ensure_running()
-
-
-@contextmanager
-def _without_interrupts() -> Iterator[None]:
-    """Hold Ctrl-C and the like back for a moment; what is started inside never sees them."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager

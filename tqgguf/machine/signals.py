@@ -1,6 +1,8 @@
 """Signals that ask a run to stop: Ctrl-C, a manager of services or of jobs, a closed terminal."""
 
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 
 STOPPING = [  # Windows has no SIGHUP
@@ -20,6 +22,23 @@ def stop_as_after_ctrl_c() -> None:
 def exit_status() -> int:
     """That of a run which KeyboardInterrupt has ended: 130, 143 after SIGTERM, 129 after SIGHUP."""
     return 128 + _received
+
+
+@contextmanager
+def held_back() -> Iterator[None]:
+    """Wait with all of them for a moment; processes that are started inside never see them."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    from multiprocessing import resource_tracker  # not everywhere
+
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+    try:
+        resource_tracker.ensure_running()  # which lets some of them through again
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _interrupt(number: int, _frame: FrameType | None) -> None:
