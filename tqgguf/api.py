@@ -197,11 +197,10 @@ def decide(
 
 def _work(options: Options) -> str:
     """The module whose work processes begin with."""
-    if effort_of(options) != "best":
-        return workers.__name__
-    from tqgguf.calibration import work  # slow to import, seldom needed
-
-    return work.__name__
+    calibrates = effort_of(options) == "best"
+    return (
+        "tqgguf.calibration.work" if calibrates else workers.__name__
+    )  # the one is slow to import
 
 
 def _will_start_processes(model: Model, options: Options, machine: Machine) -> bool:

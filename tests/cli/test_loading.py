@@ -29,8 +29,19 @@ def test_the_main_job_imports_no_other_command_and_no_calibration():
     assert not {f"tqgguf.{name}" for name in slow} & loaded
 
 
-@pytest.mark.parametrize(("size", "begun"), [(1 << 28, True), (1 << 20, False)])
-def test_processes_for_a_large_model_begin_before_anything_is_imported(tmp_path, size, begun):
+@pytest.mark.parametrize(
+    ("size", "options", "begun"),
+    [
+        (1 << 28, "--effort fast", "pipeline.workers"),
+        (1 << 28, "--effort good", ""),
+        (1 << 28, "--effort fast --threads 1", ""),
+        (1 << 20, "--effort=fast", ""),
+        (1 << 23, "--calibrate text", "calibration.work"),
+    ],
+)
+def test_processes_for_a_large_model_begin_before_anything_is_imported(
+    tmp_path, size, options, begun
+):
     with (tmp_path / "model.gguf").open("wb") as file:
         file.truncate(size)  # a hole
     script = (
@@ -40,12 +51,12 @@ def test_processes_for_a_large_model_begin_before_anything_is_imported(tmp_path,
         "print(*sys.modules)\n"
         "from multiprocessing import forkserver\n"
         "pid = forkserver._forkserver._forkserver_pid\n"
-        "print(pid is not None)\n"
+        "print(*(forkserver._forkserver._preload_modules[1:] if pid else ()))\n"
         "if pid: time.sleep(0.1); os.kill(pid, signal.SIGINT); time.sleep(0.3)\n"
         "print(not pid or os.waitpid(pid, os.WNOHANG) == (0, 0))  # Ctrl-C is ours alone\n"
     )
     command = [sys.executable, "-c", script, "quantize", tmp_path / "model.gguf"]
-    done = subprocess.run([*command, "--effort", "fast"], capture_output=True, text=True)
+    done = subprocess.run([*command, *options.split()], capture_output=True, text=True)
     modules, started, lives = done.stdout.splitlines()
-    assert (started, lives, done.stderr) == (str(begun), "True", "")
+    assert (started, lives, done.stderr) == (begun and f"tqgguf.{begun}", "True", "")
     assert "numpy" not in modules.split()

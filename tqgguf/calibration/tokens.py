@@ -4,7 +4,7 @@ A text is a user's file or the built-in one (builtin.md says what is in it). Wha
 of a text is kept in the user's cache, under the hash of the vocabulary and the text.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.resources import as_file, files
@@ -48,17 +48,24 @@ def builtin_text() -> Iterator[Path]:
         yield path
 
 
-def read_text(model: Model, path: Path | None, *, name: str | None = None) -> Text:
+def read_text(
+    model: Model,
+    path: Path | None,
+    *,
+    name: str | None = None,
+    meanwhile: Callable[[], object] = lambda: None,
+) -> Text:
     """Tokenize a text as llama.cpp does; path None: the built-in text. name: what to call it.
 
-    Raises ToolError where no llama.cpp is at hand for that, FileFormatError for a file that is no
-    text, PlanError where it holds nothing, or tokens beyond the model's table.
+    meanwhile: called while another program does that, if one has to. Raises ToolError where no
+    llama.cpp is at hand for that, FileFormatError for a file that is no text, PlanError where it
+    holds nothing, or tokens beyond the model's table.
     """
     if path is None:
         with builtin_text() as file:
-            return read_text(model, file, name=BUILTIN)
+            return read_text(model, file, name=BUILTIN, meanwhile=meanwhile)
     _check_text(path)
-    ids, tokenizer = _tokenized(model, path)
+    ids, tokenizer = _tokenized(model, path, meanwhile)
     called = name or str(path)
     n_first = _beginning(model, ids)
     if len(ids) == n_first:
@@ -123,14 +130,14 @@ def _cut(text: Text, starts: I32, size: int) -> Tokens:
     return np.concatenate([first, body], axis=1).astype(np.int32)
 
 
-def _tokenized(model: Model, path: Path) -> tuple[I32, str]:
+def _tokenized(model: Model, path: Path, meanwhile: Callable[[], object]) -> tuple[I32, str]:
     """The text's ids and who made them, kept since the last time."""
     said = {k: v for k, v in model.metadata.items() if k.startswith(("tokenizer.", "general.name"))}
     parts = (part for k, v in sorted(said.items()) for part in (k.encode(), v.raw))
     key = digest([*parts, path.read_bytes()])
 
     def make() -> Arrays:
-        ids, tokenizer = tokenize(model.metadata, path)
+        ids, tokenizer = tokenize(model.metadata, path, meanwhile=meanwhile)
         return [np.array(ids, np.int32), np.array([tokenizer])]
 
     ids, tokenizer = keep(user_cache() / "tokens", key, "ids", make)

@@ -10,13 +10,20 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
+from itertools import pairwise
 from pathlib import Path
 from pkgutil import iter_modules
 from typing import Any
 
 from tqgguf.machine.signals import exit_status, stop_as_after_ctrl_c
 
-_LARGE = 1 << 28  # bytes of a model that is quantized by processes (pipeline/workers.py)
+# By a word of the options: the module that holds the work of processes, and from how many bytes of
+# a model on they are worth it (pipeline/workers.py, calibration/resources.py).
+_WORK = {
+    "fast": ("tqgguf.pipeline.workers", 1 << 28),
+    "--calibrate": ("tqgguf.calibration.work", 1 << 23),
+    "best": ("tqgguf.calibration.work", 1 << 23),
+}
 
 
 def __getattr__(name: str) -> Any:
@@ -37,21 +44,25 @@ def _with_commands(name: str) -> Any:
 def _expect_processes(arguments: list[str]) -> None:
     """Let what a large model's processes are forked from import its modules while we do ours.
 
-    Where there is a text, that has time enough later: `tqgguf.api.decide` begins it.
+    Where only the inputs are measured that has time enough later: `tqgguf.api.decide` begins it.
     """
-    is_fast = arguments[:1] == ["quantize"] and any(a.endswith("fast") for a in arguments)
-    if is_fast and any(map(_is_large, arguments[1:])):
-        from tqgguf.machine.processes import expect_processes
+    said = {word for argument in arguments for word in argument.split("=")}
+    if arguments[:1] != ["quantize"] or ("--threads", "1") in pairwise(arguments):
+        return
+    for option in _WORK.keys() & said:
+        preload, large = _WORK[option]
+        if any(_is_large(argument, large) for argument in arguments[1:]):
+            from tqgguf.machine.processes import expect_processes
 
-        expect_processes(preload="tqgguf.pipeline.workers")
+            expect_processes(preload=preload)
 
 
-def _is_large(argument: str) -> bool:
-    """Whether it is the name of a large model's file or folder."""
+def _is_large(argument: str, large: int) -> bool:
+    """Whether it is the name of a file or folder of a model of so many bytes."""
     try:
         path = Path(argument)
         files = path.glob("*.safetensors") if path.is_dir() else [path]
-        return sum(file.stat().st_size for file in files) >= _LARGE
+        return sum(file.stat().st_size for file in files) >= large
     except (OSError, ValueError):
         return False
 

@@ -1,11 +1,11 @@
 """llama.cpp's other programs, one function each: quantize, imatrix, tokenize, generate."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tqgguf.errors import ToolError
-from tqgguf.llamacpp.tools import ToolOutput, cause, run
+from tqgguf.llamacpp.tools import ToolOutput, ask, cause, run
 
 
 def quantize_file(
@@ -46,15 +46,23 @@ def imatrix(
         raise ToolError(f"llama-imatrix: wrote no {target}{cause(output)}")
 
 
-def tokenize(model: Path, text: Path, *, bos: bool = True, special: bool = False) -> list[int]:
+def tokenize(
+    model: Path,
+    text: Path,
+    *,
+    bos: bool = True,
+    special: bool = False,
+    meanwhile: Callable[[], object] = lambda: None,
+) -> list[int]:
     """The text's token ids by the model's tokenizer.
 
-    `special`: read `<|...|>` in the text as control tokens.
+    `special`: read `<|...|>` in the text as control tokens. `meanwhile`: called as soon as the
+    program runs.
     """
     arguments = ["-m", str(model), "-f", str(text), "--ids", "--log-disable"]
     arguments += [] if bos else ["--no-bos"]
     arguments += [] if special else ["--no-parse-special"]
-    return parse_ids(run("llama-tokenize", *arguments))
+    return parse_ids(ask("llama-tokenize", *arguments, start="[", meanwhile=meanwhile))
 
 
 def parse_ids(output: ToolOutput) -> list[int]:

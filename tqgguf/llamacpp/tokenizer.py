@@ -6,7 +6,7 @@ broken vocabulary, and it writes to stderr.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -36,11 +36,17 @@ _MATRICES = tuple(
 )
 
 
-def tokenize(metadata: Mapping[str, Value], text: Path) -> tuple[list[int], str]:
+def tokenize(
+    metadata: Mapping[str, Value],
+    text: Path,
+    *,
+    meanwhile: Callable[[], object] = lambda: None,
+) -> tuple[list[int], str]:
     """The text's token ids, with a beginning if the model has one, and the name of who made them.
 
-    metadata: of a model with a vocabulary. Raises FileFormatError where there is none, ToolError
-    where neither program is installed or llama.cpp refuses the vocabulary.
+    metadata: of a model with a vocabulary. meanwhile: called while the program works. Raises
+    FileFormatError where there is none, ToolError where neither program is installed or llama.cpp
+    refuses the vocabulary.
     """
     with TemporaryDirectory(prefix="tqgguf-") as folder:
         vocabulary = Path(folder) / "vocabulary.gguf"
@@ -51,14 +57,16 @@ def tokenize(metadata: Mapping[str, Value], text: Path) -> tuple[list[int], str]
             if find_spec("xllamacpp") is None:
                 cure = "install xllamacpp: pip install 'tqgguf[llama]'"
                 raise ToolError(f"{error}, or {cure}") from None
-            return by_wheel(vocabulary, text), "xllamacpp"
-        return programs.tokenize(vocabulary, text), "llama-tokenize"
+            return by_wheel(vocabulary, text, meanwhile=meanwhile), "xllamacpp"
+        return programs.tokenize(vocabulary, text, meanwhile=meanwhile), "llama-tokenize"
 
 
-def by_wheel(vocabulary: Path, text: Path) -> list[int]:
+def by_wheel(
+    vocabulary: Path, text: Path, *, meanwhile: Callable[[], object] = lambda: None
+) -> list[int]:
     """The text's token ids by xllamacpp, written to a file beside the vocabulary's on the way."""
     ids = vocabulary.with_suffix(".json")
-    run_module("tqgguf.llamacpp.wheel", vocabulary, text, ids)
+    run_module("tqgguf.llamacpp.wheel", vocabulary, text, ids, meanwhile=meanwhile)
     found: list[int] = json.loads(ids.read_text())
     return found
 

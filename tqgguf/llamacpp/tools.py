@@ -35,6 +35,13 @@ HINTS = {
 }
 
 
+Work = Callable[[], object]
+
+
+def _nothing() -> None:
+    """What there is to be done while a program runs."""
+
+
 @dataclass(frozen=True)
 class ToolOutput:
     """What a program printed."""
@@ -71,14 +78,30 @@ def run(name: str, *arguments: str | Path | int) -> ToolOutput:
     return _run(name, [str(find(name)), *map(str, arguments)])
 
 
-def run_module(module: str, *arguments: str | Path | int) -> ToolOutput:
-    """Run a Python module as a program, as `run` does."""
-    return _run(module, [sys.executable, "-m", module, *map(str, arguments)])
+def ask(name: str, *arguments: str | Path | int, start: str, meanwhile: Work) -> ToolOutput:
+    """Run one of llama.cpp's programs, but only until it has printed a line that starts so.
 
-
-def _run(name: str, argv: Sequence[str]) -> ToolOutput:
+    meanwhile: called as soon as the program runs. Raises ToolError as `run` does; a program that
+    ends without that line may leave exit status 0 as well.
+    """
     with _Child() as child:
-        status, output = child.run(argv)
+        argv = [str(find(name)), *map(str, arguments)]
+        status, output = child.ask(argv, start.encode(), meanwhile)
+    return _checked(name, status, output)
+
+
+def run_module(module: str, *arguments: str | Path | int, meanwhile: Work = _nothing) -> ToolOutput:
+    """Run a Python module as a program, as `run` does; meanwhile: called as soon as it runs."""
+    return _run(module, [sys.executable, "-m", module, *map(str, arguments)], meanwhile)
+
+
+def _run(name: str, argv: Sequence[str], meanwhile: Work = _nothing) -> ToolOutput:
+    with _Child() as child:
+        status, output = child.run(argv, meanwhile=meanwhile)
+    return _checked(name, status, output)
+
+
+def _checked(name: str, status: int, output: ToolOutput) -> ToolOutput:
     if status:
         raise ToolError(f"{name}: {fate(status)}{cause(output)}")
     return output
@@ -142,6 +165,9 @@ class _Child:
 
     def __exit__(self, *_: object) -> None:
         self._kill()
+        if self.process is not None:
+            with self.process:  # which is waited for, and its pipe closed
+                pass
         for number, handler in self.handlers.items():
             signal.signal(number, handler)
         if self.received is not None:
@@ -151,6 +177,7 @@ class _Child:
         self,
         argv: Sequence[str],
         *,
+        meanwhile: Work = _nothing,
         grows: Callable[[], int] | None = None,
         patience: float = 0,
         name: str = "",
@@ -159,6 +186,7 @@ class _Child:
         # a pipe it was seen to lose the last lines in half of all runs on a busy machine.
         with TemporaryFile() as out, TemporaryFile() as err:
             process = self._start(argv, out, err)
+            meanwhile()
             if grows is None:
                 return process.wait(), ToolOutput(_text(out), _text(err))
 
@@ -168,8 +196,19 @@ class _Child:
             status = _wait_while(process, progress, patience, name)
             return status, ToolOutput(_text(out), _text(err))
 
+    def ask(self, argv: Sequence[str], start: bytes, meanwhile: Work) -> tuple[int, ToolOutput]:
+        printed = []
+        with TemporaryFile() as err:
+            process = self._start(argv, subprocess.PIPE, err)
+            meanwhile()
+            for line in process.stdout or ():
+                printed.append(line.decode(errors="replace"))
+                if line.startswith(start) and line.endswith(b"\n"):
+                    return 0, ToolOutput(printed[-1], "")
+            return process.wait(), ToolOutput("".join(printed), _text(err))
+
     def _start(
-        self, argv: Sequence[str], out: IO[bytes], err: IO[bytes]
+        self, argv: Sequence[str], out: IO[bytes] | int, err: IO[bytes]
     ) -> "subprocess.Popen[bytes]":
         try:
             self.process = subprocess.Popen(

@@ -1,5 +1,6 @@
 """From what a user asks for to a plan: the better rotation, and types for a budget."""
 
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -13,7 +14,7 @@ from tqgguf.calibration.resources import threads_of_passes
 from tqgguf.calibration.sensitivity import TOKENS, measure_sensitivity
 from tqgguf.calibration.statistics import input_energies
 from tqgguf.calibration.tokens import DEFAULT_TOKENS, LONGEST_CONTEXT
-from tqgguf.errors import PlanError, UnsupportedModelError
+from tqgguf.errors import PlanError, TqggufError, UnsupportedModelError
 from tqgguf.formats import is_float
 from tqgguf.kernels.dtypes import F32
 from tqgguf.machine.devices import Device, find_device, on_device
@@ -88,7 +89,9 @@ def _prepare(model: Model, options: Options, machine: Machine, *, measure: bool)
         raise PlanError("--target-bpw and --target-size: give one of them")
     _check_kind(model)
     check_tensors(model)
-    inputs = find_inputs(model, options, machine, measure=measure)
+    inputs = find_inputs(
+        model, options, machine, measure=measure, meanwhile=partial(_get_ready, model, options)
+    )
     padding, kept = choose_padding(model, options)
     model = padded(model, padding)
     known = padding.energies(inputs.energies) if inputs.energies else None
@@ -139,6 +142,18 @@ def _likely_rotation(
     except UnsupportedModelError as error:
         return replace(options, rotate="none"), f"--rotate auto: none is shown, because {error}"
     return values, "--rotate auto: values is shown; before it quantizes, weights decide"
+
+
+def _get_ready(model: Model, options: Options) -> None:
+    """Do what has to be done for a calibration whatever its text is."""
+    from tqgguf.calibration import cached, forecast  # slow to import, seldom needed
+
+    del cached
+    with suppress(TqggufError):  # whoever plans in earnest is told
+        if options.rotate == "auto":
+            options, _ = _likely_rotation(model, options, None, threads=None)
+        types = make_plan(model, options).matrix_types
+        forecast.seconds(model, types, (1, LONGEST_CONTEXT), workers=1)
 
 
 def _expectation(

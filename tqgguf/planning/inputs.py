@@ -5,6 +5,7 @@ rotation and importance come from these. best: the same, and tokens to round on 
 An importance matrix that is given takes the place of the short pass.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -81,11 +82,17 @@ def effort_of(options: Options) -> str:
 
 
 def find_inputs(
-    model: Model, options: Options, machine: Machine = Machine(), *, measure: bool = True
+    model: Model,
+    options: Options,
+    machine: Machine = Machine(),
+    *,
+    measure: bool = True,
+    meanwhile: Callable[[], object] = lambda: None,
 ) -> Inputs:
     """Find out about the inputs what the effort asks for.
 
-    measure: may weights be read? Without it the note says what would be measured. Where it cannot
+    measure: may weights be read? Without it the note says what would be measured. meanwhile: called
+    while another program makes tokens of a text to round on, if one has to. Where it cannot
     measure, good goes on as fast and says so. Raises PlanError for options that
     contradict each other, and for best whatever reading the text raises, or UnsupportedModelError
     where the architecture has no forward pass; DeviceError where there is no such device.
@@ -96,7 +103,7 @@ def find_inputs(
         on = OWN if str(options.calibrate) == SELF else options.calibrate or BUILTIN
         return Inputs(effort, notes=(f"before it quantizes, inputs are measured on {on}",))
     if effort == "best" and _rounds(options):
-        return _for_feedback(model, options, machine, device)
+        return _for_feedback(model, options, machine, device, meanwhile)
     if options.imatrix is not None:
         note = f"errors are weighed by {options.imatrix}"
         return Inputs(effort, imatrix=_read(model, options.imatrix), notes=(note,))
@@ -159,7 +166,13 @@ def _rounds(options: Options) -> bool:
     return any(chosen) or not is_float(recipe(options.type).matrix)
 
 
-def _for_feedback(model: Model, options: Options, machine: Machine, device: Device) -> Inputs:
+def _for_feedback(
+    model: Model,
+    options: Options,
+    machine: Machine,
+    device: Device,
+    meanwhile: Callable[[], object],
+) -> Inputs:
     given = options.calibrate
     try:
         require_sound(model)
@@ -174,7 +187,7 @@ def _for_feedback(model: Model, options: Options, machine: Machine, device: Devi
     if str(given) == SELF:
         text = read_own_text(model, tokens=options.calibrate_tokens, threads=machine.threads)
     else:
-        text = _read_text(model, given)
+        text = _read_text(model, given, meanwhile)
     tokens = sequences(model, text, limit=options.calibrate_tokens)
     threads = threads_of_passes(model, machine, SHORT_CONTEXT)
     imatrix, notes = None, list[str]()
@@ -185,10 +198,12 @@ def _for_feedback(model: Model, options: Options, machine: Machine, device: Devi
     return Inputs("best", text, tokens, imatrix, (note, *notes))
 
 
-def _read_text(model: Model, path: Path | None) -> Text:
+def _read_text(
+    model: Model, path: Path | None, meanwhile: Callable[[], object] = lambda: None
+) -> Text:
     """Tokenize a text, which another program does; meanwhile the model is read for its key."""
     expect_content(model_files(model.path))
-    return read_text(model, path)
+    return read_text(model, path, meanwhile=meanwhile)
 
 
 def _decide(options: Options) -> bool:
