@@ -52,6 +52,9 @@ def test_every_type_that_gguf_decodes_reads_as_gguf_decodes_it(tmp_path, type):
         np.testing.assert_array_equal(tensor.read(), want)
         half = tensor.read_tile((1, 3), (block, 2 * block))
         np.testing.assert_array_equal(half, want[1:3, block:])
+        for runs, rows in (([(0, 1), (2, 4)], [0, 2, 3]), ([(1, 3)], [1, 2])):
+            picked = tensor.read_runs(runs, (block, 2 * block))
+            np.testing.assert_array_equal(picked, want[rows, block:])
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, np.int8, np.int32])

@@ -4,11 +4,14 @@ NumPy is one of these namespaces, so there is one implementation. Where NumPy do
 than the standard has words for, the choice is made here and nowhere else.
 """
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from tqgguf.kernels.dtypes import F32
 
 
 def namespace(x: Any) -> Any:
@@ -98,6 +101,11 @@ def parts(x: Any, size: int) -> list[Any]:
     if is_numpy(x):
         return list(x.reshape(-1, size, x.shape[1]))
     return [x[at : at + size, :] for at in range(0, x.shape[0], size)]
+
+
+def joined(parts: Sequence[F32]) -> F32:
+    """Rows one below the other; a single part is not copied."""
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 def dot(a: Any, b: Any, out: Any = None) -> Any:

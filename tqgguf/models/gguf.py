@@ -19,7 +19,7 @@ from gguf import GGUFValueType as Type
 
 from tqgguf.errors import FileFormatError
 from tqgguf.ggml import NAMES, TYPES, dequantize
-from tqgguf.kernels.dtypes import F32, U8
+from tqgguf.kernels.dtypes import F32, I64, U8
 from tqgguf.kernels.halves import single_from_half
 from tqgguf.models.content import what_it_is
 from tqgguf.models.mapped import give_back, map_file
@@ -239,8 +239,8 @@ class _Shard:
         """The shard's tensors, lazily read."""
         for e in self.entries:
             rows, tile = partial(_decode_rows, self.bytes, e), partial(_decode_tile, self.bytes, e)
-            raw = partial(_copy_rows, self.bytes, e)
-            yield Tensor(e.name, e.shape, e.type, rows=rows, raw=raw, tile=tile)
+            raw, picked = partial(_copy_rows, self.bytes, e), partial(_decode_picked, self.bytes, e)
+            yield Tensor(e.name, e.shape, e.type, rows=rows, raw=raw, tile=tile, picked=picked)
 
     def _check_overlaps(self) -> None:
         """Refuse tensors that share bytes: a small file could claim any amount of weights."""
@@ -336,11 +336,26 @@ def _decode_tile(
     data: U8, entry: _Entry, start: int, stop: int, first_column: int, last_column: int
 ) -> F32:
     """A range of rows and of columns that are whole blocks: (rows, columns) float32."""
-    _, block, size = TYPES[entry.type]
     rows = _stored(data, entry)[start:stop]
-    decoded = _decode(rows[:, first_column // block * size : last_column // block * size], entry)
+    decoded = _decode(_cut(rows, entry, first_column, last_column), entry)
     give_back(rows)
     return decoded
+
+
+def _decode_picked(
+    data: U8, entry: _Entry, numbers: I64, first_column: int, last_column: int
+) -> F32:
+    """Rows of ascending numbers, and columns that are whole blocks: (rows, columns) float32."""
+    rows = _stored(data, entry)
+    decoded = _decode(_cut(rows, entry, first_column, last_column)[numbers], entry)
+    give_back(rows[numbers[0] : numbers[-1] + 1])
+    return decoded
+
+
+def _cut(rows: U8, entry: _Entry, first_column: int, last_column: int) -> U8:
+    """The bytes of columns that are whole blocks."""
+    _, block, size = TYPES[entry.type]
+    return rows[:, first_column // block * size : last_column // block * size]
 
 
 def _decode(tile: U8, entry: _Entry) -> F32:

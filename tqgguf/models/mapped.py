@@ -36,7 +36,8 @@ def give_back(part: NDArray[Any]) -> None:
     pages: Any = whole.base
     if not isinstance(pages, mmap.mmap) or not hasattr(pages, "madvise"):
         return
-    begin, end = (address - byte_bounds(whole)[0] for address in byte_bounds(part))
+    base, _ = byte_bounds(whole)
+    begin, end = (address - base for address in byte_bounds(part))
     first, last = -(-begin // mmap.PAGESIZE) * mmap.PAGESIZE, end // mmap.PAGESIZE * mmap.PAGESIZE
     if last > first:
         pages.madvise(mmap.MADV_DONTNEED, first, last - first)

@@ -1,6 +1,6 @@
 """A model on disk as the rest of tqgguf sees it: named tensors read lazily, and metadata."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import prod
@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from tqgguf.ggml import TYPES
-from tqgguf.kernels.dtypes import F32, U8
+from tqgguf.kernels.arrays import joined
+from tqgguf.kernels.dtypes import F32, I64, U8
 from tqgguf.models.metadata import Value
 
 SCALED = ("NVFP4",)  # types with a scale of the whole matrix in a tensor of its own
@@ -48,6 +49,7 @@ class Tensor:
     rows: Callable[[int, int], F32] = field(repr=False)  # (start, stop) -> (stop - start, n_in)
     raw: Callable[[int, int], U8] | None = field(default=None, repr=False)  # see stored
     tile: Callable[[int, int, int, int], F32] | None = field(default=None, repr=False)
+    picked: Callable[[I64, int, int], F32] | None = field(default=None, repr=False)  # by number
     scales: F32 | None = field(default=None, repr=False)
 
     @property
@@ -77,6 +79,12 @@ class Tensor:
         if self.tile is not None:
             return self.tile(*rows, *columns)
         return self.rows(*rows)[:, slice(*columns)]
+
+    def read_runs(self, runs: Sequence[tuple[int, int]], columns: tuple[int, int]) -> F32:
+        """Several ranges of rows, one below the other: see `read_tile`."""
+        if self.picked is None or len(runs) == 1:
+            return joined([self.read_tile(run, columns) for run in runs])
+        return self.picked(np.concatenate([np.arange(*run) for run in runs]), *columns)
 
     def stored(self, start: int, stop: int) -> U8:
         """Rows start..stop as they lie in the file: (stop - start, n_bytes) uint8.

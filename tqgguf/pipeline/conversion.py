@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
 from pathlib import Path
 
 from tqgguf.calibration.calibrated import NOT_CALIBRATED, Calibrated
@@ -108,5 +107,5 @@ def _reports(
     for p, results in groups:
         if p.name not in done:
             done[p.name] = report_on(p, Outcome.total(results))
-            output.record(p.name, asdict(done[p.name]))
+            output.record(p.name, vars(done[p.name]))
         yield done.pop(p.name)

@@ -1,7 +1,8 @@
 """Everything that is done to one tensor, a tile at a time."""
 
 import time
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
@@ -10,6 +11,7 @@ from tqgguf.errors import TqggufError, WeightError
 from tqgguf.formats import dequantize, is_float
 from tqgguf.formats import quantize as encode
 from tqgguf.kernels import metrics
+from tqgguf.kernels.arrays import joined
 from tqgguf.kernels.dtypes import F32, U8
 from tqgguf.models import Tensor
 from tqgguf.models.damage import damage
@@ -58,30 +60,38 @@ class Encoder:
             return self._put_scales(self.scales[None])
         if self.rounded is not None:
             return self._put_rounded(self._cut(self.rounded, tile), tile)
-        source, x = self._read(tile)
+        source, x = self._read(tile, [tile.rows])
         data = self._rounded(x, tile)
         self._write(tile, data)
         every = self._every
         return self._judge(source[::every], x[::every], data[::every], data.nbytes)
 
-    def _read(self, tile: Tile) -> tuple[F32, F32]:
-        """A tile's weights as they are given and as they are stored, in steps of their scales."""
-        p, first = self.planned, (tile.rows[0], tile.columns[0])
-        source = self.source.read_tile(tile.rows, tile.columns)
+    def _read(self, tile: Tile, places: Sequence[tuple[int, int]]) -> tuple[F32, F32]:
+        """Rows of a tile as they are given and as they are stored, in steps of their scales."""
+        source = self.source.read_runs(places, tile.columns)
         if not np.isfinite(source).all():
             raise WeightError(damage(self.source))
-        x = self.rotation.apply(p.name, source, shape=p.shape, first=first) if p.sides else source
+        x = self._rotated(source, places, tile.columns[0]) if self.planned.sides else source
         if self.scales is None:
             return source, x
-        steps = per_row(self.scales, *tile.rows, self.source.n_rows)
+        n_rows = self.source.n_rows
+        steps = joined([per_row(self.scales, *place, n_rows) for place in places])
         return source / steps, x / steps
+
+    def _rotated(self, source: F32, places: Sequence[tuple[int, int]], column: int) -> F32:
+        p, ends = self.planned, np.cumsum([end - begin for begin, end in places])
+        parts = zip(np.split(source, ends[:-1]), places, strict=True)
+        turned = [
+            self.rotation.apply(p.name, part, shape=p.shape, first=(begin, column))
+            for part, (begin, _) in parts
+        ]
+        return joined(turned)
 
     def _put_rounded(self, data: U8, tile: Tile) -> Outcome:
         """Write what calibration rounded; it has read all weights, and only a sample is needed."""
         self._write(tile, data)
         places = self._sample(tile)
-        parts = zip(*(self._read(replace(tile, rows=place)) for place in places), strict=True)
-        source, x = map(np.concatenate, parts)
+        source, x = self._read(tile, places)
         top = tile.rows[0]
         rows = np.concatenate([data[begin - top : end - top] for begin, end in places])
         return self._judge(source, x, rows, data.nbytes)
