@@ -221,6 +221,8 @@ def test_the_desks_of_the_dead_are_removed_and_of_nobody_else(tmp_path):
     another = copytree(left, tmp_path / f"another{left.name}")  # a host's of another name
     made = copytree(left, tmp_path / f"{left.name}made")  # somebody is about to lock it
     next(made.iterdir()).write_text("")
+    halfway = copytree(left, tmp_path / f"{left.name}-gone")  # killed while it was removed
+    next(halfway.iterdir()).rename(halfway / "x")
     with open_desk(tmp_path) as first, open_desk(tmp_path) as desk:
         assert {*tmp_path.iterdir()} == {another, made, first.folder, desk.folder}
     assert {*tmp_path.iterdir()} == {another, made}
