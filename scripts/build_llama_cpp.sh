@@ -63,10 +63,12 @@ fetch_builders() {
 }
 
 # llama.cpp logs from a thread of its own that dies with the program, often before the last lines
-# are out: llama-perplexity loses its results. A program that lingers a moment loses nothing.
+# are out: llama-perplexity loses its results. A program that lingers a moment loses nothing; what it
+# has printed itself is out before, so that nobody has to wait for its end.
 linger() {
-  printf '%s\n' '#include <unistd.h>' \
-    '__attribute__((destructor)) static void linger(void) { usleep(100000); }' >"$work/linger.c"
+  printf '%s\n' '#include <stdio.h>' '#include <unistd.h>' \
+    '__attribute__((destructor)) static void linger(void) { fflush(NULL); usleep(100000); }' \
+    >"$work/linger.c"
   "${CC:-cc}" -c "$work/linger.c" -o "$work/linger.o" || fail "${CC:-cc} does not compile C"
 }
 
