@@ -42,7 +42,8 @@ class Sizes:
     tokens into runs until a sum of their products has so many `sums`, but in runs of `run` tokens
     and to `summed` numbers at the most. rows, pieces, fewest: the rows of matrices that share their
     inputs are cut into pieces for rounding, of at most so many rows, and into so many pieces where
-    that leaves the fewest rows to each. slots: how many layers are in work at once, at most.
+    that leaves the fewest rows to each; awaited: the fewest where everybody waits for them. slots:
+    how many layers are in work at once, at most.
     """
 
     tokens: int = 512
@@ -53,7 +54,8 @@ class Sizes:
     summed: int = 1 << 22
     rows: int = 1024
     pieces: int = 16
-    fewest: int = 64  # calls for fewer cost more than what they do
+    fewest: int = 192  # calls for fewer cost half as much as what they do, or more
+    awaited: int = 64
     holds: bool = True
     slots: int = 3
 
@@ -62,9 +64,10 @@ class Sizes:
         count = max(-(-n_in // self.tile), min(3, n_in // self.narrowest))
         return [n_in * t // count for t in range(count + 1)]
 
-    def count(self, rows: int, of: float) -> int:
+    def count(self, rows: int, of: float, *, is_awaited: bool = False) -> int:
         """Into how many pieces rows are cut where so many, these among them, share the work."""
-        size = max(self.fewest, min(self.rows, of / self.pieces))
+        fewest = self.awaited if is_awaited else self.fewest
+        size = max(fewest, min(self.rows, of / self.pieces))
         return max(1, -(-rows // self.rows), round(rows / size))
 
 

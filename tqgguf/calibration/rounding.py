@@ -72,7 +72,8 @@ class Rounder:
         for whole in wholes:
             e, rows, type, sweeps = whole
             size = _size(rows)
-            count = self.desk.sizes.count(size, size * cost / self._cost(whole))
+            share = size * cost / self._cost(whole)
+            count = self.desk.sizes.count(size, share, is_awaited=moments.step.aims)
             edges = [size * k // count for k in range(count + 1)]
             found += [(e, _cut(rows, *edge), type, sweeps) for edge in pairwise(edges)]
         return found
