@@ -41,7 +41,7 @@ from tqgguf.output.scales import per_row
 
 _PARTS = "inverses", "asked", "pushes", "turned", "visited"
 _FACTOR = "v", *(f"v.{part}" for part in _PARTS)  # on the desk, the arrays of a factor
-_COPIED = 1 << 22  # weights that are put on the desk at a time
+_COPIED = 1 << 18  # weights that are put on the desk at a time
 
 
 def put_weights(desk: AnyDesk, name: str, tensor: Tensor) -> None:
