@@ -192,7 +192,7 @@ def test_the_card_is_named_beside_the_text(model, monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(inputs, "find_device", lambda _: STRICT)
     text = Text("a text", "nobody", np.empty(0, np.int32), TOKENS.reshape(-1))
-    monkeypatch.setattr(inputs, "read_text", lambda *_: text)
+    monkeypatch.setattr(inputs, "read_text", lambda *_, **_options: text)
     found = find_inputs(model, Options(), Machine(device="cuda"))
     assert "computed on a strict card" in found.notes
     assert found.imatrix is not None

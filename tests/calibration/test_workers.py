@@ -21,7 +21,7 @@ from tests.processes import wait_for
 from tqgguf.calibration import work
 from tqgguf.calibration.cached import _Experts, calibrate_model
 from tqgguf.calibration.calibrate import calibrate
-from tqgguf.calibration.desk import open_desk
+from tqgguf.calibration.desk import Sizes, open_desk
 from tqgguf.calibration.kept import Kept
 from tqgguf.calibration.resources import resources, threads_of_passes
 from tqgguf.calibration.settings import Feedback
@@ -31,6 +31,7 @@ from tqgguf.machine.crew import Crew
 from tqgguf.machine.machine import Machine
 from tqgguf.models.gguf import read_gguf
 from tqgguf.models.metadata import encode
+from tqgguf.network import forward
 from tqgguf.planning.plan import Options
 from tqgguf.planning.planner import make_plan
 from tqgguf.rotation.rotation import NO_ROTATION
@@ -274,15 +275,16 @@ def test_memory_bounds_the_threads_of_a_short_pass(novels):
 
 
 def test_less_memory_means_fewer_workers_and_nothing_held(tmp_path):
-    model = opened(tmp_path, "llama")
+    model = opened(tmp_path, "llama-moe")
     types = make_plan(model, Options(type="q4_0", rotate="none")).matrix_types
     much, little = (
-        resources(model, types, (1 << 14, 512), Machine(8, memory << 30)) for memory in (64, 1)
+        resources(model, types, (1 << 14, 512), Machine(8, memory << 20))
+        for memory in (1 << 16, 500)
     )
     assert (much.workers, much.held > 0) == (8, True)
     assert little.workers < 8
     assert little.held == 0
-    assert little.memory <= 1 << 30
+    assert little.memory <= 500 << 20
 
 
 def test_what_many_experts_take_is_within_the_memory_that_is_allowed(tmp_path):
@@ -304,6 +306,15 @@ def test_what_many_experts_take_is_within_the_memory_that_is_allowed(tmp_path):
         )
         most = max(most, at_once)
     assert most > 2
+
+
+def test_what_is_cut_for_memory_alone_changes_nothing(tmp_path, monkeypatch):
+    model, looked_up, embed = opened(tmp_path, "llama-moe"), [], forward.embed
+    whole = rounded(model, crew=Crew())
+    monkeypatch.setattr(forward, "embed", lambda m, t: looked_up.append(t.size) or embed(m, t))
+    monkeypatch.setattr(work, "_BLENDED", 7)
+    assert same(rounded(model, crew=Crew(), sizes=Sizes(looked_up=1024)), whole)
+    assert set(looked_up) == {1024}
 
 
 def _wider(shape, times):

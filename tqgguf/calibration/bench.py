@@ -7,10 +7,12 @@ from typing import Any, cast
 from tqgguf.calibration.desk import Desk
 from tqgguf.calibration.device_desk import DeviceDesk
 from tqgguf.calibration.kept import Kept
+from tqgguf.models import Tensor
 from tqgguf.models.roles import layer_prefix
 from tqgguf.network.forward import Context
 
 CONTEXT = "context"  # on the desk
+_COPIED = 1 << 18  # weights that are put there at a time
 
 AnyDesk = Desk | DeviceDesk
 
@@ -21,6 +23,13 @@ def on_desk(desk: AnyDesk, name: str) -> str:
     if not layer:
         return name
     return f"{int(layer.split('.')[1]) % desk.sizes.slots}.{name.removeprefix(layer)}"
+
+
+def put_weights(desk: AnyDesk, name: str, tensor: Tensor) -> None:
+    """Put a tensor's weights on the desk, some rows at a time."""
+    step, n_rows = max(1, _COPIED // tensor.n_in), tensor.n_rows
+    parts = (tensor.rows(at, min(at + step, n_rows)) for at in range(0, n_rows, step))
+    desk.put_parts(name, tensor.shape, parts)
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ import numpy as np
 
 from tqgguf.calibration import work
 from tqgguf.calibration.ahead import Ahead, OnExperts
-from tqgguf.calibration.bench import CONTEXT, AnyDesk, Bench, Step
+from tqgguf.calibration.bench import CONTEXT, AnyDesk, Bench, Step, put_weights
 from tqgguf.calibration.desk import SIZES, Desk, Sizes, open_desk
 from tqgguf.calibration.device_desk import DeviceDesk
 from tqgguf.calibration.kept import Kept
@@ -92,7 +93,7 @@ def calibrate(
         return
     with single_threaded_blas(), ThreadPoolExecutor(sizes.slots) as pool, ExitStack() as stack:
         if device.is_cpu:
-            crew, desk = stack.enter_context(_at_files(crew, desks))
+            crew, desk = stack.enter_context(_at_files(crew, desks, sizes))
         else:
             crew, desk = Crew(), DeviceDesk(device, sizes)
         stack.callback(work.forget, desk)
@@ -101,21 +102,21 @@ def calibrate(
 
 
 @contextmanager
-def _at_files(crew: Crew | None, root: Path | None) -> Iterator[tuple[Crew, AnyDesk]]:
+def _at_files(crew: Crew | None, root: Path | None, sizes: Sizes) -> Iterator[tuple[Crew, AnyDesk]]:
     """A crew (None: a thread per processor) and a desk that all of it sees."""
     with ExitStack() as stack:
         crew = crew or stack.enter_context(crews.threads(default_threads()))
-        desk = stack.enter_context(_desk(root))
+        desk = stack.enter_context(_desk(root, sizes))
         crew.check_sight(desk.folder)
         yield crew, desk
 
 
 @contextmanager
-def _desk(root: Path | None) -> Iterator[Desk]:
+def _desk(root: Path | None, sizes: Sizes) -> Iterator[Desk]:
     with ExitStack() as stack:
         if root is None:
             root = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tqgguf-")))
-        yield stack.enter_context(open_desk(root))
+        yield stack.enter_context(open_desk(root, sizes))
 
 
 class _Conductor:
@@ -164,9 +165,12 @@ class _Conductor:
 
     def _put_streams(self, name: str, model: Model) -> None:
         """Put every chunk's stream before the first layer on the desk."""
-        stream = forward.embed(model, self.tokens)
-        for i in self.chunks:
-            self.desk.put(f"{name}.0.{i}", stream[self.edges[i] : self.edges[i + 1]])
+        count = max(1, self.desk.sizes.looked_up // max(1, self.rows[1]))
+        for at in range(0, len(self.chunks), count):
+            edges = self.edges[at : at + count + 1]
+            stream = forward.embed(model, self.tokens[edges[0] : edges[-1]])
+            for i, (begin, end) in enumerate(pairwise(edges), at):
+                self.desk.put(f"{name}.0.{i}", stream[begin - edges[0] : end - edges[0]])
 
     def _fits(self) -> bool:
         """Whether the inner activations of all tokens can be kept while a layer is worked on."""
@@ -215,7 +219,7 @@ class _Conductor:
         name = moments.reader
         yield from self.moments.factor([moments])
         tensor = self.model.tensors[name]
-        yield self.pool.submit(work.put_weights, self.desk, f"w.{name}", tensor)
+        yield self.pool.submit(put_weights, self.desk, f"w.{name}", tensor)
         yield Batch(self.rounder.tasks([name], moments))
         self.moments.forget([moments])
 

@@ -43,7 +43,8 @@ class Sizes:
     and to `summed` numbers at the most. rows, pieces, fewest: the rows of matrices that share their
     inputs are cut into pieces for rounding, of at most so many rows, and into so many pieces where
     that leaves the fewest rows to each; awaited: the fewest where everybody waits for them. slots:
-    how many layers are in work at once, at most.
+    how many layers are in work at once, at most. looked_up: tokens of which the token table's rows
+    are read at once.
     """
 
     tokens: int = 512
@@ -58,6 +59,7 @@ class Sizes:
     awaited: int = 64
     holds: bool = True
     slots: int = 3
+    looked_up: int = 1 << 13
 
     def edges(self, n_in: int) -> list[int]:
         """Where columns are cut into tiles of about the same size."""
@@ -205,7 +207,7 @@ def _no_room(path: Path, error: OSError) -> OutputError:
 
 
 @contextmanager
-def open_desk(root: Path) -> Iterator[Desk]:
+def open_desk(root: Path, sizes: Sizes = SIZES) -> Iterator[Desk]:
     """A desk of its own below `root`; those that a process of this host has left are removed.
 
     Raises OutputError where there can be none.
@@ -219,7 +221,7 @@ def open_desk(root: Path) -> Iterator[Desk]:
             _own(folder, stack)
         except OSError as error:
             raise _no_room(root, error) from error
-        yield Desk(folder)
+        yield Desk(folder, sizes=sizes)
 
 
 def _own(folder: Path, stack: ExitStack) -> None:

@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from tqgguf.calibration import work
-from tqgguf.calibration.bench import AnyDesk, Bench, Step, on_desk
+from tqgguf.calibration.bench import AnyDesk, Bench, Step, on_desk, put_weights
 from tqgguf.calibration.kept import Kept
 from tqgguf.kernels.dtypes import U8
 from tqgguf.machine.board import Until
@@ -79,7 +78,7 @@ class Layers:
         prefix = f"blk.{layer}."
         names = [name for name in self.model.tensors if layer_prefix(name) == prefix]
         for name in names:
-            work.put_weights(self.desk, f"w.{on_desk(self.desk, name)}", self.model.tensors[name])
+            put_weights(self.desk, f"w.{on_desk(self.desk, name)}", self.model.tensors[name])
         return tuple(name.removeprefix(prefix) for name in names)
 
     def matrices(self, bench: Bench, step: Step) -> list[str]:

@@ -168,10 +168,7 @@ class Accumulator:
         key, counts = moments.key, moments.counts
         if moments.step.shared:
             return []
-        everything: Any = 0
-        for e, n in enumerate(counts):
-            everything = everything + n / max(1, sum(counts)) * self.desk.get(f"u.{key}.{e}")
-        self.desk.put(f"all.{key}", everything)
+        work.add_experts_up(self.desk, key, [n / max(1, sum(counts)) for n in counts])
         borrowed = moments.n_in // BORROWED
         return [
             partial(work.blend, self.desk, key, e, borrowed / (n + borrowed))

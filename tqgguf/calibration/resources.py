@@ -16,14 +16,16 @@ from tqgguf.network.graph import read_graph
 from tqgguf.network.ops import score_bytes
 from tqgguf.rotation.ends import EMBEDDING, HEAD
 
-_CONDUCTOR_BYTES = 250 << 20  # the process that hands out the work
-_WORKER_BYTES = 100 << 20  # Python and NumPy
+_CONDUCTOR_BYTES = 200 << 20  # the process that hands out the work
+_PLANNING_BYTES = 250 << 20  # the same while types and rotations are chosen
+_WORKER_BYTES = 50 << 20  # Python and NumPy
 _SCORES = 3  # copies of attention's scores
 _SHORT_SCORES_BYTES = 16 << 20  # the same of a few hundred tokens
 _STREAMS, _INNER = 12, 6  # arrays as wide as the stream, and as wide as the widest, in a pass
 _ROUNDING = 9  # copies of the rows in work
 _PANELS = 5 * 256  # numbers for each of their columns that revisiting takes
 _FACTORING = 9  # bytes for each of the second moments: two copies, and some of the rows
+_LOOKED_UP = 3  # copies of the streams that are looked up at once
 _EXPERTS = 8  # that see a token, at most
 _PREPARED = 1024  # numbers for each column of a factor, besides it
 _WORTH_PROCESSES = 1 << 35  # weights times tokens: starting processes takes about half a second
@@ -62,20 +64,22 @@ def resources(
     piece = max(need.passing, need.rounding)
     each = _WORKER_BYTES + piece
     free = allowed - _CONDUCTOR_BYTES
-    least = max(each, need.factoring + _WORKER_BYTES)
+    least = max(each, need.factoring + _WORKER_BYTES, need.looking_up)
     if machine.max_memory is not None and free < least:
         raise PlanError(
             f"--max-memory {allowed >> 20:,} MiB is too little to calibrate this model: one worker "
             f"needs {-(-(least + _CONDUCTOR_BYTES) >> 20):,} MiB"
         )
     more = max(0, need.factoring - piece)  # that a worker takes while it factors
+    ahead = max(0, need.factoring_ahead - piece)
     workers = int(max(1, min(machine.threads or default_threads(), (free - more) // each)))
     spare = free - workers * each - more
     held = need.held if need.held <= spare else 0
-    factors = 1 + max(0, spare - held) // max(1, more)
+    factors = 1 + max(0, spare - held) // max(1, ahead)
     apart = workers > 1 and is_worth_processes(need.weights, shape[0] * shape[1])
-    at_once = min(factors, workers, need.experts + 1)  # the quantized network's, and those ahead
-    memory = _CONDUCTOR_BYTES + workers * each + held + at_once * more
+    others = min(factors - 1, workers - 1, need.inputs)  # beside the quantized network's
+    working = workers * each + held + more + others * ahead
+    memory = _CONDUCTOR_BYTES + max(working, need.looking_up)
     return Resources(workers, apart, held, factors, memory, need.disk)
 
 
@@ -99,11 +103,11 @@ def threads_of_passes(
     layer, n_embd = layers * 4 * max(sizes, default=0), read_graph(model).n_embd
     widest = max((t.n_in for t in inside), default=n_embd)
     each = 4 * tokens * (_STREAMS * n_embd + _INNER * widest) + _SHORT_SCORES_BYTES
-    free = machine.max_memory - _CONDUCTOR_BYTES - layer
+    free = machine.max_memory - _PLANNING_BYTES - layer
     if free < each:
         raise PlanError(
             f"--max-memory {machine.max_memory >> 20:,} MiB is too little to run a text through "
-            f"this model: one thread needs {-(-(_CONDUCTOR_BYTES + layer + each) >> 20):,} MiB; "
+            f"this model: one thread needs {-(-(_PLANNING_BYTES + layer + each) >> 20):,} MiB; "
             "--effort fast needs no text"
         )
     return min(machine.threads or default_threads(), free // each)
@@ -117,7 +121,7 @@ def _layers(tensors: Iterable[Tensor]) -> set[str]:
 class _Need:
     """What a model and a text want: bytes of one worker's pieces, of all held, on disk.
 
-    experts: the most that read inputs of their own.
+    inputs: of a layer, at most, of which second moments are factored ahead.
     """
 
     weights: int
@@ -125,7 +129,9 @@ class _Need:
     held: int
     rounding: int
     factoring: int
-    experts: int
+    factoring_ahead: int
+    looking_up: int
+    inputs: int
     disk: int
 
     @staticmethod
@@ -138,7 +144,7 @@ class _Need:
         n_in = max((t.n_in for t in rounded), default=n_embd)
         chunk = max(min(SIZES.tokens, n_tokens), shape[1])
         layers = max(1, len(_layers(inside)))
-        inputs = _inputs(inside)
+        inputs, ahead = _inputs(inside), list(filter(None, map(_ahead, _by_layer(rounded))))
         widest = max((max(t.shape[-2:]) for t in inside), default=n_embd)
         widest = max(widest, _chosen_width(inside, graph.routing.n_used))
         scores = score_bytes(chunk // shape[1], graph.n_head, shape[1])
@@ -151,10 +157,12 @@ class _Need:
         return _Need(
             weights,
             4 * chunk * (_STREAMS * n_embd + _INNER * widest) + _SCORES * scores,
-            4 * n_tokens * (widest + 4 * n_embd),
+            4 * n_tokens * (widest + 4 * n_embd) if _may_wait(model, inputs) else 0,
             4 * max((_rounding(*each) for each in _inputs(rounded)), default=0),
             _FACTORING * n_in * n_in,
-            max((experts for _, experts, _ in inputs), default=1),
+            _FACTORING * max(map(max, ahead), default=0) ** 2,
+            4 * _LOOKED_UP * min(n_tokens, max(SIZES.looked_up, chunk)) * n_embd,
+            max(map(len, ahead), default=0),
             4 * (2 * SIZES.slots * largest + 2 * table + n_tokens * widths + moments),
         )
 
@@ -174,6 +182,32 @@ def _inputs(matrices: list[Tensor]) -> list[tuple[int, int, int]]:
     ]
 
 
+def _by_layer(tensors: list[Tensor]) -> list[list[Tensor]]:
+    layers: dict[str, list[Tensor]] = defaultdict(list)
+    for t in tensors:
+        layers[layer_prefix(t.name)].append(t)
+    return list(layers.values())
+
+
+def _ahead(layer: list[Tensor]) -> list[int]:
+    """How wide the inputs are whose moments are factored ahead, every expert's its own.
+
+    The last matrix that adds to the stream is not among them; without experts it reads the widest.
+    """
+    inputs = _inputs(layer)
+    widths = sorted(n_in for n_in, experts, _ in inputs for _ in range(experts))
+    return widths if any(experts > 1 for _, experts, _ in inputs) else widths[:-1]
+
+
+def _may_wait(model: Model, inputs: list[tuple[int, int, int]]) -> bool:
+    """Whether a pass may have to wait inside of a layer: see `Bench.waits`."""
+    return _has_post_norms(model) or any(experts > 1 for _, experts, _ in inputs)
+
+
+def _has_post_norms(model: Model) -> bool:
+    return any("post" in name and "norm" in name for name in model.tensors)
+
+
 def _rounding(n_in: int, experts: int, rows: int) -> int:
     """Numbers that rounding a piece of the matrices takes that share their inputs."""
     piece = -(-rows // SIZES.count(rows, rows * experts))
@@ -191,7 +225,7 @@ def _chosen_width(inside: list[Tensor], n_used: int) -> int:
 
 def _arrays_of_inputs(model: Model) -> int:
     """How many arrays as wide as the inputs of a layer there are: with norms after them, aims."""
-    return SIZES.slots + 1 + any("post" in name and "norm" in name for name in model.tensors)
+    return SIZES.slots + 1 + _has_post_norms(model)
 
 
 def _moments(n_in: int, experts: int, n_tokens: int) -> int:

@@ -15,9 +15,10 @@ of the damped `h.KEY.E`, `v.PART.KEY.E` what goes with it, and `v.added.KEY.E` w
 divided by before it is encoded.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 
@@ -31,7 +32,6 @@ from tqgguf.kernels.arrays import like, namespace, to_numpy
 from tqgguf.kernels.dtypes import F32
 from tqgguf.kernels.feedback import Moments
 from tqgguf.kernels.greedy import Factor
-from tqgguf.models import Tensor
 from tqgguf.network import forward
 from tqgguf.network.forward import Layer, Projection
 from tqgguf.network.layer import linear
@@ -41,14 +41,7 @@ from tqgguf.output.scales import per_row
 
 _PARTS = "inverses", "asked", "pushes", "turned", "visited"
 _FACTOR = "v", *(f"v.{part}" for part in _PARTS)  # on the desk, the arrays of a factor
-_COPIED = 1 << 18  # weights that are put on the desk at a time
-
-
-def put_weights(desk: AnyDesk, name: str, tensor: Tensor) -> None:
-    """Put a tensor's weights on the desk, some rows at a time."""
-    step, n_rows = max(1, _COPIED // tensor.n_in), tensor.n_rows
-    parts = (tensor.rows(at, min(at + step, n_rows)) for at in range(0, n_rows, step))
-    desk.put_parts(name, tensor.shape, parts)
+_BLENDED = 256  # rows of second moments
 
 
 @dataclass
@@ -250,12 +243,26 @@ def forget_moments(desk: AnyDesk, key: str) -> None:
         desk.drop(f"{part}.{key}")
 
 
+def add_experts_up(desk: AnyDesk, key: str, shares: Sequence[float]) -> None:
+    """Put the moments of all experts on the desk, of which each one's are a share."""
+    own = [desk.get(f"u.{key}.{e}") for e in range(len(shares))]
+    everything = desk.make(f"all.{key}", own[0].shape)
+    for rows in _strips(own[0]):
+        everything[rows] = sum(share * h[rows] for share, h in zip(shares, own, strict=True))
+
+
 def blend(desk: AnyDesk, key: str, expert: int, share: float) -> None:
     """Put an expert's moments on the desk, of which a share is those of all experts."""
     own, everything = desk.get(f"u.{key}.{expert}"), desk.get(f"all.{key}")
-    blended = (1 - share) * own
-    blended += share * everything
-    desk.put(f"m.{key}.{expert}", blended)
+    blended = desk.make(f"m.{key}.{expert}", own.shape)
+    for rows in _strips(own):  # all workers do this at once
+        blended[rows] = (1 - share) * own[rows] + share * everything[rows]
+
+
+def _strips(h: Array) -> Iterator[tuple[Any, ...]]:
+    """Some rows of second moments after the others."""
+    for at in range(0, h.shape[-1], _BLENDED):
+        yield ..., slice(at, at + _BLENDED), slice(None)
 
 
 @dataclass(frozen=True)
