@@ -42,6 +42,16 @@ def test_blas_is_single_threaded_inside_and_restored():
         assert blas_threads() == [2]
 
 
+def test_blas_is_single_threaded_until_the_last_of_several_threads_has_left():
+    with threadpoolctl.threadpool_limits(2):
+        one, other = single_threaded_blas(), single_threaded_blas()
+        one.__enter__()
+        with other:  # as threads of a cluster's worker come and go
+            one.__exit__(None, None, None)
+            assert blas_threads() == [1]
+        assert blas_threads() == [2]
+
+
 @pytest.mark.parametrize("threads", [1, 2])
 def test_blas_is_single_threaded_in_workers_however_few(threads):
     seen = []

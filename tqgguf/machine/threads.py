@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
+from threading import Lock
 from typing import Any, TypeVar
 
 import numpy as np
@@ -113,18 +114,42 @@ def keep_freed_memory() -> None:
 
 @contextmanager
 def single_threaded_blas() -> Iterator[None]:
-    """Keep NumPy's OpenBLAS to one thread inside; another BLAS is left as it is."""
+    """Keep NumPy's OpenBLAS to one thread inside; another BLAS is left as it is.
+
+    The number is the whole process's: of several threads that are inside, the last one restores it.
+    """
     functions = _openblas()
     if functions is None:
         yield
         return
-    get, set_ = functions
-    before = get()
-    set_(1)
+    _limit.enter(*functions)
     try:
         yield
     finally:
-        set_(before)
+        _limit.leave(*functions)
+
+
+class _Limit:
+    """How many are inside, and the number of threads before the first of them was."""
+
+    def __init__(self) -> None:
+        self._lock, self._inside, self._before = Lock(), 0, 1
+
+    def enter(self, get: Callable[[], int], set_: Callable[[int], object]) -> None:
+        with self._lock:
+            if not self._inside:
+                self._before = get()
+            self._inside += 1
+            set_(1)
+
+    def leave(self, _get: Callable[[], int], set_: Callable[[int], object]) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                set_(self._before)
+
+
+_limit = _Limit()
 
 
 @cache
