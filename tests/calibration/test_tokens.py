@@ -10,11 +10,12 @@ from tqgguf.calibration.tokens import (
     SHORT_TOKENS,
     Text,
     builtin_text,
+    expect_text,
     read_text,
     sequences,
     short_sequences,
 )
-from tqgguf.errors import PlanError
+from tqgguf.errors import FileFormatError, PlanError
 from tqgguf.llamacpp import tokenizer
 from tqgguf.models import open_model
 
@@ -52,6 +53,25 @@ def test_what_is_tokenized_once_is_kept(model, tmp_path, monkeypatch):
     assert (again.name, again.tokenizer) == (BUILTIN, first.tokenizer)
     np.testing.assert_array_equal(again.body, first.body)
     assert not asked
+
+
+def test_what_is_expected_is_tokenized_once_and_its_faults_are_told(
+    model, novels, calibration, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    asked = []
+
+    def counted(*arguments, **options):
+        asked.append(arguments)
+        return tokenizer.tokenize(*arguments, **options)
+
+    monkeypatch.setattr("tqgguf.calibration.tokens.tokenize", counted)
+    expect_text(novels, calibration)
+    assert len(read_text(model, calibration).body) > 10_000
+    assert len(asked) == 1
+    expect_text(novels, tmp_path / "absent.txt")
+    with pytest.raises(FileFormatError, match=r"absent\.txt: no such file"):
+        read_text(model, tmp_path / "absent.txt")
 
 
 def test_a_cache_that_cannot_be_written_is_done_without(model, tmp_path, monkeypatch):

@@ -1,8 +1,11 @@
 """Tokens of llama-tokenize and of the wheel are the same, and nobody is silent about which."""
 
+import signal
+import subprocess
 import sys
 
 import pytest
+from processes import alive, started, wait_for
 
 from tests.models.huggingface.bpe import TEXTS, train_byte_level
 from tests.models.huggingface.folders import write_folder
@@ -85,3 +88,25 @@ def test_a_model_without_a_vocabulary_is_refused(novels, manifold, tokens):
         metadata["tokenizer.ggml.tokens"] = encode(tokens)
     with pytest.raises(FileFormatError, match="no vocabulary"):
         tokenize(metadata, manifold)
+
+
+@pytest.mark.parametrize("ends", ["Ctrl-C", "usage"])
+def test_a_run_that_ends_early_leaves_no_program_and_no_file(
+    program, novels, manifold, tmp_path, monkeypatch, ends
+):
+    """A text becomes tokens while modules are imported, before options are looked at."""
+    program("llama-tokenize", 'echo "$$" >"$0.new"; mv "$0.new" "$0.pid"; exec sleep 60')
+    note, scratch = tmp_path / "llama-tokenize.pid", tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setenv("TMPDIR", str(scratch))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    wrong = ["--wrong"] if ends == "usage" else []
+    command = [sys.executable, "-m", "tqgguf", "quantize", novels, "--calibrate", manifold, *wrong]
+    with started([*command, "-o", tmp_path / "out.gguf"], stderr=subprocess.DEVNULL) as run:
+        if not wrong:
+            wait_for(note.exists)
+            run.send_signal(signal.SIGINT)
+        assert run.wait(20) != 0
+    assert not note.exists() or not alive(int(note.read_text()))
+    assert not list(scratch.iterdir())
+    assert not (tmp_path / "out.gguf").exists()

@@ -5,11 +5,12 @@ of a text is kept in the user's cache, under the hash of the vocabulary and the 
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib.resources import as_file, files
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from threading import Thread
 
 import numpy as np
 
@@ -19,8 +20,8 @@ from tqgguf.errors import FileFormatError, PlanError
 from tqgguf.kernels.dtypes import I32
 from tqgguf.llamacpp.tokenizer import tokenize
 from tqgguf.machine.cache import user_cache
-from tqgguf.machine.content import digest
-from tqgguf.models import Model
+from tqgguf.machine.content import digest, expect_content
+from tqgguf.models import Model, model_files, open_model
 from tqgguf.network.forward import Tokens
 from tqgguf.network.graph import read_graph
 
@@ -29,6 +30,8 @@ LONGEST_CONTEXT = 512
 DEFAULT_TOKENS = 1 << 16
 SHORT_CONTEXT = 256  # of a short pass, which looks at many places of a text
 SHORT_TOKENS = 1024
+
+_expected: list[Thread] = []  # that fill the cache
 
 
 @dataclass(frozen=True)
@@ -61,9 +64,32 @@ def read_text(
     llama.cpp is at hand for that, FileFormatError for a file that is no text, PlanError where it
     holds nothing, or tokens beyond the model's table.
     """
+    while _expected:
+        meanwhile()
+        _expected.pop().join()
     if path is None:
         with builtin_text() as file:
-            return read_text(model, file, name=BUILTIN, meanwhile=meanwhile)
+            return _read(model, file, BUILTIN, meanwhile)
+    return _read(model, path, name, meanwhile)
+
+
+def expect_text(model: Path, text: Path | None) -> None:
+    """Have a text made tokens while this process does something else; `read_text` waits for that.
+
+    They are kept for it. Whoever asks for them is told what is wrong with them.
+    """
+
+    def read() -> None:
+        with suppress(Exception), builtin_text() as builtin:
+            opened = open_model(model)
+            expect_content(model_files(model))
+            _read(opened, text or builtin, None, lambda: None)
+
+    _expected.append(Thread(target=read))
+    _expected[-1].start()
+
+
+def _read(model: Model, path: Path, name: str | None, meanwhile: Callable[[], object]) -> Text:
     _check_text(path)
     ids, tokenizer = _tokenized(model, path, meanwhile)
     called = name or str(path)

@@ -24,6 +24,7 @@ _WORK = {
     "--calibrate": ("tqgguf.calibration.work", 1 << 23),
     "best": ("tqgguf.calibration.work", 1 << 23),
 }
+_WITHOUT_TEXT = {"fast", "--imatrix", "--dry-run", "--help", "-h"}
 
 
 def __getattr__(name: str) -> Any:
@@ -57,6 +58,24 @@ def _expect_processes(arguments: list[str]) -> None:
             expect_processes(preload=preload)
 
 
+def _expect_text(arguments: list[str]) -> None:
+    """Let the text that a model's inputs are measured on become tokens while we import the rest."""
+    words = [word for argument in arguments for word in argument.split("=")]
+    given = dict(pairwise(words)).get("--calibrate")
+    is_used = given != "self" and not _WITHOUT_TEXT.intersection(words)
+    if is_used and words[:1] == ["quantize"] and words[1:2] and words[1].endswith(".gguf"):
+        from tqgguf.calibration.tokens import expect_text
+
+        expect_text(Path(words[1]), Path(given) if given else None)
+
+
+def _end_programs() -> None:
+    """Let no program of llama.cpp go on that nobody waits for any more."""
+    tools = sys.modules.get("tqgguf.llamacpp.tools")
+    if tools:
+        tools.end_all()
+
+
 def _is_large(argument: str, large: int) -> bool:
     """Whether it is the name of a file or folder of a model of so many bytes."""
     try:
@@ -85,8 +104,16 @@ def main() -> None:
     """Run the command line: exit 0 done, 1 a TqggufError in one line, 2 usage."""
     stop_as_after_ctrl_c()
     try:
+        _run()
+    finally:
+        _end_programs()
+
+
+def _run() -> None:
+    try:
         _expect_processes(sys.argv[1:])
         with _nothing_thrown_away():
+            _expect_text(sys.argv[1:])
             app = _with_commands("".join(sys.argv[1:2]))
     except KeyboardInterrupt:  # loading takes a while on a busy machine
         raise SystemExit(exit_status()) from None

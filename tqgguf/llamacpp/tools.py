@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryFile
 from types import FrameType
-from typing import IO, Any
+from typing import IO, Any, ClassVar
 
 from tqgguf.errors import ToolError
 from tqgguf.machine.cache import user_cache
@@ -107,6 +107,13 @@ def _checked(name: str, status: int, output: ToolOutput) -> ToolOutput:
     return output
 
 
+def end_all() -> None:
+    """Kill every program that a thread of this process waits for, now or later."""
+    _Child.all_end = True
+    for child in [*_Child.running]:
+        child.kill()
+
+
 def run_watched(
     name: str, argv: Sequence[str | Path], grows: Callable[[], int], *, patience: float
 ) -> tuple[int, ToolOutput]:
@@ -151,6 +158,9 @@ def fate(status: int) -> str:
 class _Child:
     """A child process that dies with the block it was started in, or with a stopping signal."""
 
+    running: ClassVar[set["_Child"]] = set()
+    all_end: ClassVar[bool] = False
+
     def __init__(self) -> None:
         self.process: subprocess.Popen[bytes] | None = None
         self.received: int | None = None
@@ -161,10 +171,12 @@ class _Child:
             for number in STOPPING:
                 if signal.getsignal(number) is not signal.SIG_IGN:
                     self.handlers[number] = signal.signal(number, self._stop)
+        self.running.add(self)
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._kill()
+        self.kill()
+        self.running.discard(self)
         if self.process is not None:
             with self.process:  # which is waited for, and its pipe closed
                 pass
@@ -216,15 +228,15 @@ class _Child:
             )
         except OSError as error:
             raise ToolError(f"{argv[0]}: cannot be run: {error.strerror}") from None
-        if self.received is not None:  # the signal came before there was a child to kill
-            self._kill()
+        if self.received is not None or self.all_end:  # that came before there was a child to kill
+            self.kill()
         return self.process
 
     def _stop(self, number: int, _frame: FrameType | None) -> None:
         self.received = number
-        self._kill()
+        self.kill()
 
-    def _kill(self) -> None:
+    def kill(self) -> None:
         if self.process is not None and self.process.poll() is None:
             _kill_session(self.process)
 

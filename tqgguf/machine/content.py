@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+_PART = 1 << 23  # bytes read at a time: before each a busy interpreter is waited for
+
 
 def digest(parts: Iterable[bytes | NDArray[Any]]) -> str:
     """A hash of 64 bits, in hexadecimal, of bytes and of arrays in their own order."""
@@ -48,9 +50,15 @@ class _Content:
     def digest(self) -> bytes:
         with self._lock:
             if not self._digest:
-                with self._path.open("rb") as file:
-                    self._digest = hashlib.file_digest(file, "sha256").digest()
+                self._digest = self._hashed()
         return self._digest
+
+    def _hashed(self) -> bytes:
+        state, part = hashlib.sha256(), bytearray(_PART)
+        with self._path.open("rb", buffering=0) as file:
+            while count := file.readinto(part):
+                state.update(memoryview(part)[:count])
+        return state.digest()
 
 
 def _content(path: Path) -> _Content:
