@@ -181,6 +181,14 @@ def test_a_desk_is_written_over_in_place_and_gone_in_the_end(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_files_that_somebody_has_removed_are_one_line(tmp_path):
+    with open_desk(tmp_path) as desk:
+        desk.put("x", np.zeros(3))
+        (desk.folder / "x").unlink()
+        with pytest.raises(OutputError, match="somebody has removed files that a calibration"):
+            desk.get("x")
+
+
 def test_nobody_puts_anything_on_a_desk_that_is_gone(tmp_path):
     gone = Event()
 

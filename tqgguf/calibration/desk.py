@@ -161,7 +161,10 @@ class Desk:
 
     def _mapped(self, name: str, access: int) -> NDArray[Any]:
         flags = os.O_RDONLY if access == mmap.ACCESS_READ else os.O_RDWR
-        file = os.open(self.folder / name, flags | _BINARY)
+        try:
+            file = os.open(self.folder / name, flags | _BINARY)
+        except FileNotFoundError as error:
+            raise _removed(self.folder) from error
         try:
             memory = mmap.mmap(file, 0, access=access)
         finally:
@@ -197,6 +200,13 @@ def _write(file: int, data: bytes | memoryview) -> None:
     view = memoryview(data)
     while view:
         view = view[os.write(file, view) :]
+
+
+def _removed(folder: Path) -> OutputError:
+    return OutputError(
+        f"{folder}: somebody has removed files that a calibration works with; the same command "
+        "goes on with the matrices that are kept"
+    )
 
 
 def _no_room(path: Path, error: OSError) -> OutputError:
