@@ -15,7 +15,7 @@ from pathlib import Path
 from pkgutil import iter_modules
 from typing import Any
 
-from tqgguf.machine.signals import exit_status, stop_as_after_ctrl_c
+from tqgguf.machine.signals import exit_status, postponed, stop_as_after_ctrl_c
 
 # By a word of the options: the module that holds the work of processes, and from how many bytes of
 # a model on they are worth it (pipeline/workers.py, calibration/resources.py).
@@ -112,7 +112,7 @@ def main() -> None:
 def _run() -> None:
     try:
         _expect_processes(sys.argv[1:])
-        with _nothing_thrown_away():
+        with postponed(), _nothing_thrown_away():
             _expect_text(sys.argv[1:])
             app = _with_commands("".join(sys.argv[1:2]))
     except KeyboardInterrupt:  # loading takes a while on a busy machine

@@ -25,20 +25,32 @@ def exit_status() -> int:
 
 
 @contextmanager
-def held_back() -> Iterator[None]:
-    """Wait with all of them for a moment; processes that are started inside never see them."""
+def postponed() -> Iterator[None]:
+    """Let all of them come when the block ends; threads that begin inside never see them.
+
+    One that came amid imports could be lost (Python drops what a weak reference's callback raises)
+    or come out as another error.
+    """
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
-    from multiprocessing import resource_tracker  # not everywhere
-
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
     try:
-        resource_tracker.ensure_running()  # which lets some of them through again
-        signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def held_back() -> Iterator[None]:
+    """Wait with all of them for a moment; processes that are started inside never see them."""
+    with postponed():
+        if hasattr(signal, "pthread_sigmask"):
+            from multiprocessing import resource_tracker  # not everywhere
+
+            resource_tracker.ensure_running()  # which lets some of them through again
+            signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+        yield
 
 
 def _interrupt(number: int, _frame: FrameType | None) -> None:
