@@ -196,11 +196,9 @@ def decide(
 
 
 def _work(options: Options) -> str:
-    """The module whose work processes begin with."""
+    """The module whose work processes begin with; that of calibration is slow to import."""
     calibrates = effort_of(options) == "best"
-    return (
-        "tqgguf.calibration.work" if calibrates else workers.__name__
-    )  # the one is slow to import
+    return "tqgguf.calibration.work" if calibrates else workers.__name__
 
 
 def _will_start_processes(model: Model, options: Options, machine: Machine) -> bool:
