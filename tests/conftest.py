@@ -1,6 +1,7 @@
 import os
 import re
 import shutil
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,12 +13,15 @@ from tests.tiny_models import write_shallow
 from tqgguf.errors import ToolError
 from tqgguf.llamacpp import find
 from tqgguf.machine.cache import user_cache
-from tqgguf.machine.threads import default_threads, single_threaded_blas
+from tqgguf.machine.threads import default_threads
 
 DATA = Path(__file__).parent / "data"
 # Processes that tests start, and the next session, do not compile every module again.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
+# What a shell starts in the background ignores Ctrl-C, which some tests press.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -30,7 +34,7 @@ def shared_processors() -> Iterator[None]:
     if "PYTEST_XDIST_WORKER" not in os.environ:
         yield
         return
-    with single_threaded_blas():
+    with threadpoolctl.threadpool_limits(1):
         yield
 
 

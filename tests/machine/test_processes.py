@@ -172,3 +172,18 @@ def test_a_worker_that_dies_is_one_line(shallow, tmp_path, whole):
     assert said.count("\n") == 1
     assert not path.exists()
     assert resumed(shallow, path) == whole
+
+
+def test_a_long_name_of_the_folder_for_temporary_files_does_no_harm(tmp_path):
+    """The socket of what processes are forked from has a name of 107 bytes at most."""
+    folder = tmp_path / ("x" * 100)
+    folder.mkdir()
+    script = (
+        "from tqgguf.machine.processes import processes\n"
+        "with processes(1, preload='tqgguf.machine.workers') as workers:\n"
+        "    print(workers.submit(int).result())\n"
+    )
+    env = os.environ | {"TMPDIR": str(folder)}
+    command = [sys.executable, "-c", script]
+    ended = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    assert (ended.stdout, ended.stderr) == ("0\n", "")

@@ -12,6 +12,8 @@ from threading import Thread
 from tqgguf.machine.signals import STOPPING, held_back
 from tqgguf.machine.workers import Workers
 
+_methods = multiprocessing.get_all_start_methods()  # to start processes, that work here
+
 
 @contextmanager
 def processes(count: int, *, preload: str) -> Iterator[Workers]:
@@ -35,8 +37,11 @@ def expect_processes(*, preload: str) -> None:
     if _context(preload).get_start_method() == "forkserver":
         from multiprocessing import forkserver  # not everywhere
 
-        with _in_environment(OPENBLAS_NUM_THREADS="1"), held_back():
-            forkserver.ensure_running()
+        try:
+            with _in_environment(OPENBLAS_NUM_THREADS="1"), held_back():
+                forkserver.ensure_running()
+        except OSError:  # the name of a folder for temporary files is too long for its socket
+            _methods.remove("forkserver")
 
 
 @contextmanager
@@ -55,8 +60,8 @@ def _in_environment(**variables: str) -> Iterator[None]:
 
 
 def _context(preload: str) -> BaseContext:
-    fork_server = "forkserver" in multiprocessing.get_all_start_methods()
-    context = multiprocessing.get_context("forkserver" if fork_server else "spawn")
+    method = "forkserver" if "forkserver" in _methods else "spawn"
+    context = multiprocessing.get_context(method)
     context.set_forkserver_preload(["__main__", preload])
     return context
 
