@@ -93,9 +93,11 @@ def find_inputs(
 
     measure: may weights be read? Without it the note says what would be measured. meanwhile: called
     while another program makes tokens of a text to round on, if one has to. Where it cannot
-    measure, good goes on as fast and says so. Raises PlanError for options that
-    contradict each other, and for best whatever reading the text raises, or UnsupportedModelError
-    where the architecture has no forward pass; DeviceError where there is no such device.
+    measure, good goes on as fast and says so.
+
+    Raises PlanError for options that contradict each other, and for best whatever reading the text
+    raises, or UnsupportedModelError where the architecture has no forward pass; DeviceError where
+    there is no such device.
     """
     effort = effort_of(options)
     device = _device(machine, effort)
@@ -111,6 +113,11 @@ def find_inputs(
         return Inputs(effort)
     if not _rounds(options):
         return Inputs(effort, notes=("none is used: nothing is rounded",))
+    return _by_short_pass(model, machine, device)
+
+
+def _by_short_pass(model: Model, machine: Machine, device: Device) -> Inputs:
+    """What some of the built-in text says of the inputs, or why it does not."""
     try:
         require_sound(model)
         text = _read_text(model, None)
@@ -123,7 +130,7 @@ def find_inputs(
         return _without_text(error)
     n_tokens = short_sequences(model, text).size
     note = f"inputs measured on {n_tokens:,} tokens of {text.name}, made by {text.tokenizer}"
-    return Inputs(effort, text, imatrix=imatrix, notes=(note, *notes))
+    return Inputs("good", text, imatrix=imatrix, notes=(note, *notes))
 
 
 def _device(machine: Machine, effort: str) -> Device:
