@@ -16,7 +16,7 @@ KEPT = 6 << 20  # bytes: the system maps up to 2 MiB around a page that is read
 READS = {
     "rows": lambda tensor, a, b: tensor.rows(a, b),
     "strips": lambda tensor, a, b: tensor.read_tile((a, b), (0, 256)),
-    "runs": lambda tensor, a, b: tensor.read_runs([(a, (a + b) // 2), (b - 1, b)], (0, 256)),
+    "runs": lambda tensor, a, b: tensor.read_runs([(a, (a + b) // 2), ((a + b) // 2, b)], (0, 256)),
     "stored": lambda tensor, a, b: tensor.stored(a, b),
 }
 
