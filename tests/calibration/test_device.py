@@ -3,10 +3,10 @@
 import gc
 from dataclasses import replace
 
-import array_api_strict as xp
 import numpy as np
 import pytest
 
+from tests.card import CARD, CardArray
 from tests.network.graphs import write_graph
 from tqgguf.calibration import cached
 from tqgguf.calibration.calibrate import calibrate
@@ -18,7 +18,7 @@ from tqgguf.calibration.tokens import Text
 from tqgguf.errors import DeviceError, PlanError
 from tqgguf.formats import dequantize
 from tqgguf.machine import devices
-from tqgguf.machine.devices import Device, find_device
+from tqgguf.machine.devices import find_device
 from tqgguf.machine.machine import Machine
 from tqgguf.models import open_model
 from tqgguf.planning import inputs
@@ -26,7 +26,6 @@ from tqgguf.planning.inputs import find_inputs
 from tqgguf.planning.plan import Options
 from tqgguf.rotation.rotation import NO_ROTATION
 
-STRICT = Device("cuda", "a strict card", xp.asarray, exhausted=(MemoryError,))
 TOKENS = np.random.default_rng(5).integers(3, 2048, (4, 64)).astype(np.int32)
 ONCE = Feedback(sweeps=1)
 
@@ -42,19 +41,19 @@ def types_of(model, *parts):
 
 def test_a_device_rounds_as_the_cpu_does(model):
     types = types_of(model, "blk.0.attn_q", "blk.0.ffn_down", "blk.1.attn_output")
-    ours = dict(calibrate(model, types, TOKENS, ONCE, device=STRICT, sizes=SMALLER[-1]))
+    ours = dict(calibrate(model, types, TOKENS, ONCE, device=CARD, sizes=SMALLER[-1]))
     for name, theirs in calibrate(model, types, TOKENS, ONCE):
         ours_values, values = (dequantize(d, "Q4_0", 64 * 2) for d in (ours[name], theirs))
         assert np.mean(ours_values == values) > 0.9, name  # a tie may fall either way
 
 
 def test_energies_and_sensitivities_are_those_of_the_cpu(model):
-    ours, theirs = (input_energies(model, TOKENS, device=d) for d in (STRICT, devices.CPU))
+    ours, theirs = (input_energies(model, TOKENS, device=d) for d in (CARD, devices.CPU))
     for name, sums in theirs.sums.items():
         np.testing.assert_allclose(ours.sums[name], sums, rtol=1e-3)
     names = ["blk.0.attn_q.weight", "token_embd.weight", "output.weight"]
     ours, theirs = (
-        measure_sensitivity(model, names, TOKENS, device=d) for d in (STRICT, devices.CPU)
+        measure_sensitivity(model, names, TOKENS, device=d) for d in (CARD, devices.CPU)
     )
     assert ours == pytest.approx(theirs, rel=2e-2)
 
@@ -68,7 +67,7 @@ def test_a_device_without_memory_leaves_the_rest_to_the_cpu(model, monkeypatch, 
         rows.append(len(arrays))
         raise MemoryError
 
-    small = replace(STRICT, run=fails)
+    small = replace(CARD, run=fails)
     monkeypatch.setattr(cached, "find_device", lambda _: small)
     types = types_of(model, "blk.0.attn_q")
     made = cached.calibrate_model(model, NO_ROTATION, types, TOKENS, settings=ONCE)
@@ -88,7 +87,7 @@ def test_a_device_goes_on_in_smaller_pieces(model, monkeypatch, tmp_path):
             raise error
         work(*arrays)
 
-    monkeypatch.setattr(cached, "find_device", lambda _: replace(STRICT, run=fails_once))
+    monkeypatch.setattr(cached, "find_device", lambda _: replace(CARD, run=fails_once))
     types = types_of(model, "blk.0.attn_q")
     made = cached.calibrate_model(model, NO_ROTATION, types, TOKENS, settings=ONCE)
     assert made.notes == (
@@ -106,7 +105,7 @@ def test_smaller_pieces_take_less_of_the_device(tmp_path):
 
     def held(sizes):
         gc.freeze()  # what is there already is looked at no more: it takes as long as all the rest
-        found = calibrate(model, types, tokens, ONCE, device=STRICT, sizes=sizes)
+        found = calibrate(model, types, tokens, ONCE, device=CARD, sizes=sizes)
         most = max(alive() for _ in found)
         gc.unfreeze()
         return most
@@ -117,7 +116,7 @@ def test_smaller_pieces_take_less_of_the_device(tmp_path):
 def alive():
     """The bytes of all arrays on the device."""
     gc.collect()
-    arrays = (each for each in gc.get_objects() if isinstance(each, type(xp.asarray(0))))
+    arrays = (each for each in gc.get_objects() if isinstance(each, CardArray))
     return sum(np.asarray(each).nbytes for each in arrays)
 
 
@@ -181,7 +180,7 @@ def test_the_default_is_the_cpu():
 
 
 def test_a_device_that_would_make_no_difference_is_refused(model, monkeypatch):
-    monkeypatch.setattr(inputs, "find_device", lambda _: STRICT)
+    monkeypatch.setattr(inputs, "find_device", lambda _: CARD)
     with pytest.raises(PlanError, match="--effort fast computes nothing there"):
         find_inputs(model, Options(effort="fast"), Machine(device="cuda"))
     with pytest.raises(PlanError, match="one process drives the card; leave out --cluster"):
@@ -190,7 +189,7 @@ def test_a_device_that_would_make_no_difference_is_refused(model, monkeypatch):
 
 def test_the_card_is_named_beside_the_text(model, monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(inputs, "find_device", lambda _: STRICT)
+    monkeypatch.setattr(inputs, "find_device", lambda _: CARD)
     text = Text("a text", "nobody", np.empty(0, np.int32), TOKENS.reshape(-1))
     monkeypatch.setattr(inputs, "read_text", lambda *_, **_options: text)
     found = find_inputs(model, Options(), Machine(device="cuda"))

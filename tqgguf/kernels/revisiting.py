@@ -103,7 +103,7 @@ def visits(h: F32, added: float) -> tuple[tuple[int, ...], F32]:
         spans = _spans(own)
         index = moved(_order(own.shape[0], spans), own)
         turned = xp.take(xp.take(own, index, axis=0), index, axis=1)
-        turned /= xp.linalg.diagonal(turned)[:, None]
+        turned /= xp.take(xp.linalg.diagonal(own), index, axis=0)[:, None]  # no view of turned
         visited[here, : own.shape[0]] = alone(turned, spans)
         counts.append(spans)
     return tuple(counts), visited
