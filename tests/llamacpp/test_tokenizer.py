@@ -1,5 +1,6 @@
 """Tokens of llama-tokenize and of the wheel are the same, and nobody is silent about which."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from tests.network.small_models import RECIPES, write_model
 from tqgguf.errors import FileFormatError, ToolError
 from tqgguf.llamacpp import programs
 from tqgguf.llamacpp.tokenizer import by_wheel, tokenize, write_vocabulary
+from tqgguf.machine.folders import own_folder
 from tqgguf.models import open_model
 from tqgguf.models.metadata import encode
 
@@ -110,3 +112,22 @@ def test_a_run_that_ends_early_leaves_no_program_and_no_file(
     assert not note.exists() or not alive(int(note.read_text()))
     assert not list(scratch.iterdir())
     assert not (tmp_path / "out.gguf").exists()
+
+
+def test_what_a_killed_run_left_is_removed_by_the_next(novels, manifold, tmp_path):
+    """Where programs for tokenizing work; the folder of a run that is still at work stays."""
+    died = (
+        "import os, sys, pathlib; from tqgguf.models import open_model; "
+        "from tqgguf.llamacpp.tokenizer import tokenize\n"
+        "tokenize(open_model(pathlib.Path(sys.argv[1])).metadata, pathlib.Path(sys.argv[2]), "
+        "meanwhile=lambda: os.kill(os.getpid(), 9))"
+    )
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    env = os.environ | {"TMPDIR": str(scratch)}
+    killed = subprocess.run([sys.executable, "-c", died, novels, manifold], env=env, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert len([*scratch.iterdir()]) == 1
+    with own_folder(scratch) as mine, own_folder(scratch) as another:
+        assert {*scratch.iterdir()} == {mine, another}
+    assert not list(scratch.iterdir())

@@ -12,7 +12,6 @@ made in the order of the tokens: the bytes do not depend on the number of worker
 """
 
 import math
-import tempfile
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -27,7 +26,7 @@ import numpy as np
 from tqgguf.calibration import work
 from tqgguf.calibration.ahead import Ahead, OnExperts
 from tqgguf.calibration.bench import CONTEXT, AnyDesk, Bench, Step, put_weights
-from tqgguf.calibration.desk import SIZES, Desk, Sizes, open_desk
+from tqgguf.calibration.desk import SIZES, Sizes, open_desk
 from tqgguf.calibration.device_desk import DeviceDesk
 from tqgguf.calibration.kept import Kept
 from tqgguf.calibration.layers import Layers
@@ -106,17 +105,9 @@ def _at_files(crew: Crew | None, root: Path | None, sizes: Sizes) -> Iterator[tu
     """A crew (None: a thread per processor) and a desk that all of it sees."""
     with ExitStack() as stack:
         crew = crew or stack.enter_context(crews.threads(default_threads()))
-        desk = stack.enter_context(_desk(root, sizes))
+        desk = stack.enter_context(open_desk(root, sizes))
         crew.check_sight(desk.folder)
         yield crew, desk
-
-
-@contextmanager
-def _desk(root: Path | None, sizes: Sizes) -> Iterator[Desk]:
-    with ExitStack() as stack:
-        if root is None:
-            root = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tqgguf-")))
-        yield stack.enter_context(open_desk(root, sizes))
 
 
 class _Conductor:

@@ -8,14 +8,12 @@ import math
 import mmap
 import os
 import pickle
-import platform
 import struct
-import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from shutil import rmtree
+from tempfile import gettempdir
 from typing import Any
 
 import numpy as np
@@ -23,14 +21,10 @@ from numpy.typing import DTypeLike, NDArray
 
 from tqgguf.errors import OutputError
 from tqgguf.machine.devices import CPU, Device
-from tqgguf.machine.locks import lock
-from tqgguf.machine.threads import run_all
+from tqgguf.machine.folders import own_folder
 
 _HEADER = struct.Struct("<8s7q")  # type, number of axes, axes; 64 bytes, or vectors are not aligned
 _MOST_AXES = 6
-_OWNER = "owner"  # the file that is locked as long as a desk is somebody's
-_GONE = "-gone"  # at the end of the name of one that is being removed
-_REMOVING = 4  # files at once: the system takes a quarter of a millisecond for each
 
 
 @dataclass(frozen=True)
@@ -217,54 +211,16 @@ def _no_room(path: Path, error: OSError) -> OutputError:
 
 
 @contextmanager
-def open_desk(root: Path, sizes: Sizes = SIZES) -> Iterator[Desk]:
-    """A desk of its own below `root`; those that a process of this host has left are removed.
+def open_desk(root: Path | None, sizes: Sizes = SIZES) -> Iterator[Desk]:
+    """A desk of its own below `root` (None: the folder for temporary files); see `own_folder`.
 
     Raises OutputError where there can be none.
     """
     with ExitStack() as stack:
         try:
-            root.mkdir(parents=True, exist_ok=True)
-            _tidy(root)
-            folder = Path(tempfile.mkdtemp(prefix=f"{platform.node()}.", dir=root))
-            stack.callback(_remove, folder)
-            _own(folder, stack)
+            if root is not None:
+                root.mkdir(parents=True, exist_ok=True)
+            folder = stack.enter_context(own_folder(root))
         except OSError as error:
-            raise _no_room(root, error) from error
+            raise _no_room(root or Path(gettempdir()), error) from error
         yield Desk(folder, sizes=sizes)
-
-
-def _own(folder: Path, stack: ExitStack) -> None:
-    """Lock a desk as long as this process has it open, which whoever tidies up respects."""
-    owner = stack.enter_context((folder / _OWNER).open("wb", buffering=0))
-    lock(owner, wait=True)
-    owner.write(b"%d\n" % os.getpid())  # from now on it is somebody's
-
-
-def _remove(folder: Path) -> None:
-    """Remove a desk under another name: after Ctrl-C some still work, and would put more there."""
-    with suppress(OSError):  # Windows: where a file is open
-        folder = folder.rename(folder.with_name(f"{folder.name}{_GONE}"))
-    run_all(_unlink, list(folder.glob("*")), threads=_REMOVING)
-    rmtree(folder, ignore_errors=True)
-
-
-def _unlink(path: Path) -> None:
-    with suppress(OSError):  # what is left is removed by the next run
-        path.unlink()
-
-
-def _tidy(root: Path) -> None:
-    """Remove what is left of this host; not every file system tells of another one's locks."""
-    for folder in root.iterdir():
-        if folder.name.rpartition(".")[0] == platform.node() and _is_left(folder):
-            rmtree(folder, ignore_errors=True)
-
-
-def _is_left(folder: Path) -> bool:
-    """Whether a desk was somebody's, and is nobody's any more."""
-    if folder.name.endswith(_GONE):
-        return True
-    with suppress(OSError), (folder / _OWNER).open("r+b") as owner:
-        return lock(owner) and owner.read() != b""
-    return False

@@ -9,7 +9,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib.resources import as_file, files
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from threading import Thread
 
 import numpy as np
@@ -21,6 +20,7 @@ from tqgguf.kernels.dtypes import I32
 from tqgguf.llamacpp.tokenizer import tokenize
 from tqgguf.machine.cache import user_cache
 from tqgguf.machine.content import digest, expect_content
+from tqgguf.machine.folders import own_folder
 from tqgguf.models import Model, model_files, open_model
 from tqgguf.network.forward import Tokens
 from tqgguf.network.graph import read_graph
@@ -108,8 +108,8 @@ def _read(model: Model, path: Path, name: str | None, meanwhile: Callable[[], ob
 
 def read_own_text(model: Model, *, tokens: int | None, threads: int | None) -> Text:
     """Tokenize a text that the model itself writes; see `own_text` and `read_text`."""
-    with TemporaryDirectory(prefix="tqgguf-") as folder:
-        path = Path(folder) / "text.txt"
+    with own_folder() as folder:
+        path = folder / "text.txt"
         path.write_bytes(own_text(model, tokens=tokens, threads=threads))
         return read_text(model, path, name=OWN)
 

@@ -9,11 +9,11 @@ import json
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from tqgguf.errors import FileFormatError, ToolError
 from tqgguf.llamacpp import programs
 from tqgguf.llamacpp.tools import find, run_module
+from tqgguf.machine.folders import own_folder
 from tqgguf.models.metadata import Value, encode
 from tqgguf.output.layout import TensorInfo, lay_out
 
@@ -48,8 +48,8 @@ def tokenize(
     FileFormatError where there is none, ToolError where neither program is installed or llama.cpp
     refuses the vocabulary.
     """
-    with TemporaryDirectory(prefix="tqgguf-") as folder:
-        vocabulary = Path(folder) / "vocabulary.gguf"
+    with own_folder() as folder:
+        vocabulary = folder / "vocabulary.gguf"
         write_vocabulary(vocabulary, metadata)
         try:
             find("llama-tokenize")

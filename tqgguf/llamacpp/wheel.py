@@ -8,13 +8,14 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import NoReturn
 from urllib.request import ProxyHandler, Request, build_opener
 
 from xllamacpp import CommonParams, Server
 
 
-def main(vocabulary: str, text: str, ids: str) -> None:
-    """Have the text tokenized, no control tokens read in it, and write the ids."""
+def main(vocabulary: str, text: str, ids: str) -> NoReturn:
+    """Have the text tokenized, no control tokens read in it, write the ids and end this process."""
     params = CommonParams()
     params.model.path = vocabulary
     params.n_ctx = 32
@@ -34,7 +35,7 @@ def main(vocabulary: str, text: str, ids: str) -> None:
     )
     with build_opener(ProxyHandler({})).open(request) as answer:  # no proxy on the way to ourselves
         Path(ids).write_text(json.dumps(json.load(answer)["tokens"]))
-    os._exit(0)  # a server that is let go of was seen to wait for its threads for ever
+    os._exit(0)  # the server is never let go of: it was seen to wait for its threads for ever
 
 
 if __name__ == "__main__":

@@ -8,10 +8,10 @@ import json
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from tqgguf.errors import ToolError
 from tqgguf.llamacpp.tools import find, run, run_module
+from tqgguf.machine.folders import own_folder
 
 
 def write_passages(
@@ -44,8 +44,8 @@ def _by_program(model: Path, start: str, tokens: int, seed: int, threads: int | 
 
 
 def _by_wheel(model: Path, starts: Sequence[str], tokens: int) -> list[str]:
-    with TemporaryDirectory(prefix="tqgguf-") as folder:
-        asked, answer = Path(folder) / "starts.json", Path(folder) / "passages.json"
+    with own_folder() as folder:
+        asked, answer = folder / "starts.json", folder / "passages.json"
         asked.write_text(json.dumps(list(starts)))
         run_module("tqgguf.llamacpp.wheel_writer", model, asked, answer, tokens)
         found: list[str] = json.loads(answer.read_text())

@@ -122,11 +122,12 @@ def single_threaded_blas() -> Iterator[None]:
     if functions is None:
         yield
         return
-    _limit.enter(*functions)
+    get, set_ = functions
+    _limit.enter(get, set_)
     try:
         yield
     finally:
-        _limit.leave(*functions)
+        _limit.leave(set_)
 
 
 class _Limit:
@@ -142,7 +143,7 @@ class _Limit:
             self._inside += 1
             set_(1)
 
-    def leave(self, _get: Callable[[], int], set_: Callable[[int], object]) -> None:
+    def leave(self, set_: Callable[[int], object]) -> None:
         with self._lock:
             self._inside -= 1
             if not self._inside:
