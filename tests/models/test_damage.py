@@ -10,8 +10,8 @@ from tqgguf.models import open_model
 from tqgguf.models.damage import damage, naming_damage
 
 
-def damaged(folder, name, value):
-    source = write_tiny(folder / "whole.gguf", "llama")
+def damaged(folder, name, value, architecture="llama"):
+    source = write_tiny(folder / "whole.gguf", architecture)
     tensors = {n: t.read() for n, t in open_model(source).tensors.items()}
     tensors[name] = tensors[name].copy()
     tensors[name].flat[3] = value
@@ -50,6 +50,14 @@ def test_what_only_measures_names_it_too(tmp_path, name):
     fails("compare", whole, path, says=f"{path}: {says}")
     fails("compare", path, whole, says=f"{path}: {says}")
     fails("plan", path, "-t", "q8_0", "--rotate", "auto", says=says)
+
+
+def test_a_short_pass_that_computes_nan_names_it(tmp_path):
+    """No matrix and no fold would come upon a bias."""
+    path = damaged(tmp_path, "blk.1.attn_q.bias", np.nan, "qwen2")
+    says = "blk.1.attn_q.bias: 1 NaN and 0 infinite weights of"
+    fails("report", "mse", path, "--types", "q8_0", says=says)
+    fails("plan", path, "-t", "q8_0", "--rotate", "none", says=says)
 
 
 def test_what_has_another_reason_keeps_it(tmp_path):

@@ -23,11 +23,16 @@ def naming_damage(model: Model, *, with_path: bool = False) -> Iterator[None]:
     try:
         yield
     except (WeightError, MismatchError, PlanError, np.linalg.LinAlgError) as error:
-        for tensor in model.tensors.values():
-            found = damage(tensor)
-            if found:
-                raise WeightError(f"{where}{tensor.name}: {found}") from error
+        found = find_damage(model)
+        if found:
+            raise WeightError(f"{where}{found}") from error
         raise
+
+
+def find_damage(model: Model) -> str:
+    """The first tensor that holds NaN or Inf, and how many; "" if none does. Reads all weights."""
+    found = ((tensor.name, damage(tensor)) for tensor in model.tensors.values())
+    return next((f"{name}: {what}" for name, what in found if what), "")
 
 
 def damage(tensor: Tensor) -> str:

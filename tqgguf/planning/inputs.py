@@ -22,12 +22,13 @@ from tqgguf.calibration.tokens import (
     sequences,
     short_sequences,
 )
-from tqgguf.errors import PlanError, TqggufError, UnsupportedModelError
+from tqgguf.errors import PlanError, TqggufError, UnsupportedModelError, WeightError
 from tqgguf.formats import is_float
 from tqgguf.machine.content import expect_content
 from tqgguf.machine.devices import CPU, Device, find_device, on_device
 from tqgguf.machine.machine import Machine
 from tqgguf.models import Model, model_files
+from tqgguf.models.damage import find_damage
 from tqgguf.network.forward import Tokens, require_sound
 from tqgguf.planning.plan import Options
 from tqgguf.planning.recipes import recipe
@@ -95,8 +96,8 @@ def find_inputs(
     while another program makes tokens of a text to round on, if one has to. Where it cannot
     measure, good goes on as fast and says so.
 
-    Raises PlanError for options that contradict each other, and for best whatever reading the text
-    raises, or UnsupportedModelError where the architecture has no forward pass; DeviceError where
+    Raises PlanError for options that contradict each other, WeightError naming a tensor whose NaN
+    or Inf the short pass came upon, and for best whatever reading the text raises, or UnsupportedModelError where the architecture has no forward pass; DeviceError where
     there is no such device.
     """
     effort = effort_of(options)
@@ -126,6 +127,10 @@ def _by_short_pass(model: Model, machine: Machine, device: Device) -> Inputs:
     threads = threads_of_passes(model, machine, SHORT_CONTEXT)
     try:
         imatrix, notes = _measured(model, text, threads, device)
+    except WeightError as error:
+        if found := find_damage(model):
+            raise WeightError(found) from error
+        return _without_text(error)
     except TqggufError as error:
         return _without_text(error)
     n_tokens = short_sequences(model, text).size
