@@ -97,8 +97,9 @@ def find_inputs(
     measure, good goes on as fast and says so.
 
     Raises PlanError for options that contradict each other, WeightError naming a tensor whose NaN
-    or Inf the short pass came upon, and for best whatever reading the text raises, or UnsupportedModelError where the architecture has no forward pass; DeviceError where
-    there is no such device.
+    or Inf the short pass came upon, and for best whatever reading the text raises, or
+    UnsupportedModelError where the architecture has no forward pass; DeviceError where there is no
+    such device.
     """
     effort = effort_of(options)
     device = _device(machine, effort)
