@@ -60,6 +60,18 @@ def test_a_short_pass_that_computes_nan_names_it(tmp_path):
     fails("plan", path, "-t", "q8_0", "--rotate", "none", says=says)
 
 
+@pytest.mark.tools
+def test_eval_names_it_where_llama_perplexity_cannot(tmp_path):
+    path = damaged(tmp_path, "blk.1.attn_q.bias", np.nan, "qwen2")
+    text = tmp_path / "text.txt"
+    text.write_text("one two three " * 32)
+    rest = ("--text", text, "--ctx", 16, "--chunks", 1, "--threads", 1, "-q")
+    says = f"{path}: blk.1.attn_q.bias: 1 NaN and 0 infinite weights of"
+    whole = tmp_path / "whole.gguf"
+    fails("eval", path, whole, *rest, says=says)
+    fails("eval", whole, path, *rest, says=says)
+
+
 def test_what_has_another_reason_keeps_it(tmp_path):
     model = open_model(write_tiny(tmp_path / "whole.gguf", "llama"))
     with pytest.raises(PlanError, match="another reason"), naming_damage(model):

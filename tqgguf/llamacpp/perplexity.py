@@ -42,6 +42,10 @@ class NoResultError(ToolError):
         self.explained = bool(cause(output))
 
 
+class NotFiniteError(ToolError):
+    """The program's result is NaN or Inf."""
+
+
 @dataclass(frozen=True)
 class Settings:
     """How a text is cut: `context` tokens a chunk, at most `chunks` of them (None: all)."""
@@ -137,5 +141,5 @@ def _number(pattern: str, output: ToolOutput) -> float:
         raise NoResultError(output)
     value = float(found[1])
     if not math.isfinite(value):
-        raise ToolError("llama-perplexity: the model computes NaN; its file is damaged")
+        raise NotFiniteError("llama-perplexity: the model computes NaN; its file is damaged")
     return value

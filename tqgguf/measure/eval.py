@@ -15,11 +15,12 @@ from pathlib import Path
 
 from tqgguf import llamacpp
 from tqgguf.errors import FileFormatError, ToolError
-from tqgguf.llamacpp import Divergence, NoResultError, Settings, Speed
+from tqgguf.llamacpp import Divergence, NoResultError, NotFiniteError, Settings, Speed
 from tqgguf.llamacpp.logits import distance
 from tqgguf.machine.cache import prune, user_cache
 from tqgguf.machine.content import content_key
 from tqgguf.models import Model, open_model
+from tqgguf.models.damage import find_damage
 from tqgguf.models.gguf import disk_bytes, shard_files
 from tqgguf.output.whole import whole_file
 
@@ -105,9 +106,12 @@ def prepare_original(path: Path, text: Path, settings: Settings) -> Original:
 
 @contextmanager
 def _naming(path: Path) -> Iterator[None]:
-    """Of several files, the one that a program failed on."""
+    """Of several files, the one that a program failed on; and the tensor, where it holds NaN."""
     try:
         yield
+    except (NoResultError, NotFiniteError) as error:
+        error.args = (f"{path}: {find_damage(open_model(path)) or error}",)
+        raise
     except ToolError as error:
         error.args = (f"{path}: {error}",)
         raise
