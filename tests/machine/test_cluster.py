@@ -133,6 +133,17 @@ def test_no_scheduler_is_said_in_time(tmp_path, nobody):
     assert [p.name for p in tmp_path.iterdir()] == ["m.gguf"]
 
 
+def test_a_scheduler_that_hangs_is_said_in_time(tmp_path):
+    """The system takes connections for it. One that hangs later is waited for (docs/LOG.md)."""
+    source = write_tiny(tmp_path / "m.gguf", "llama")
+    with socket.create_server(("127.0.0.1", 0)) as hangs:
+        address = f"tcp://127.0.0.1:{hangs.getsockname()[1]}"
+        says = pytest.raises(ToolError, match="it takes connections, and says nothing for 100ms")
+        with says, dask.config.set({"distributed.comm.timeouts.connect": "100ms"}):
+            list(job(source, tmp_path / "q.gguf", machine=Machine(cluster=address)))
+    assert [p.name for p in tmp_path.iterdir()] == ["m.gguf"]
+
+
 def test_calibrated_rows_are_copied_without_the_cluster(tmp_path, nobody):
     source, name = write_tiny(tmp_path / "m.gguf", "llama"), "blk.0.attn_q.weight"
     model = open_model(source)

@@ -104,12 +104,34 @@ def _client(distributed: Any, address: str, patience: str, stack: ExitStack) -> 
         if local is not None:
             target: Any = stack.enter_context(_local(distributed, int(local[1])))
         else:
+            _require_answer(distributed, address, patience)
             target = address
         client = stack.enter_context(distributed.Client(target, timeout=patience))
         client.wait_for_workers(1, timeout=patience)
     except (OSError, TimeoutError, ValueError, RuntimeError) as error:
         raise ToolError(f"--cluster {address}: no scheduler with workers: {error}") from None
     return client
+
+
+def _require_answer(distributed: Any, address: str, patience: str) -> None:
+    """Shake hands: dask waits for ever for a scheduler that takes a connection and says nothing.
+
+    Raises OSError.
+    """
+    import asyncio  # slow to load, and distributed has done so
+
+    from dask.utils import parse_timedelta
+
+    async def shake_hands() -> None:
+        options = distributed.Security().get_connection_args("client")
+        reached = distributed.comm.connect(address, **options)  # in as long as patience lasts
+        comm = await asyncio.wait_for(reached, 2 * parse_timedelta(patience))
+        await comm.close()
+
+    try:
+        distributed.utils.LoopRunner().run_sync(shake_hands)
+    except TimeoutError:
+        raise OSError(f"it takes connections, and says nothing for {patience}") from None
 
 
 def _local(distributed: Any, count: int) -> Any:
