@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help bench card front real calibration bench-calibration llama.cpp programs bench-kernels bench-quantize build demo tables picture test test-fast test-elsewhere test-oracle fuzz check lint types layers fmt clean
+.PHONY: help bench card families front real calibration bench-calibration llama.cpp programs bench-kernels bench-quantize build demo tables picture test test-fast test-elsewhere test-oracle fuzz check lint types layers fmt clean
 SHELL := /bin/bash
 
 VENV   ?= .venv

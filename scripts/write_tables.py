@@ -56,7 +56,7 @@ def _group(title: str, group: Iterable[Any]) -> Iterator[str]:
     yield from ("", f"| {title} | |", "|---|---|")
     for option in group:
         names = ", ".join(f"`{name}`" for name in (*option.opts, *option.secondary_opts))
-        value = "" if option.is_flag else f" {option.metavar or 'N'}".upper()
+        value = "" if option.is_flag else f" {option.metavar}".replace("|", r"\|")
         shown = f" Default: `{option.default}`." if _worth_showing(option) else ""
         yield f"| {names}{value} | {option.help}{shown} |"
 

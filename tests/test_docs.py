@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import typer
 
+from tests.cli.story import succeeds
 from tqgguf import Options, convert
 from tqgguf.cli import app
 from tqgguf.planning.recipes import RECIPES
@@ -88,6 +89,22 @@ def test_every_option_of_the_main_job_is_told_of():
 def test_every_page_is_linked_from_the_readme():
     for page in PAGES:
         assert f"](docs/{page})" in TEXTS["README.md"], page
+
+
+@pytest.mark.parametrize("page", TEXTS)
+def test_the_rows_of_a_table_have_as_many_cells_as_its_head(page):
+    for table in re.findall(r"(?:^\|.*\n?)+", TEXTS[page], re.MULTILINE):
+        rows = [len(re.findall(r"(?<!\\)\|", row)) for row in table.splitlines()]
+        assert set(rows) == {rows[0]}, table
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_is_whole_on_a_narrow_terminal(name, monkeypatch):
+    """Rich cuts off a word that is longer than its column."""
+    monkeypatch.setenv("COLUMNS", "80")
+    page = succeeds(*name.split(), "--help")
+    assert "Usage" in page
+    assert "…" not in page
 
 
 @pytest.mark.parametrize("page", TEXTS)

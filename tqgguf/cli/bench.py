@@ -30,8 +30,12 @@ def bench_command(
     models: Annotated[list[Path], typer.Argument(metavar="MODEL...", help="GGUF files.")],
     added: m.Added,
     rounds: m.Rounds = 5,
-    prompt: Annotated[int, typer.Option("--n-prompt", "-p", min=0, help="Prompt tokens.")] = 128,
-    generate: Annotated[int, typer.Option("--n-gen", "-n", min=0, help="Decoded tokens.")] = 64,
+    prompt: Annotated[
+        int, typer.Option("--n-prompt", "-p", min=0, metavar="N", help="Prompt tokens.")
+    ] = 128,
+    generate: Annotated[
+        int, typer.Option("--n-gen", "-n", min=0, metavar="N", help="Decoded tokens.")
+    ] = 64,
     threads: o.Threads = None,
     gpu_layers: m.GpuLayers = None,
     json: o.Json = False,

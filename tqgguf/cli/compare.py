@@ -24,7 +24,9 @@ _TOP = 20  # tensors shown per file
 def compare_command(
     original: Annotated[Path, typer.Argument(metavar="ORIGINAL", help="The unquantized model.")],
     quants: Annotated[list[Path], typer.Argument(metavar="QUANT...", help="Finished files.")],
-    top: Annotated[int, typer.Option(min=0, help="Tensors shown per file; 0 for all.")] = _TOP,
+    top: Annotated[
+        int, typer.Option(min=0, metavar="N", help="Tensors shown per file; 0 for all.")
+    ] = _TOP,
     threads: o.Threads = None,
     plot: m.Plot = None,
     force: o.Force = False,

@@ -21,8 +21,12 @@ from tqgguf.rotation.restored import restored
 @app.command("dequantize")
 def dequantize_command(
     quant: o.Quantized,
-    output: Annotated[Path, typer.Option("--output", "-o", help="The file to write.")],
-    type: Annotated[str, typer.Option("--type", "-t", help="f32, f16 or bf16.")] = "f16",
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="FILE", help="The file to write.")
+    ],
+    type: Annotated[
+        str, typer.Option("--type", "-t", metavar="TYPE", help="f32, f16 or bf16.")
+    ] = "f16",
     threads: o.Threads = None,
     force: o.Force = False,
     quiet: o.Quiet = False,

@@ -41,8 +41,11 @@ class Reading(m.Measuring):
 @o.spread
 def eval_command(
     *,
-    original: Annotated[Path, typer.Argument(help="The model before quantization, a .gguf file.")],
-    text: Annotated[Path, typer.Option(help="Held-out text to predict.")],
+    original: Annotated[
+        Path,
+        typer.Argument(metavar="ORIGINAL", help="The model before quantization, a .gguf file."),
+    ],
+    text: Annotated[Path, typer.Option(metavar="TEXT", help="Held-out text to predict.")],
     models: Annotated[
         list[Path] | None, typer.Argument(metavar="QUANT...", help="Quantized files.")
     ] = None,

@@ -25,10 +25,18 @@ _MOST_TOKENS = 2**31 - 1  # llama.cpp's -c is a 32-bit number
 
 @app.command()
 def inspect(
-    model: Annotated[Path, typer.Argument(help="A .gguf file, its first shard, or a folder.")],
+    model: Annotated[
+        Path, typer.Argument(metavar="MODEL", help="A .gguf file, its first shard, or a folder.")
+    ],
     context: Annotated[
         int | None,
-        typer.Option("--ctx", min=1, max=_MOST_TOKENS, help="Tokens to tell the memory for; 4096."),
+        typer.Option(
+            "--ctx",
+            min=1,
+            max=_MOST_TOKENS,
+            metavar="N",
+            help="Tokens of context that the memory is told for; 4096 if unset.",
+        ),
     ] = None,
     tensors: Annotated[bool, typer.Option("--tensors", help="List the tensors.")] = False,
     header: Annotated[bool, typer.Option("--header", help="List the metadata.")] = False,

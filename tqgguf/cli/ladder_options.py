@@ -24,7 +24,10 @@ class Wanted:
     """Which files, and how they are rounded."""
 
     types: Annotated[
-        str | None, typer.Option(metavar="TYPES", help=f"Recipes or types; {_TYPES} if unset.")
+        str | None,
+        typer.Option(
+            metavar="TYPES", help=f"Recipes or types; if unset {_TYPES.replace(',', ', ')}."
+        ),
     ] = None
     sizes: Annotated[
         str | None, typer.Option(metavar="SIZES", help="Files of at most so much: 2G,3G,4G.")

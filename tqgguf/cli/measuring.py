@@ -16,15 +16,24 @@ from tqgguf.measure import eval as evaluate
 ROUNDS = 3  # unless --rounds says otherwise
 
 ContextSize = Annotated[
-    int | None, typer.Option("--ctx", min=8, help="Tokens a chunk; 512 or the model's.")
+    int | None,
+    typer.Option("--ctx", min=8, metavar="N", help="Tokens a chunk; 512 or the model's if unset."),
 ]
-Chunks = Annotated[int | None, typer.Option(min=1, help="Read only so many chunks.")]
+Chunks = Annotated[int | None, typer.Option(min=1, metavar="N", help="Read only so many chunks.")]
 AlsoBench = Annotated[bool, typer.Option("--bench", help="Measure the speed too.")]
-Rounds = Annotated[int, typer.Option(min=1, help="Rounds of the benchmark; medians count.")]
-GpuLayers = Annotated[
-    int | None, typer.Option("--gpu-layers", min=0, help="Layers on the GPU; llama.cpp's choice.")
+Rounds = Annotated[
+    int, typer.Option(min=1, metavar="N", help="Rounds of the benchmark; medians count.")
 ]
-Plot = Annotated[Path | None, typer.Option(help="Also draw the result: a .png, .svg or .pdf file.")]
+GpuLayers = Annotated[
+    int | None,
+    typer.Option(
+        "--gpu-layers", min=0, metavar="N", help="Layers on the GPU; llama.cpp's choice if unset."
+    ),
+]
+Plot = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Also draw the result: a .png, .svg or .pdf file."),
+]
 
 
 @dataclass(frozen=True)

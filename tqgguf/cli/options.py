@@ -102,7 +102,7 @@ SaveImatrix = Annotated[
 ]
 Resume = Annotated[bool, _file("--resume", help="Go on with what an interrupted run left.")]
 Force = Annotated[bool, _file("--force", help="Overwrite the output.")]
-_threads = _machine(min=1, help="Worker threads; one per core if unset.")
+_threads = _machine(min=1, metavar="N", help="Worker threads; one per core if unset.")
 Threads = Annotated[int | None, _threads]
 _device = _machine(
     parser=str.lower, metavar="WHERE", help="Compute on cpu, cuda, or auto: cuda if there is one."
@@ -189,7 +189,10 @@ _SHOWN: dict[type, dict[str, Any]] = {
             help="Split the output into files of at most SIZE.",
         ),
         "max_tensors": _file(
-            "--split-max-tensors", min=1, help="Split the output into files of at most N tensors."
+            "--split-max-tensors",
+            min=1,
+            metavar="N",
+            help="Split the output into files of at most N tensors.",
         ),
     },
     Machine: {
@@ -197,7 +200,7 @@ _SHOWN: dict[type, dict[str, Any]] = {
         "max_memory": _machine(
             parser=byte_size,
             metavar="SIZE",
-            help="Memory to use, 4G say; a quarter of the machine's, <= 4G.",
+            help="Memory to use, 4G say; if unset a quarter of the machine's, 4 GiB at most.",
         ),
         "cluster": _machine(
             metavar="ADDRESS", help="Work on a dask cluster: tcp://HOST:PORT, or local:N."

@@ -41,7 +41,8 @@ class Study:
         typer.Option(help="GGUF types or recipes, separated by commas.", metavar="A,B,..."),
     ] = None
     sample_rows: Annotated[
-        int | None, typer.Option(min=1, help="Rows read of each matrix; enough for 1 % if unset.")
+        int | None,
+        typer.Option(min=1, metavar="N", help="Rows read of each matrix; enough for 1 % if unset."),
     ] = None
     block: o.Block = None
     seed: o.Seed = 0
@@ -83,7 +84,9 @@ def mse_command(
         Path | None, typer.Argument(metavar="[MODEL]", help="Without it: synthetic weights.")
     ] = None,
     study: Study,
-    top: Annotated[int, typer.Option(min=0, help="Matrices shown per type; 0 for all.")] = _TOP,
+    top: Annotated[
+        int, typer.Option(min=0, metavar="N", help="Matrices shown per type; 0 for all.")
+    ] = _TOP,
     plot: Annotated[
         Path | None, typer.Option(help="Also draw a picture: .png, .svg or .pdf.", metavar="FILE")
     ] = None,

@@ -14,18 +14,26 @@ from tqgguf.cli.tables import Printer, json_values, number, times
 from tqgguf.errors import PlanError
 from tqgguf.measure import kv, turboquant
 
-Bits = Annotated[str, typer.Option(help="Bits per coordinate, separated by commas.")]
-Dim = Annotated[int, typer.Option(min=2, help="Coordinates of a vector.")]
-RotationName = Annotated[str, typer.Option("--rotation", help="hadamard, or the paper's dense.")]
+Bits = Annotated[
+    str, typer.Option(metavar="A,B,...", help="Bits per coordinate, separated by commas.")
+]
+Dim = Annotated[int, typer.Option(min=2, metavar="N", help="Coordinates of a vector.")]
+RotationName = Annotated[
+    str, typer.Option("--rotation", metavar="KIND", help="hadamard, or the paper's dense.")
+]
 
 
 @reports.command("turboquant")
 def turboquant_command(
     bits: Bits = "1,2,3,4",
     dim: Dim = 256,
-    vectors_: Annotated[int, typer.Option("--vectors", min=2, help="Random unit vectors.")] = 20000,
+    vectors_: Annotated[
+        int, typer.Option("--vectors", min=2, metavar="N", help="Random unit vectors.")
+    ] = 20000,
     rotation: RotationName = "hadamard",
-    sketch: Annotated[str, typer.Option(help="gaussian or rademacher.")] = "gaussian",
+    sketch: Annotated[
+        str, typer.Option(metavar="KIND", help="gaussian or rademacher.")
+    ] = "gaussian",
     seed: o.Seed = 0,
     markdown: o.Markdown = False,
     json: o.Json = False,
@@ -55,8 +63,8 @@ def turboquant_command(
 def kv_command(
     bits: Bits = "2,3,4",
     dim: Dim = 128,
-    length: Annotated[int, typer.Option(min=2, help="Tokens in the cache.")] = 4096,
-    queries: Annotated[int, typer.Option(min=1, help="Random queries.")] = 64,
+    length: Annotated[int, typer.Option(min=2, metavar="N", help="Tokens in the cache.")] = 4096,
+    queries: Annotated[int, typer.Option(min=1, metavar="N", help="Random queries.")] = 64,
     rotation: RotationName = "hadamard",
     seed: o.Seed = 0,
     markdown: o.Markdown = False,
