@@ -11,6 +11,7 @@ from tests.tiny_models import write_tiny
 from tqgguf.calibration.imatrix import read_imatrix
 from tqgguf.formats import dequantize
 from tqgguf.llamacpp import tokenizer
+from tqgguf.machine.memory import readable_size
 from tqgguf.models import open_model
 
 UNROTATED = ("-t", "q2_k", "--rotate", "none", "--quiet")
@@ -136,6 +137,7 @@ def test_decisions_are_said_before_and_what_more_would_bring_afterwards(shallow,
     for label in ("rotation", "text", "types", "size"):
         (line,) = (x for x in before.splitlines() if x.startswith(f"{label} "))
         assert line in planned.splitlines()
+    assert f"size      {readable_size((tmp_path / 'q.gguf').stat().st_size)}, " in before
     assert "predicted output error" in before
     assert "tokens of the built-in text" in before
     assert re.search(r"effort\W+good, the built-in text", after)

@@ -95,7 +95,7 @@ def say_decisions(prepared: Prepared, machine: Machine) -> None:
         *(("", note) for note in plan.notes if note not in known),
         *(("text", note) for note in inputs.notes or ["none is used"]),
         ("types", f"{plan.recipe.name}: {types}"),
-        ("size", f"{readable_size(plan.n_bytes)}, {plan.bpw:.2f} bits per weight"),
+        ("size", f"{readable_size(prepared.file_bytes)}, {plan.bpw:.2f} bits per weight"),
         ("time", prepared.calibration or about(writing_seconds(plan, machine))),
     ]
     for label, line in lines:

@@ -23,7 +23,7 @@ from tqgguf.machine.threads import few
 from tqgguf.models import Model
 from tqgguf.models.damage import naming_damage
 from tqgguf.network.forward import Tokens
-from tqgguf.output.layout import TensorInfo, lay_out
+from tqgguf.output.layout import Layout, TensorInfo, lay_out
 from tqgguf.planning.allocation import Errors
 from tqgguf.planning.budget import types_to_spend_on
 from tqgguf.planning.header import output_metadata
@@ -38,6 +38,7 @@ from tqgguf.rotation.ends import EMBEDDING, HEAD
 from tqgguf.rotation.energies import Energies, rotated_energies
 from tqgguf.rotation.folded import fold
 from tqgguf.rotation.padding import Padding, padded
+from tqgguf.rotation.rotation import Rotation
 
 _ALIGNMENT = 32  # bytes lost at most after each tensor
 _KEY = "0" * 32
@@ -63,6 +64,11 @@ class Prepared:
     def tokens(self) -> Tokens | None:
         """What to round on with error feedback, (n_seq, n_tokens) int32."""
         return self.inputs.tokens
+
+    @property
+    def file_bytes(self) -> int:
+        """About the bytes of the whole output, with what its header says of the rotation."""
+        return _layout(self.model, self.plan, self.plan.rotation).size
 
 
 def prepare(
@@ -227,11 +233,14 @@ def _budget(model: Model, plan: Plan, options: Options) -> int | None:
         return int(options.target_bpw * plan.source_weights / 8)
     if options.target_size is None:
         return None
-    rotation = plan.rotation.with_vectors_of(model)
+    header = _layout(model, plan, plan.rotation.with_vectors_of(model)).header
+    return options.target_size - len(header) - _ALIGNMENT * (len(plan.tensors) + 2)
+
+
+def _layout(model: Model, plan: Plan, rotation: Rotation) -> Layout:
+    """The layout of one file, whatever its errors are weighed by."""
     infos = [TensorInfo(t.name, t.shape, t.type) for t in plan.tensors]
-    weighed_by = _KEY
-    header = lay_out(output_metadata(model, plan, rotation, _KEY, weighed_by), infos).header
-    return options.target_size - len(header) - _ALIGNMENT * (len(infos) + 2)
+    return lay_out(output_metadata(model, plan, rotation, _KEY, _KEY), infos)
 
 
 def _sensitivity(

@@ -165,7 +165,7 @@ def _sentence(best: Candidate, found: Sequence[Candidate], *, blind: bool) -> st
     others = "; ".join(_told_all([c for c in found if c is not best], found[0]))
     guess = ", the inputs guessed from the norms' gains" if blind else ""
     nearly = best.cost > min(c.cost for c in found)
-    simpler = f", and {_ALIKE - 1:.1%} less would be no difference" if nearly else ""
+    simpler = f", within {_ALIKE - 1:.1%} of the least for its bytes" if nearly else ""
     would = "rotated it would be: " if best.mode == "none" else ""
     error = f"predicted output error {best.error:.4g}{guess}{simpler}"
     return f"--rotate auto: {best.mode}, {error}; {would}{others}"
@@ -186,7 +186,7 @@ def _told(candidate: Candidate, unrotated: Candidate) -> str:
     if candidate.plan is None or unrotated.plan is None:
         return f"{candidate.mode} is impossible, {candidate.reason}"
     more = (candidate.plan.n_bytes - unrotated.plan.n_bytes) / 1e6
-    size = f" with {more:.1f} MB more" if more else ""
+    size = f" with {abs(more):.1f} MB {'more' if more > 0 else 'less'}" if abs(more) > 0.05 else ""
     return f"{candidate.mode} {candidate.error:.4g}{size}"
 
 
