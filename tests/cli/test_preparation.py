@@ -1,6 +1,7 @@
 """Stories of --imatrix, --target-bpw, --target-size and --rotate auto."""
 
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -92,6 +93,9 @@ def test_plan_shows_the_allocation(shallow):
     assert 3.465 <= shown["bpw"] <= 3.5
     assert len({t["type"] for t in shown["tensors"]} - {"F32"}) > 1
     assert any("predicted KL divergence" in note for note in shown["notes"])
+    assert not re.search(
+        r"predicted KL divergence \d", str(shown["notes"])
+    )  # other models' figures
 
 
 def test_two_targets_contradict(shallow):

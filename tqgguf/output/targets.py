@@ -58,7 +58,8 @@ def _check(path: Path, option: str, read: Iterable[Path], *, force: bool) -> Non
     if os.path.lexists(path) and not force:
         raise OutputError(f"{path}: exists already; overwrite it with --force")
     if not path.parent.is_dir():
-        raise OutputError(f"{path}: the folder {path.parent} does not exist")
+        wrong = "is a file" if path.parent.exists() else "does not exist"
+        raise OutputError(f"{path}: the folder {path.parent} {wrong}")
     if not os.access(path.parent, os.W_OK):
         raise OutputError(f"{path}: the folder {path.parent} cannot be written to")
 

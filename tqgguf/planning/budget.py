@@ -40,14 +40,18 @@ def spend(
     allocated = replace(plan, tensors=tensors)
     name = plan.recipe.name if own else f"TQ-{allocated.bpw:.2f}"
     named = replace(plan.recipe, name=name, file_type=file_type(_most_common(tensors)))
-    source = "measured" if sensitivity else "known of each role"
-    return (
-        replace(allocated, recipe=named),
-        (
-            f"types chosen by the sensitivity {source}; predicted KL divergence "
-            f"{predicted(items, types):.4f} without error feedback",
-        ),
-    )
+    return replace(allocated, recipe=named), (_note(items, types, is_measured=bool(sensitivity)),)
+
+
+def _note(items: Sequence[Item], types: Mapping[str, str], *, is_measured: bool) -> str:
+    """What types were chosen by; how sensitive other models were in a role predicts nothing."""
+    if not is_measured:
+        return (
+            "types chosen by the sensitivity known of each role; "
+            "a predicted KL divergence takes --effort best, which measures it"
+        )
+    loss = f"{predicted(items, types):.4f} without error feedback"
+    return f"types chosen by the sensitivity measured; predicted KL divergence {loss}"
 
 
 def types_to_spend_on(model: Model, plan: Plan, budget: int) -> dict[str, list[str]]:
