@@ -58,8 +58,9 @@ def _check(path: Path, option: str, read: Iterable[Path], *, force: bool) -> Non
     if os.path.lexists(path) and not force:
         raise OutputError(f"{path}: exists already; overwrite it with --force")
     if not path.parent.is_dir():
-        wrong = "is a file" if path.parent.exists() else "does not exist"
-        raise OutputError(f"{path}: the folder {path.parent} {wrong}")
+        if path.parent.exists():
+            raise OutputError(f"{path}: {path.parent} is a file, not a directory")
+        raise OutputError(f"{path}: the folder {path.parent} does not exist")
     if not os.access(path.parent, os.W_OK):
         raise OutputError(f"{path}: the folder {path.parent} cannot be written to")
 
