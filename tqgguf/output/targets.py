@@ -57,12 +57,17 @@ def _check(path: Path, option: str, read: Iterable[Path], *, force: bool) -> Non
             )
     if os.path.lexists(path) and not force:
         raise OutputError(f"{path}: exists already; overwrite it with --force")
-    if not path.parent.is_dir():
-        if path.parent.exists():
-            raise OutputError(f"{path}: {path.parent} is a file, not a directory")
-        raise OutputError(f"{path}: the folder {path.parent} does not exist")
-    if not os.access(path.parent, os.W_OK):
-        raise OutputError(f"{path}: the folder {path.parent} cannot be written to")
+    _check_folder(path)
+
+
+def _check_folder(path: Path) -> None:
+    folder = path.parent
+    if not folder.exists():
+        raise OutputError(f"{path}: the folder {folder} does not exist")
+    if not folder.is_dir():
+        raise OutputError(f"{path}: {folder} is a file, not a directory")
+    if not os.access(folder, os.W_OK):
+        raise OutputError(f"{path}: the folder {folder} cannot be written to")
 
 
 def _mode(path: Path) -> int | None:
