@@ -66,6 +66,32 @@ def test_roles_and_layers_together_are_near_every_matrix_alone(model, tokens, mo
     assert abs(np.mean(ours - exact)) < np.log(1.5)
 
 
+@pytest.mark.slow
+def test_what_is_known_of_layers_is_scaled_beside_measured_ends(model, tokens):
+    """The embedding, tied to the head, is measured; layers keep their proportions."""
+    names = [n for n, t in model.tensors.items() if is_matrix(t)]
+    known = {name: 1.0 + i % 3 for i, name in enumerate(names)}
+    found, tenfold = (
+        measure_sensitivity(model, names, tokens, known={n: by * known[n] for n in names})
+        for by in (1, 10)
+    )
+    factors = [found[n] / known[n] for n in names if n != "token_embd.weight"]
+    assert factors == pytest.approx([factors[0]] * len(factors))
+    assert found == pytest.approx(tenfold)
+    alone = measure_sensitivity(model, names, tokens)
+    inside = (sum(a[n] for n in names if n != "token_embd.weight") for a in (found, alone))
+    assert next(inside) == pytest.approx(next(inside), rel=0.5)
+    assert found["token_embd.weight"] == pytest.approx(alone["token_embd.weight"], rel=0.5)
+
+
+def test_a_shortened_weight_keeps_two_bits():
+    x = np.random.default_rng(0).standard_normal(1 << 12).astype(np.float32)
+    short = sensitivity.shortened(x)
+    assert set(np.frexp(np.abs(short))[0].tolist()) == {0.5, 0.75}
+    assert np.abs(short - x).max() <= np.abs(x).max() / 4
+    assert np.all(np.abs(short - x) <= 0.2 * np.abs(x) * (1 + 1e-6))
+
+
 @pytest.mark.usefixtures("two_blas_threads")
 def test_the_numbers_do_not_depend_on_threads(model, tokens):
     one, three = (measure_sensitivity(model, NAMES, tokens[:1], threads=n) for n in (1, 3))

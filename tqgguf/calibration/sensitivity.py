@@ -8,7 +8,7 @@ rounds.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -34,7 +34,9 @@ from tqgguf.rotation.vectors import Energies
 Result = TypeVar("Result")
 
 TOKENS = 256
+FEWER = 128  # where three passes measure proportions
 _BLOCK, _LEVELS = 32, 16  # of the probe: weights that share a scale, levels on either side of 0
+_SHORTENED = 22  # bits of 24 that a weight loses where proportions are measured
 _ONE_BY_ONE = 1 << 30  # weights times matrices up to which every matrix is measured on its own
 _BANDS = 3  # of layers between the outer two at either end
 _HEAD_ROWS = 8192  # of the head at a time
@@ -45,6 +47,7 @@ def measure_sensitivity(
     names: Sequence[str],
     tokens: Tokens,
     *,
+    known: Mapping[str, float] | None = None,
     energies: Energies | None = None,
     threads: int | None = None,
     device: Device = CPU,
@@ -52,20 +55,27 @@ def measure_sensitivity(
     """Mean KL divergence per relative squared error of each named matrix.
 
     model: in the basis in which it is stored. tokens: (n_seq, n_tokens) int32; about TOKENS of them
-    are used. energies: of the inputs in that basis, where errors are meant to be those of outputs.
-    The numbers do not depend on `threads`. Raises UnsupportedModelError where the architecture has
-    no forward pass.
+    are used, and FEWER where `known` is given: of the matrices in layers, which are then multiplied
+    by a factor that they have in common, so that three passes do. energies: of the inputs in that
+    basis, where errors are meant to be those of outputs. The numbers do not depend on `threads`.
+    Raises UnsupportedModelError where the architecture has no forward pass.
     """
     fitting = [n for n in names if model.tensors[n].n_in % _BLOCK == 0]
     found = dict.fromkeys(names, 0.0)  # rows that fit no quantized type have no choice
-    alone = sum(model.tensors[n].size for n in fitting) * len(fitting) <= _ONE_BY_ONE
-    first = [[n] for n in fitting] if alone else _by_role(fitting)
-    bands = [] if alone else _by_layers(fitting)
-    few = tokens[: max(1, TOKENS // tokens.shape[1]), :TOKENS]
+    if known is not None:
+        inside = [n for n in fitting if layer_prefix(n)]
+        found |= {name: known[name] for name in inside}
+        first, bands = [[n] for n in fitting if not layer_prefix(n)], [inside]
+    else:
+        alone = sum(model.tensors[n].size for n in fitting) * len(fitting) <= _ONE_BY_ONE
+        first = [[n] for n in fitting] if alone else _by_role(fitting)
+        bands = [] if alone else _by_layers(fitting)
+    probe = ROUNDED if known is None else SHORTENED
+    few = tokens[: max(1, probe.tokens // tokens.shape[1]), : probe.tokens]
     count = (threads or default_threads()) if device.is_cpu else 1
     keep_freed_memory()
     with single_threaded_blas(), ThreadPoolExecutor(count) as pool:
-        passes = _Passes(model, few, energies, pool, device)
+        passes = _Passes(model, few, energies, pool, device, probe)
         divergences, errors = passes.run([*first, *bands])
     for group, divergence in zip(first, divergences, strict=False):
         value = divergence / max(sum(errors[name] for name in group), 1e-12)
@@ -154,6 +164,7 @@ class _Passes:
     energies: Energies | None
     pool: Executor
     device: Device
+    probe: "_Probe"
     errors: dict[str, float] = field(default_factory=dict)
 
     def run(self, groups: Sequence[Sequence[str]]) -> tuple[list[float], dict[str, float]]:
@@ -181,7 +192,7 @@ class _Passes:
         """The stream before the first layer where the embedding is rounded."""
         tensors = dict(self.model.tensors)
         table = tensors[EMBEDDING]
-        tensors[EMBEDDING] = table.derived(lambda a, b: probe(table.rows(a, b)))
+        tensors[EMBEDDING] = table.derived(lambda a, b: self.probe.change(table.rows(a, b)))
         found = forward.embed(replace(self.model, tensors=tensors), self.tokens)
         return cast("Array", self.device.put(found))
 
@@ -193,17 +204,17 @@ class _Passes:
         short = sorted(name.removeprefix(prefix) for name in names)
 
         def change(name: str) -> F32:
-            rounded = probe(weights[name])
-            self.errors[prefix + name] = metrics.ratio(
-                *self._loss(prefix + name, weights[name], rounded)
-            )
-            return rounded
+            x, full = weights[name], prefix + name
+            changed = self.probe.change(x)
+            some = (rows(a)[:: self.probe.every, :] for a in (x, changed))
+            self.errors[full] = metrics.ratio(*self._loss(full, *some))
+            return changed
 
         return dict(zip(short, self.pool.map(change, short), strict=True))
 
     def _loss(self, name: str, x: F32, rounded: F32) -> tuple[float, float]:
         """The energy of the error, and that of the weights."""
-        energy = energy_of(self.model, self.energies, name)
+        energy = None if self.probe.is_even else energy_of(self.model, self.energies, name)
         root = np.float32(1) if energy is None else np.sqrt(energy)
         return metrics.error_and_energy(to_numpy(x) * root, to_numpy(rounded) * root)
 
@@ -213,9 +224,10 @@ class _Passes:
 
         def loss(at: int) -> tuple[float, float]:
             x = table.rows(at, min(at + _HEAD_ROWS, table.n_rows))
-            return self._loss(name, x, probe(x))
+            return self._loss(name, x, self.probe.change(x))
 
-        parts = list(self.pool.map(loss, range(0, table.n_rows, _HEAD_ROWS)))
+        starts = range(0, table.n_rows, _HEAD_ROWS * self.probe.every)
+        parts = list(self.pool.map(loss, starts))
         return metrics.ratio(sum(e for e, _ in parts), sum(w for _, w in parts))
 
     def _compare(self, original: _Trial, trials: Sequence[_Trial]) -> list[float]:
@@ -226,7 +238,7 @@ class _Passes:
         for at in range(0, table.n_rows, _HEAD_ROWS):
             here = slice(at, min(at + _HEAD_ROWS, table.n_rows))
             head = table.rows(here.start, here.stop)
-            plain, changed = (self._with_head(name, at, x) for x in (head, probe(head)))
+            plain, changed = (self._with_head(name, at, x) for x in (head, self.probe.change(head)))
             ours = forward.scores(plain, normed, here.start, here.stop)
             powers, smaller = p.add(ours)
             todo = [
@@ -246,13 +258,42 @@ def _do(work: Callable[[], Result]) -> Result:
     return work()
 
 
-def probe(x: F32) -> F32:
+def rounded_to_levels(x: F32) -> F32:
     """Weights rounded to a few levels of each block's largest, plainly: (..., n_in), like x."""
     xp = namespace(x)
     blocks = xp.reshape(x, (-1, _BLOCK))
     step = _largest(xp.abs(blocks)) / _LEVELS
     out: F32 = xp.reshape(rint(blocks * reciprocal(step)) * step, x.shape)
     return out
+
+
+def shortened(x: F32) -> F32:
+    """Weights rounded to two significant bits: an error of about a tenth of each, (...) -> like x.
+
+    By Veltkamp's splitting (Dekker 1971, https://doi.org/10.1007/BF01397083, 5.7).
+    """
+    far = x * (2.0**_SHORTENED + 1)
+    rounded: F32 = x - far
+    rounded += far
+    return rounded
+
+
+@dataclass(frozen=True)
+class _Probe:
+    """How matrices are changed, and on how many tokens that is judged.
+
+    is_even: whether all weights lose the same share, so that their energies do not matter. every:
+    of so many rows one tells how much.
+    """
+
+    change: Callable[[F32], F32]
+    tokens: int
+    is_even: bool = False
+    every: int = 1
+
+
+ROUNDED = _Probe(rounded_to_levels, TOKENS)
+SHORTENED = _Probe(shortened, FEWER, is_even=True, every=8)
 
 
 def _largest(x: Any) -> Any:

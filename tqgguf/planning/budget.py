@@ -95,8 +95,12 @@ def _item(
     sensitivity: Mapping[str, float],
     errors: Mapping[str, Errors],
 ) -> Item:
-    kind = "output" if t.name == head else role(t.name)[0]
-    layer = layer_index(t.name)
     found = errors.get(t.name, Errors())
-    known = default_sensitivity(kind, layer, n_layer, of_outputs=found.of_outputs)
+    known = known_sensitivity(t.name, head, n_layer, of_outputs=found.of_outputs)
     return Item(t.name, t.size, t.shape[-1], sensitivity.get(t.name, known), found.by_type)
+
+
+def known_sensitivity(name: str, head: str, n_layer: int, *, of_outputs: bool) -> float:
+    """What is known of a matrix by its name: see `default_sensitivity`."""
+    kind = "output" if name == head else role(name)[0]
+    return default_sensitivity(kind, layer_index(name), n_layer, of_outputs=of_outputs)

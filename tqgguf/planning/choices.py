@@ -6,18 +6,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from tqgguf.calibration.imatrix import UNROTATED, Imatrix, check_basis
-from tqgguf.calibration.kept import Arrays
-from tqgguf.calibration.resources import threads_of_passes
-from tqgguf.calibration.sensitivity import TOKENS, measure_sensitivity
 from tqgguf.calibration.statistics import input_energies
 from tqgguf.calibration.tokens import DEFAULT_TOKENS, LONGEST_CONTEXT
 from tqgguf.errors import PlanError, TqggufError, UnsupportedModelError
 from tqgguf.formats import is_float
 from tqgguf.kernels.dtypes import F32
-from tqgguf.machine.devices import Device, find_device, on_device
+from tqgguf.machine.devices import find_device
 from tqgguf.machine.machine import Machine
 from tqgguf.machine.threads import few
 from tqgguf.models import Model
@@ -34,6 +29,7 @@ from tqgguf.planning.plan import Options, Plan
 from tqgguf.planning.planner import check_tensors, make_plan
 from tqgguf.planning.rotations import choose_rotation
 from tqgguf.planning.rounding import measure_errors
+from tqgguf.planning.sensitivities import find_sensitivity
 from tqgguf.rotation.ends import EMBEDDING, HEAD
 from tqgguf.rotation.energies import Energies, rotated_energies
 from tqgguf.rotation.folded import fold
@@ -118,7 +114,7 @@ def _prepare(model: Model, options: Options, machine: Machine, *, measure: bool)
     if budget is None and (plan.mostly_ragged or dealt):
         budget = plan.n_bytes
     if budget is not None:
-        sensitivity, said = _sensitivity(model, plan, inputs.tokens, energies, machine)
+        sensitivity, said = find_sensitivity(model, plan, inputs, energies, machine)
         inputs = replace(inputs, notes=(*inputs.notes, *said))
         errors = _type_errors(model, plan, budget, energies, machine) if measure else None
         chosen = planned(budget=budget, sensitivity=sensitivity, errors=errors)
@@ -241,40 +237,6 @@ def _layout(model: Model, plan: Plan, rotation: Rotation) -> Layout:
     """The layout of one file, whatever its errors are weighed by."""
     infos = [TensorInfo(t.name, t.shape, t.type) for t in plan.tensors]
     return lay_out(output_metadata(model, plan, rotation, _KEY, _KEY), infos)
-
-
-def _sensitivity(
-    model: Model, plan: Plan, tokens: Tokens | None, energies: Energies, machine: Machine
-) -> tuple[dict[str, float] | None, list[str]]:
-    """The divergence per error of the outputs of every matrix; None without tokens.
-
-    And what to say of the device.
-    """
-    notes: list[str] = []
-    if tokens is None:
-        return None, notes
-    from tqgguf.calibration.cached import kept_statistics  # slow to import, seldom needed
-
-    device = find_device(machine.device)
-    threads = threads_of_passes(model, machine, TOKENS, layers=3)  # one of them rounded
-    names = [t.name for t in plan.tensors if is_matrix(model.tensors[t.source])]
-    rotation = plan.rotation.with_vectors_of(model)
-
-    def on(where: Device) -> dict[str, float]:
-        return measure_sensitivity(
-            *(fold(model, rotation), names, tokens),
-            energies=energies,
-            threads=threads,
-            device=where,
-        )
-
-    def found() -> Arrays:
-        by_name = on_device(device, on, "the sensitivities", notes.append)
-        return [np.array([by_name[name] for name in names])]
-
-    name = "sensitivity of outputs" + ("" if device.is_cpu else f" {device.card}")
-    (values,) = kept_statistics(model, rotation, tokens).once(name, found)
-    return dict(zip(names, values.tolist(), strict=True)), notes
 
 
 def _type_errors(
