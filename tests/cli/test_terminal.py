@@ -10,11 +10,14 @@ import subprocess
 import sys
 import termios
 from functools import partial
+from io import StringIO
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from tests.cli.story import fails, run
+from tqgguf.cli import console
 from tqgguf.cli.console import plain_name, quoted
 
 ROOT = Path(__file__).parents[2]
@@ -156,6 +159,18 @@ def test_the_story_of_quantize_on_a_terminal(stories, tmp_path, columns):
     longest = max(len(line) for line in lines if not line.startswith(pasted))
     assert longest <= columns
     assert (longest > 80) == (columns == 200)
+
+
+def test_a_narrow_terminal_breaks_no_number_and_no_tensors_name(monkeypatch):
+    """Text is folded, and so is a path, which may be longer than any terminal."""
+    shown, path = StringIO(), "/a/path/of/many/letters/that/no/column/has/room/for.gguf"
+    row = ["blk.10.attn_output.weight", "1.23e-05", "0.00537", "why it has this type", path]
+    monkeypatch.setattr(console, "out", Console(file=shown, width=80))
+    console.say_table(["tensor", "MSE", "rel. MSE", "why", "file"], [row])
+    for word in (*row[:3], *row[3].split()):
+        assert f" {word} " in shown.getvalue()
+    assert path not in shown.getvalue()
+    assert max(map(len, shown.getvalue().splitlines())) < 110
 
 
 def on_a_terminal(columns, *args):

@@ -55,6 +55,15 @@ def test_the_workload_reaches_the_program(program, tmp_path, capture):
     assert said == "-m m.gguf -o json -p 0 -n 5 -r 1 -t 3 -ngl 9\n"
 
 
+@pytest.mark.tools
+def test_a_name_with_commas_is_one_name(novels, tmp_path):
+    model = tmp_path / "a, b" / "m,n.gguf"
+    model.parent.mkdir()
+    model.symlink_to(novels.absolute())
+    sample = measure_speed(model, Workload(prompt=1, generate=0, threads=1))
+    assert (sample.model, sample.tensor_bytes) == (str(model), 10499072)
+
+
 def test_medians_ranges_and_ratios():
     speeds = [("a", 10.0), ("b", 30.0), ("b", 10.0), ("a", 20.0), ("a", 90.0), ("b", 40.0)]
     a, b = summarize(Sample(name, 9, 16, None, tg) for name, tg in speeds)

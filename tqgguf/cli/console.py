@@ -12,7 +12,7 @@ from pathlib import Path
 from textwrap import wrap
 from typing import IO, Any
 
-from rich.console import Console
+from rich.console import Console, JustifyMethod
 from rich.table import Table
 from tqdm import tqdm
 
@@ -20,6 +20,8 @@ _SECONDS_BETWEEN_LINES = 30  # of progress where stderr is no terminal
 _LINE = "{desc}: {percentage:.0f}% of {total_fmt}{unit}, {remaining} left, {rate_fmt}"
 _NARROWEST = 20  # columns beside a label
 _WIDTH_IN_FILES = 160  # where there is no terminal to fit into
+_WHOLE = 28  # letters of a word in a table that stay together; paths are longer
+_BORDERS = 3  # columns for a line and spaces beside each of a table's columns
 
 
 class _Console(Console):
@@ -120,13 +122,27 @@ def say_json(document: Any) -> None:
 
 
 def say_table(columns: list[str], rows: list[list[str]], *, title: str | None = None) -> None:
-    """Print a table: the first column is text, the others are right-aligned."""
+    """Print a table: the first column is text, the others are right-aligned.
+
+    No number and no tensor's name is folded: where they take more than the terminal has, lines are
+    longer than it.
+    """
     table = Table(title=visible(title) if title else None, title_justify="left")
-    for i, column in enumerate(columns):
-        table.add_column(visible(column), justify="left" if i == 0 else "right", overflow="fold")
-    for row in rows:
-        table.add_row(*(visible(cell).replace("[", "\\[") for cell in row))
-    out.print(table)
+    shown = [[visible(cell) for cell in line] for line in (columns, *rows)]
+    words = [max(map(_longest_word, column)) for column in zip(*shown, strict=True)]
+    for i, (column, width) in enumerate(zip(shown[0], words, strict=True)):
+        side: JustifyMethod = "left" if i == 0 else "right"
+        table.add_column(column, justify=side, overflow="fold", min_width=width)
+    for row in shown[1:]:
+        table.add_row(*(cell.replace("[", "\\[") for cell in row))
+    least = sum(words) + _BORDERS * len(words) + 1
+    table.width = least if least > out.width else None
+    out.print(table, crop=False)
+
+
+def _longest_word(cell: str) -> int:
+    """The length of the longest, or as much of it as stays together."""
+    return min(_WHOLE, max(map(len, cell.split()), default=0))
 
 
 class Progress:

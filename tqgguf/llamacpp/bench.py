@@ -6,6 +6,7 @@ every other round in reverse order, and the medians are compared.
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -13,6 +14,8 @@ from typing import Any
 
 from tqgguf.errors import ToolError
 from tqgguf.llamacpp.tools import ToolOutput, cause, run
+from tqgguf.machine.folders import own_folder
+from tqgguf.models.gguf import shard_files
 
 
 @dataclass(frozen=True)
@@ -71,8 +74,21 @@ def rounds(models: Sequence[Path], workload: Workload, *, count: int) -> Iterato
 
 def measure_speed(model: Path, workload: Workload) -> Sample:
     """Run llama-bench once (after its own warm-up)."""
-    output = run("llama-bench", "-m", model, "-o", "json", *workload.arguments())
+    with _without_commas(model) as path:
+        output = run("llama-bench", "-m", path, "-o", "json", *workload.arguments())
     return parse(output, str(model))
+
+
+@contextmanager
+def _without_commas(model: Path) -> Iterator[Path]:
+    """The model's path, or a link to it: llama-bench takes what follows a comma for another."""
+    if "," not in str(model):
+        yield model
+        return
+    with own_folder() as folder:
+        for file in shard_files(model):
+            (folder / file.name.replace(",", "_")).symlink_to(file.absolute())
+        yield folder / model.name.replace(",", "_")
 
 
 def parse(output: ToolOutput, model: str) -> Sample:
