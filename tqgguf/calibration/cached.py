@@ -223,7 +223,7 @@ def kept_statistics(model: Model, rotation: Rotation, tokens: Tokens, *, shares:
 
     rotation: with its vectors. shares: processes that will write there.
     """
-    key = _statistics_key(model, rotation, tokens)
+    key = statistics_key(model, rotation, tokens)
     return open_kept(_folder(), key, room=STATISTICS, shares=shares)
 
 
@@ -231,7 +231,8 @@ def _folder() -> Path:
     return user_cache() / "calibration"
 
 
-def _statistics_key(model: Model, rotation: Rotation, tokens: Tokens) -> str:
+def statistics_key(model: Model, rotation: Rotation, tokens: Tokens) -> str:
+    """What names all that the rotated model computes on these tokens; rotation: with vectors."""
     said = (_VERSION, np.__version__, rotation, tokens.shape, *read_padding(model).pads.items())
     arrays = digest([tokens, *rotation.vectors.values()])
     return content_key(model_files(model.path), *said, arrays)
@@ -249,4 +250,4 @@ def _results_key(
     settled = (settings.sweeps, settings.damping, settings.drift)
     if not device.is_cpu:
         choices.append((device.name, device.card))
-    return content_key((), _statistics_key(model, rotation, tokens), choices, settled)
+    return content_key((), statistics_key(model, rotation, tokens), choices, settled)

@@ -10,11 +10,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from tqgguf.calibration.kept import Arrays
+from tqgguf.calibration.kept import Arrays, keep
 from tqgguf.calibration.resources import threads_of_passes
 from tqgguf.calibration.sensitivity import FEWER, TOKENS, measure_sensitivity
 from tqgguf.calibration.tokens import short_sequences
 from tqgguf.errors import PlanError
+from tqgguf.machine.cache import user_cache
 from tqgguf.machine.devices import Device, find_device, on_device
 from tqgguf.machine.machine import Machine
 from tqgguf.models import Model
@@ -74,7 +75,7 @@ class _Measured:
         self, tokens: Tokens, what: str, *, known: Mapping[str, float] | None
     ) -> dict[str, float]:
         """Those on some tokens, (n_seq, n_tokens) int32, kept as `what`; known: if they are."""
-        from tqgguf.calibration.cached import kept_statistics  # slow to import, seldom needed
+        from tqgguf.calibration.cached import statistics_key  # slow to import, seldom needed
 
         device = find_device(self.machine.device)
         threads = threads_of_passes(self.model, self.machine, TOKENS, layers=3)  # one is changed
@@ -97,5 +98,6 @@ class _Measured:
             return [np.array([by_name[name] for name in names])]
 
         said = " ".join(["sensitivity", what, *([] if device.is_cpu else [device.card])])
-        (values,) = kept_statistics(self.model, rotation, tokens).once(said, found)
+        key = statistics_key(self.model, rotation, tokens)
+        (values,) = keep(user_cache() / "inputs", key, said, found)
         return dict(zip(names, values.tolist(), strict=True))
