@@ -122,10 +122,11 @@ def test_calibration_halves_the_divergence_at_the_same_size(shallow, text, tmp_p
     (tmp_path / "calibrate.txt").write_text(words[:HALF])
     (tmp_path / "judge.txt").write_text(words[-HALF:])
     plain, ours = tmp_path / "plain.gguf", tmp_path / "ours.gguf"
-    options = ("--type", "q3_k", "--rotate", "none", "--quiet")
-    succeeds("quantize", shallow, *options, "-o", plain)
+    options = ("--type", "q3_k", "--rotate", "none")
+    succeeds("quantize", shallow, *options, "--quiet", "-o", plain)
     calibrated = ("--calibrate", tmp_path / "calibrate.txt", "--calibrate-tokens", 4096)
-    succeeds("quantize", shallow, *options, *calibrated, "-o", ours)
+    shown = succeeds("quantize", shallow, *options, *calibrated, "-o", ours)
+    assert "of the weights; error feedback raises it and lowers the outputs'" in shown
     assert len(list((cache / "calibration").glob("*/*.weight.kept"))) == 15
     assert ours.stat().st_size <= plain.stat().st_size + 128
     assert open_model(ours).get("tqgguf.calibration")

@@ -178,7 +178,7 @@ def _say_summary(job: Job, reports: list[Report], seconds: float, slowest: int) 
         ["bits per weight", f"{plan.bpw:.2f}"],
         ["rotation", plan.rotation.mode],
         ["effort", _used(job.prepared)],
-        ["mean relative error", _mean_error(reports)],
+        ["mean relative error", _mean_error(reports, job.prepared)],
         ["time", f"{seconds:.1f} s"],
     ]
     rows += [
@@ -216,15 +216,22 @@ def _used(prepared: Prepared) -> str:
     return f"{inputs.effort}, {inputs.text.name if inputs.text else matrix}"
 
 
-def _mean_error(reports: list[Report]) -> str:
-    """The mean over quantized tensors, beside the unrotated control."""
+def _mean_error(reports: list[Report], prepared: Prepared) -> str:
+    """The mean over quantized tensors, beside the unrotated control, and what it does not tell."""
+    lossy = [r.rel_mse for r in reports if r.rel_mse > 0]
     rotated = [r for r in reports if r.rel_mse_unrotated is not None]
-    if not rotated:
-        lossy = [r.rel_mse for r in reports if r.rel_mse > 0]
-        return f"{sum(lossy) / len(lossy):.5f}" if lossy else "0"
-    ours = sum(r.rel_mse for r in rotated) / len(rotated)
-    control = sum(r.rel_mse_unrotated or 0.0 for r in rotated) / len(rotated)
-    return f"{ours:.5f} of the weights (unrotated control {control:.5f}); the outputs' decides"
+    said, but = f"{_mean(lossy):.5f}" if lossy else "0", ""
+    if rotated:
+        control = _mean([r.rel_mse_unrotated or 0.0 for r in rotated])
+        said = f"{_mean([r.rel_mse for r in rotated]):.5f} (unrotated control {control:.5f})"
+        but = "; what counts is the outputs'"
+    if lossy and prepared.tokens is not None:
+        but = "; error feedback raises it and lowers the outputs'"
+    return f"{said} of the weights{but}" if but else said
+
+
+def _mean(numbers: Sequence[float]) -> float:
+    return sum(numbers) / len(numbers)
 
 
 def _bytes(files: Sequence[Path]) -> int:
