@@ -115,6 +115,7 @@ def test_the_options_of_the_tables_are_stronger_than_rules(tmp_path):
         ({"seed": 3}, "--seed has no effect on --rotate none"),
         ({"type": "q5_k", "target_bpw": 9.0}, "--type q5_k has no effect on matrices whose types"),
         ({"balance": False}, "--no-balance has no effect on --rotate none"),
+        ({"type": "f16", "effort": "best"}, "--effort best has no effect: nothing is rounded"),
     ],
 )
 def test_options_that_change_nothing_are_named(tiny, options, says):

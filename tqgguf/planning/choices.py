@@ -122,7 +122,8 @@ def _prepare(model: Model, options: Options, machine: Machine, *, measure: bool)
     if options.imatrix is not None and inputs.imatrix is not None and inputs.tokens is None:
         plan, inputs = _with_coverage(model, plan, inputs, options.imatrix)
     importance = energies if inputs.tokens is None else _unknown
-    takes = _expectation(model, plan, inputs, options, machine) if inputs.effort == "best" else ""
+    calibrates = inputs.effort == "best" and plan.rounded_weights > 0
+    takes = _expectation(model, plan, inputs, options, machine) if calibrates else ""
     notes = (*plan.notes, *kept, *filter(None, (takes, why)), *inputs.notes)
     return Prepared(model, replace(plan, notes=notes), inputs, importance, why, takes)
 

@@ -10,8 +10,8 @@ from tqgguf.rotation.rotation import Rotation
 from tqgguf.rotation.vectors import BALANCE, NORM_BALANCE
 
 
-def idle_options(options: Options, rotation: Rotation) -> Iterator[str]:
-    """What to say of options about the rotation that this one has no use for."""
+def idle_options(options: Options, rotation: Rotation, *, rounds: bool) -> Iterator[str]:
+    """What to say of options that this rotation, or a plan that rounds nothing, has no use for."""
     given = {
         "--block": options.block is not None and rotation.mode not in ("fused", "tensor"),
         "--seed": options.seed and (rotation.mode != "fused" or rotation.kind == "regular"),
@@ -20,6 +20,9 @@ def idle_options(options: Options, rotation: Rotation) -> Iterator[str]:
     is_budget = options.target_bpw is not None or options.target_size is not None
     if is_budget and options.type != Options.type:
         yield f"--type {options.type} has no effect on matrices whose types a budget chooses"
+    if not rounds and (options.calibrate is not None or options.effort == "best"):
+        option = f"--calibrate {options.calibrate}" if options.calibrate else "--effort best"
+        yield f"{option} has no effect: nothing is rounded"
     kind = f" in {rotation.kind} blocks" if rotation.mode == "fused" else ""
     for option in (name for name, is_idle in given.items() if is_idle):
         yield f"{option} has no effect on --rotate {rotation.mode}{kind}"

@@ -63,7 +63,7 @@ def make_plan(
     if budget is not None:
         plan, said = spend(model, plan, outline.head, budget, sensitivity or {}, errors or {})
     plan = replace(plan, tensors=outline.with_scales(plan.tensors))
-    plan = replace(plan, notes=(*notes_of(model, plan), *said), idle=tuple(outline.idle()))
+    plan = replace(plan, notes=(*notes_of(model, plan), *said), idle=tuple(outline.idle(plan)))
     _check(model, plan, options)
     return plan
 
@@ -122,10 +122,10 @@ class _Outline:
         """The tensors, those of a type that needs scales with them or of another type."""
         return tuple(with_scales(t, self.model, self.sources.keys()) for t in tensors)
 
-    def idle(self) -> Iterator[str]:
+    def idle(self, plan: Plan) -> Iterator[str]:
         """What to say of options that change nothing."""
         yield from named_types(self.options).idle(self.sources)
-        yield from idle_options(self.options, self.rotation)
+        yield from idle_options(self.options, self.rotation, rounds=plan.rounded_weights > 0)
 
 
 def _rotation(model: Model, options: Options, energies: Energies | None) -> Rotation:
