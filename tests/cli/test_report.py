@@ -166,6 +166,7 @@ def test_mistakes_get_one_line(novels, stories, tmp_path, monkeypatch):
     fails("report", "mse", tmp_path / "none.gguf", says="no such file")
     fails("report", "mse", "--types", "q9", says="type 'q9' is unknown; known: TQ-Q4")
     fails("report", "mse", "--types", ",", says="--types is empty")
+    fails("report", "mse", "--types", "q4_0,f16", says="F16 has no blocks to round to")
     fails("report", "mse", stories, "--types", "q4_k", says="no row fits Q4_K's blocks of 256")
     fails("report", "mse", novels, "--block", 96, says="--block 96")
     fails("report", "turboquant", "--dim", 96, says="use 64 or 128, or the dense rotation")

@@ -16,6 +16,7 @@ from tqgguf.cli.plots import check_plot
 from tqgguf.cli.report import choice, reports
 from tqgguf.cli.tables import Printer, json_values, number, times
 from tqgguf.errors import PlanError
+from tqgguf.formats import is_float
 from tqgguf.machine.machine import Machine
 from tqgguf.measure import gains, mse, synthetic
 from tqgguf.measure.gains import MatrixReport, TypeTotal
@@ -64,7 +65,13 @@ class Study:
         names = [name for name in re.split(r"[,\s]+", self.types or "") if name]
         if self.types is not None and not names:
             raise PlanError("--types is empty; expected names such as q4_k,q2_k")
-        return list(dict.fromkeys(recipe(name).matrix for name in names)) or usual
+        found = list(dict.fromkeys(recipe(name).matrix for name in names))
+        for float_type in filter(is_float, found):
+            raise PlanError(
+                f"--types: {float_type} has no blocks to round to, with or without a rotation; "
+                "expected quantized types such as q4_k"
+            )
+        return found or usual
 
     def inputs(self, model: Model) -> Inputs:
         """What is known of what the matrices read."""
