@@ -153,6 +153,18 @@ def test_what_was_measured_of_the_same_bytes_is_known(shallow, text, cache, tmp_
     assert evaluate.evaluate(shallow, [other], text, SHORT)[0].kld_max != 7.5
 
 
+@pytest.mark.slow
+@pytest.mark.tools
+def test_what_is_kept_and_damaged_is_measured_anew(shallow, text, cache, tmp_path):
+    quant = make(shallow, tmp_path / "q2.gguf", type="q2_k")
+    measured = evaluate.evaluate(shallow, [quant], text, SHORT)
+    for path in sorted(cache.glob("logits/*")) + sorted(cache.glob("divergences/*")):
+        whole = path.read_bytes()
+        path.write_bytes(whole[: len(whole) // 2])
+        assert evaluate.evaluate(shallow, [quant], text, SHORT) == measured
+        assert path.stat().st_size == len(whole)
+
+
 @pytest.mark.tools
 def test_a_short_text_is_an_error_and_leaves_nothing(shallow, cache, tmp_path):
     text = tmp_path / "short.txt"

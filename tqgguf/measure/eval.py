@@ -16,7 +16,7 @@ from pathlib import Path
 from tqgguf import llamacpp
 from tqgguf.errors import FileFormatError, ToolError
 from tqgguf.llamacpp import Divergence, NoResultError, NotFiniteError, Settings, Speed
-from tqgguf.llamacpp.logits import distance
+from tqgguf.llamacpp.logits import distance, open_logits
 from tqgguf.machine.cache import prune, user_cache
 from tqgguf.machine.content import content_key
 from tqgguf.models import Model, open_model
@@ -162,13 +162,21 @@ def _cached_divergence(original: Original, path: Path, settings: Settings) -> Di
     """As it was measured before, if the same bytes were on the same predictions."""
     key = content_key(shard_files(path), original.base.name)
     kept = user_cache() / "divergences" / f"{key}.json"
-    if kept.is_file():
-        return Divergence(**json.loads(kept.read_text()))
+    if (known := _kept_divergence(kept)) is not None:
+        return known
     found = _divergence(original, path, settings)
     kept.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(kept) as scratch:
         scratch.write_text(json.dumps(asdict(found)))
     return found
+
+
+def _kept_divergence(kept: Path) -> Divergence | None:
+    """What is kept there; None where it is not, or is damaged."""
+    try:
+        return Divergence(**json.loads(kept.read_text()))
+    except (OSError, ValueError, TypeError):
+        return None
 
 
 def _divergence(original: Original, path: Path, settings: Settings) -> Divergence:
@@ -194,14 +202,25 @@ def _cached_base(path: Path, text: Path, settings: Settings) -> tuple[Path, floa
     key = content_key([*shard_files(path), text], used, llamacpp.version())
     base = user_cache() / "logits" / f"{key}.kld"
     note = base.with_suffix(".ppl")
-    if not (base.is_file() and note.is_file()):
+    ppl = _kept_perplexity(base, note)
+    if ppl is None:
         base.parent.mkdir(parents=True, exist_ok=True)
-        with whole_file(base) as scratch:
+        with whole_file(base) as scratch, whole_file(note) as written:
             ppl = llamacpp.write_base(path, text, scratch, settings)
-            note.write_text(f"{ppl}\n")
+            written.write_text(f"{ppl}\n")
         prune(base.parent, limit=KEPT_BYTES, keep=key)
     os.utime(base)  # used now
-    return base, float(note.read_text())
+    return base, ppl
+
+
+def _kept_perplexity(base: Path, note: Path) -> float | None:
+    """What is noted beside the predictions that are kept; None where either is damaged."""
+    try:
+        open_logits(base)
+        said = note.read_text()
+        return float(said) if said.endswith("\n") else None
+    except (OSError, ValueError, ToolError):
+        return None
 
 
 @contextmanager
