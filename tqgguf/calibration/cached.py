@@ -41,7 +41,7 @@ from tqgguf.rotation.folded import fold
 from tqgguf.rotation.padding import read_padding
 from tqgguf.rotation.rotation import Rotation
 
-_VERSION = 13  # of what is cached; raised when the same inputs give other bytes
+_VERSION = 14  # of what is cached; raised when the same inputs give other bytes
 _KEPT_LATER = 4  # matrices that are in memory until they are on the disk
 _FEW_TOKENS = 256  # that an expert saw
 
