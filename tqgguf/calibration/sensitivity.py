@@ -2,9 +2,10 @@
 
 Every matrix on its own takes a pass through the network. Where those are too many, all matrices of
 a role are rounded together, then all of a few layers, and a matrix gets its role's sensitivity
-times its layers' factor. All passes go through the layers side by side, with the original's, so
-each layer is read and rounded once, and a pass is the original's up to the first matrix that it
-rounds.
+times its layers' factor. Where it is known how matrices in layers compare with each other, the
+embedding, the head and all layers together take a pass each. All passes go through the layers side
+by side, with the original's, so each layer is read and rounded once, and a pass is the original's
+up to the first matrix that it rounds.
 """
 
 from collections import defaultdict
@@ -63,13 +64,8 @@ def measure_sensitivity(
     fitting = [n for n in names if model.tensors[n].n_in % _BLOCK == 0]
     found = dict.fromkeys(names, 0.0)  # rows that fit no quantized type have no choice
     if known is not None:
-        inside = [n for n in fitting if layer_prefix(n)]
-        found |= {name: known[name] for name in inside}
-        first, bands = [[n] for n in fitting if not layer_prefix(n)], [inside]
-    else:
-        alone = sum(model.tensors[n].size for n in fitting) * len(fitting) <= _ONE_BY_ONE
-        first = [[n] for n in fitting] if alone else _by_role(fitting)
-        bands = [] if alone else _by_layers(fitting)
+        found |= {name: known[name] for name in fitting}
+    first, bands = _groups(model, fitting, is_known=known is not None)
     probe = ROUNDED if known is None else SHORTENED
     few = tokens[: max(1, probe.tokens // tokens.shape[1]), : probe.tokens]
     count = (threads or default_threads()) if device.is_cpu else 1
@@ -84,6 +80,18 @@ def measure_sensitivity(
         expected = sum(found[name] * errors[name] for name in group)
         found |= {name: found[name] * divergence / max(expected, 1e-12) for name in group}
     return found
+
+
+def _groups(
+    model: Model, names: Sequence[str], *, is_known: bool
+) -> tuple[list[list[str]], list[list[str]]]:
+    """What is changed together: of its own sensitivity, and then of a factor to what is found."""
+    if is_known:
+        inside = [n for n in names if layer_prefix(n)]
+        return [[n] for n in names if not layer_prefix(n)], [inside]
+    if sum(model.tensors[n].size for n in names) * len(names) <= _ONE_BY_ONE:
+        return [[n] for n in names], []
+    return _by_role(names), _by_layers(names)
 
 
 def energy_of(model: Model, energies: Energies | None, name: str) -> F32 | None:
