@@ -35,7 +35,7 @@ from tqgguf.rotation.vectors import Energies
 Result = TypeVar("Result")
 
 TOKENS = 256
-FEWER = 128  # where three passes measure proportions
+TOKENS_TOGETHER = 512  # where few passes are taken: a few tokens make much of a mean
 _BLOCK, _LEVELS = 32, 16  # of the probe: weights that share a scale, levels on either side of 0
 _SHORTENED = 22  # bits of 24 that a weight loses where proportions are measured
 _ONE_BY_ONE = 1 << 30  # weights times matrices up to which every matrix is measured on its own
@@ -56,10 +56,10 @@ def measure_sensitivity(
     """Mean KL divergence per relative squared error of each named matrix.
 
     model: in the basis in which it is stored. tokens: (n_seq, n_tokens) int32; about TOKENS of them
-    are used, and FEWER where `known` is given: of the matrices in layers, which are then multiplied
-    by a factor that they have in common, so that three passes do. energies: of the inputs in that
-    basis, where errors are meant to be those of outputs. The numbers do not depend on `threads`.
-    Raises UnsupportedModelError where the architecture has no forward pass.
+    are used, TOKENS_TOGETHER where `known` is given. known: of the matrices in layers, which are
+    then multiplied by a factor that they have in common. energies: of the inputs in that basis,
+    where errors are meant to be those of outputs. The numbers do not depend on `threads`. Raises
+    UnsupportedModelError where the architecture has no forward pass.
     """
     fitting = [n for n in names if model.tensors[n].n_in % _BLOCK == 0]
     found = dict.fromkeys(names, 0.0)  # rows that fit no quantized type have no choice
@@ -67,7 +67,7 @@ def measure_sensitivity(
         found |= {name: known[name] for name in fitting}
     first, bands = _groups(model, fitting, is_known=known is not None)
     probe = ROUNDED if known is None else SHORTENED
-    few = tokens[: max(1, probe.tokens // tokens.shape[1]), : probe.tokens]
+    few = probe.some(tokens)
     count = (threads or default_threads()) if device.is_cpu else 1
     keep_freed_memory()
     with single_threaded_blas(), ThreadPoolExecutor(count) as pool:
@@ -288,20 +288,27 @@ def shortened(x: F32) -> F32:
 
 @dataclass(frozen=True)
 class _Probe:
-    """How matrices are changed, and on how many tokens that is judged.
+    """How matrices are changed, and on which tokens that is judged.
 
-    is_even: whether all weights lose the same share, so that their energies do not matter. every:
-    of so many rows one tells how much.
+    tokens: so many in all, context: at most so many of a sequence. is_even: whether all weights
+    lose the same share, so that their inputs' energies do not matter. every: of so many rows one
+    tells how much is lost.
     """
 
     change: Callable[[F32], F32]
     tokens: int
+    context: int
     is_even: bool = False
     every: int = 1
 
+    def some(self, tokens: Tokens) -> Tokens:
+        """The tokens that are used."""
+        size = min(self.context, tokens.shape[1])
+        return tokens[: max(1, self.tokens // size), :size]
 
-ROUNDED = _Probe(rounded_to_levels, TOKENS)
-SHORTENED = _Probe(shortened, FEWER, is_even=True, every=8)
+
+ROUNDED = _Probe(rounded_to_levels, TOKENS, TOKENS)
+SHORTENED = _Probe(shortened, TOKENS_TOGETHER, 128, is_even=True, every=8)
 
 
 def _largest(x: Any) -> Any:

@@ -12,7 +12,7 @@ import numpy as np
 
 from tqgguf.calibration.kept import Arrays, keep
 from tqgguf.calibration.resources import threads_of_passes
-from tqgguf.calibration.sensitivity import FEWER, TOKENS, measure_sensitivity
+from tqgguf.calibration.sensitivity import TOKENS, TOKENS_TOGETHER, measure_sensitivity
 from tqgguf.calibration.tokens import short_sequences
 from tqgguf.errors import PlanError
 from tqgguf.machine.cache import user_cache
@@ -52,7 +52,7 @@ def find_sensitivity(
         found = measured.on(tokens, "of ends and layers", known=known)
     except PlanError:
         return None, ["--max-memory is too little to measure sensitivities; roles decide"]
-    note = f"sensitivity of embedding, head and layers measured on {FEWER} tokens"
+    note = f"sensitivity of embedding, head and layers measured on {TOKENS_TOGETHER} tokens"
     return found, [note, *measured.notes]
 
 
