@@ -22,6 +22,9 @@ from tqgguf.measure import bench as benchmark
 from tqgguf.measure.bench import SpeedRow
 from tqgguf.measure.eval import open_gguf
 
+Prompt = Annotated[int, typer.Option("--n-prompt", "-p", min=0, metavar="N", help="Prompt tokens.")]
+Decoded = Annotated[int, typer.Option("--n-gen", "-n", min=0, metavar="N", help="Decoded tokens.")]
+
 
 @app.command("bench")
 @o.spread
@@ -30,12 +33,8 @@ def bench_command(
     models: Annotated[list[Path], typer.Argument(metavar="MODEL...", help="GGUF files.")],
     added: m.Added,
     rounds: m.Rounds = 5,
-    prompt: Annotated[
-        int, typer.Option("--n-prompt", "-p", min=0, metavar="N", help="Prompt tokens.")
-    ] = 128,
-    generate: Annotated[
-        int, typer.Option("--n-gen", "-n", min=0, metavar="N", help="Decoded tokens.")
-    ] = 64,
+    prompt: Prompt = 128,
+    generate: Decoded = 64,
     threads: o.Threads = None,
     gpu_layers: m.GpuLayers = None,
     json: o.Json = False,

@@ -19,6 +19,10 @@ from tqgguf.llamacpp import Settings, Speed, Workload
 from tqgguf.measure import eval as evaluate
 from tqgguf.measure.eval import Original, QualityRow
 
+Unquantized = Annotated[
+    Path, typer.Argument(metavar="ORIGINAL", help="The model before quantization, a .gguf file.")
+]
+
 
 @dataclass(frozen=True)
 class Reading(m.Measuring):
@@ -41,10 +45,7 @@ class Reading(m.Measuring):
 @o.spread
 def eval_command(
     *,
-    original: Annotated[
-        Path,
-        typer.Argument(metavar="ORIGINAL", help="The model before quantization, a .gguf file."),
-    ],
+    original: Unquantized,
     text: Annotated[Path, typer.Option(metavar="TEXT", help="Held-out text to predict.")],
     models: Annotated[
         list[Path] | None, typer.Argument(metavar="QUANT...", help="Quantized files.")
