@@ -278,7 +278,7 @@ def rounded_to_levels(x: F32) -> F32:
 def shortened(x: F32) -> F32:
     """Weights rounded to two significant bits: an error of about a tenth of each, (...) -> like x.
 
-    By Veltkamp's splitting (Dekker 1971, https://doi.org/10.1007/BF01397083, 5.7).
+    By Veltkamp's splitting (Dekker 1971, https://doi.org/10.1007/BF01397083).
     """
     far = x * (2.0**_SHORTENED + 1)
     rounded: F32 = x - far

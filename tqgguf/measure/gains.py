@@ -9,8 +9,8 @@ import numpy as np
 
 from tqgguf.kernels import metrics
 from tqgguf.kernels.dtypes import I64
-from tqgguf.models.roles import layer_index, layer_prefix, role
-from tqgguf.planning.allocation import default_sensitivity
+from tqgguf.models.roles import layer_prefix
+from tqgguf.planning.allocation import known_sensitivity
 
 WORTHWHILE = 0.01  # a total gain within 1 % of 1 is called no difference
 
@@ -163,7 +163,5 @@ def _predicted(
     for report, error in zip(reports, errors, strict=True):
         if error is None:
             return None
-        layer = layer_index(report.name)
-        kind = role(report.name)[0]
-        total += error * default_sensitivity(kind, layer, n_layer, of_outputs=True)
+        total += error * known_sensitivity(report.name, n_layer, of_outputs=True)
     return total

@@ -16,6 +16,8 @@ from tqgguf.errors import PlanError
 from tqgguf.formats import FORMATS, dequantize, quantize
 from tqgguf.kernels import metrics
 from tqgguf.models import stored_bytes
+from tqgguf.models.roles import layer_index, role
+from tqgguf.rotation.ends import HEAD
 
 # Decoded fast by every backend; the lattice types join only where nothing else is small enough.
 SCALAR_TYPES = ("Q2_K", "Q3_K", "IQ4_XS", "Q4_K", "Q5_K", "Q6_K", "Q8_0")
@@ -86,6 +88,12 @@ def default_sensitivity(
         return base
     outer = _OUTER.get(layer - n_layer, _OUTER.get(layer, 1.0))
     return base * outer / max(1, n_layer)
+
+
+def known_sensitivity(name: str, n_layer: int, *, of_outputs: bool, head: str = HEAD) -> float:
+    """What is known of a tensor by its name; head: the one that serves as it."""
+    kind = "output" if name == head else role(name)[0]
+    return default_sensitivity(kind, layer_index(name), n_layer, of_outputs=of_outputs)
 
 
 def allocate(items: Sequence[Item], budget: int) -> dict[str, str]:

@@ -5,13 +5,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from tqgguf.models import Model
-from tqgguf.models.roles import layer_index, layer_prefix, role
+from tqgguf.models.roles import layer_prefix
 from tqgguf.planning.allocation import (
     SLOW_TYPES,
     Errors,
     Item,
     allocate,
-    default_sensitivity,
+    known_sensitivity,
     offers,
     predicted,
 )
@@ -96,11 +96,5 @@ def _item(
     errors: Mapping[str, Errors],
 ) -> Item:
     found = errors.get(t.name, Errors())
-    known = known_sensitivity(t.name, head, n_layer, of_outputs=found.of_outputs)
+    known = known_sensitivity(t.name, n_layer, head=head, of_outputs=found.of_outputs)
     return Item(t.name, t.size, t.shape[-1], sensitivity.get(t.name, known), found.by_type)
-
-
-def known_sensitivity(name: str, head: str, n_layer: int, *, of_outputs: bool) -> float:
-    """What is known of a matrix by its name: see `default_sensitivity`."""
-    kind = "output" if name == head else role(name)[0]
-    return default_sensitivity(kind, layer_index(name), n_layer, of_outputs=of_outputs)

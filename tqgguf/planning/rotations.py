@@ -20,8 +20,8 @@ from tqgguf.formats import dequantize, is_float, quantize
 from tqgguf.kernels.dtypes import F32, U8
 from tqgguf.machine.threads import few, map_in_order
 from tqgguf.models import Model, Tensor
-from tqgguf.models.roles import layer_index, role
-from tqgguf.planning.allocation import default_sensitivity
+from tqgguf.models.roles import layer_index
+from tqgguf.planning.allocation import known_sensitivity
 from tqgguf.planning.matrices import is_matrix
 from tqgguf.planning.plan import Options, Plan, PlannedTensor
 from tqgguf.planning.planner import make_plan
@@ -355,10 +355,9 @@ def _sensitivity(
     t: PlannedTensor, n_layer: int, n_seen: int, *, tied: bool, of_outputs: bool
 ) -> float:
     """Divergence per relative error of a matrix and those of the layers that are not looked at."""
-    layer, head = layer_index(t.name), ends.EMBEDDING if tied else ends.HEAD
-    kind = "output" if t.name == head else role(t.name)[0]
-    share = 1.0 if layer is None else n_layer / n_seen
-    return share * default_sensitivity(kind, layer, n_layer, of_outputs=of_outputs)
+    head = ends.EMBEDDING if tied else ends.HEAD
+    share = 1.0 if layer_index(t.name) is None else n_layer / n_seen
+    return share * known_sensitivity(t.name, n_layer, head=head, of_outputs=of_outputs)
 
 
 def _turned(

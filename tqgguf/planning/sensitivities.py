@@ -20,7 +20,8 @@ from tqgguf.machine.devices import Device, find_device, on_device
 from tqgguf.machine.machine import Machine
 from tqgguf.models import Model
 from tqgguf.network.forward import Tokens
-from tqgguf.planning.budget import count_layers, known_sensitivity
+from tqgguf.planning.allocation import known_sensitivity
+from tqgguf.planning.budget import count_layers
 from tqgguf.planning.inputs import Inputs
 from tqgguf.planning.matrices import is_matrix
 from tqgguf.planning.plan import Plan
@@ -37,7 +38,8 @@ def find_sensitivity(
     """The divergence per relative error of every matrix's outputs, and what to say of it.
 
     None where what is known of roles has to do: no text is at hand, or the head is the embedding,
-    which then gets the largest type however it is measured. energies: of the inputs, as stored.
+    where measuring takes more time than it is worth (docs/decisions/0047). energies: of the inputs,
+    as stored.
     Raises PlanError where `--max-memory` is too little for a thorough one.
     """
     measured = _Measured(model, plan, energies, machine)
@@ -46,7 +48,7 @@ def find_sensitivity(
     if inputs.text is None or HEAD not in measured.names:
         return None, []
     n_layer = count_layers(model)
-    known = {n: known_sensitivity(n, HEAD, n_layer, of_outputs=True) for n in measured.names}
+    known = {n: known_sensitivity(n, n_layer, of_outputs=True) for n in measured.names}
     tokens = short_sequences(model, inputs.text)
     try:
         found = measured.on(tokens, "of ends and layers", known=known)
